@@ -9,10 +9,20 @@ from .records import THREADS, Measurement
 
 
 def request_title(row: Measurement) -> str:
-    """Prompts, guidance and seed of a request."""
-    request = row.request
-    prompts = repr(request.prompt) + (f" without {request.negative_prompt!r}" if request.negative_prompt else "")
-    return f"{prompts}, guidance {request.guidance:g}, seed {request.seed}"
+    """Prompts, images and settings of a request."""
+    request, guidance = row.request, f"guidance {row.request.guidance:g}"
+    shown = {"image": request.image_sha256, "mask": request.mask_sha256, "style": request.style_sha256}
+    shown |= {f"control image {index}": one for index, one in enumerate(request.control_sha256 or (), 1)}
+    images = [f"{name} {digest[:12]}" for name, digest in shown.items() if digest is not None]
+    if row.model.frames is not None:
+        motion = f"{request.fps} fps, motion bucket {request.motion_bucket_id}"
+        noise = f"noise augmentation {request.noise_aug_strength}"
+        said = [*images, motion, noise, f"guidance {request.min_guidance} to {request.guidance:g}"]
+    else:
+        prompts = repr(request.prompt) + (f" without {request.negative_prompt!r}" if request.negative_prompt else "")
+        strength = [f"strength {request.strength:g}"] if request.strength is not None else []
+        said = [prompts, *images, *strength, guidance]
+    return ", ".join([*said, f"seed {request.seed}"])
 
 
 def threads_title(row: Measurement) -> str:
@@ -25,8 +35,8 @@ ASPECTS: dict[str, tuple[Callable[[Measurement], str], str]] = {
     "machine": (lambda row: machine_title(row.machine), "compare machines side by side with --machines"),
     "checkpoint": (lambda row: row.model.name, "measure the same bundle"),
     "profile or baseline": (lambda row: row.subject.name, "measure the same profile or baseline"),
-    "setting": (lambda row: setting_title(row.request), "use the same --size, --batch and --steps"),
-    "request": (request_title, "use the same prompt, --guidance and seed"),
+    "setting": (setting_title, "use the same --size, --batch and --steps"),
+    "request": (request_title, "use the same prompt or --image, --guidance and seed"),
     "threads": (threads_title, "use the same --threads"),
     "processes": (lambda row: "one at a time" if row.apart else "all in memory", "use --apart for both or for neither"),
 }

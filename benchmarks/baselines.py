@@ -25,6 +25,8 @@ class Baseline:
     profile: Profile | None = None
     """For baselines that run PyTorch inside latentc's pipeline."""
     leaves_out: tuple[str, ...] = ()
+    videos: bool = False
+    """Whether it generates videos; those that run inside latentc's pipeline generate whatever it does."""
     own_threads: bool = False
     """Whether its library ignores `OMP_NUM_THREADS`."""
     cache: str | None = None
@@ -53,7 +55,12 @@ BASELINES = {
             leaves_out=("Compilation: it happens in the first run.",),
             cache="TORCHINDUCTOR_CACHE_DIR",
         ),
-        Baseline("diffusers", "benchmarks.subjects.diffusers", leaves_out=(OWN_LOOP, "The safety checker is off.")),
+        Baseline(
+            "diffusers",
+            "benchmarks.subjects.diffusers",
+            leaves_out=(OWN_LOOP, "The safety checker is off."),
+            videos=True,
+        ),
         Baseline(
             "optimum-openvino",
             "benchmarks.subjects.optimum_openvino",
@@ -102,6 +109,16 @@ def require_baseline(baseline: Baseline, peers: Path) -> None:
     if baseline.environment is None and (absent := [name for name in needs if find_spec(name) is None]):
         raise RuntimeMissing(
             f"{baseline.name} needs {' and '.join(absent)}. Install the missing packages with: {pip('export')}."
+        )
+
+
+def check_task(baseline: Baseline, *, films: bool, images: bool) -> None:
+    """Raise `RequestError` for a baseline that can't generate videos (`films`), or from `images` beside the prompt."""
+    if baseline.profile is None and (not baseline.videos if films else images):
+        able = [one.name for one in BASELINES.values() if one.profile is not None or (films and one.videos)]
+        raise RequestError(
+            f"{baseline.name} is not measured with {'videos' if films else 'images beside the prompt'}. Use "
+            f"{' or '.join(able)} instead."
         )
 
 

@@ -19,7 +19,7 @@ from ..core.errors import BundleError, RequestError
 from ..core.progress import Progress, quiet
 from ..core.request import Request
 from ..profiles import load_profile
-from .baselines import find_baseline, peers_folder, require_baseline
+from .baselines import check_task, find_baseline, peers_folder, require_baseline
 from .contender import OWN_COST, TIMEOUT_SECONDS, Awake, Contender, contenders_of, reason
 from .energy import joules, read_counters
 from .line import Imported, Loaded, Prepared, Timed
@@ -54,7 +54,10 @@ def bench(
     bundles = [bundles] if isinstance(bundles, Bundle) else list(bundles)
     _check_names(bundles)
     baselines = [find_baseline(name) for name in plan.baselines]
+    models = [bundle.manifest.model for bundle in bundles]
+    films, images = any(model.reads_image for model in models), any(model.inpaints for model in models)
     for baseline in baselines:
+        check_task(baseline, films=films, images=images or plan.files.named)
         require_baseline(baseline, plan.peers or peers_folder())
     own_cost = [] if any(profile.name == OWN_COST for profile in plan.profiles) else [load_profile(OWN_COST)]
     if own_cost and not _can_build(bundles[0]):
@@ -290,13 +293,15 @@ def _draw(contender: Contender, keep: bool = False) -> Draw:
     answer = contender.process.ask("draw", asdict(wish), contender.limit)
     used = joules(before, read_counters())
     drawn = Timed(**answer)
+    encoders = (drawn.text_encoder or 0.0) + (drawn.image_encoder or 0.0)
     if keep:
         contender.pictures = drawn.pictures
     return Draw(
         text_encoder=drawn.text_encoder,
+        image_encoder=drawn.image_encoder,
         denoiser=drawn.denoiser,
         vae_decoder=drawn.vae_decoder,
-        host=drawn.total - drawn.text_encoder - sum(drawn.denoiser) - drawn.vae_decoder,
+        host=drawn.total - encoders - sum(drawn.denoiser) - drawn.vae_decoder,
         total=drawn.total,
         joules=used,
         device_seconds=OnDevice(**drawn.device_seconds) if drawn.device_seconds else None,

@@ -83,8 +83,9 @@ def _device(stage: StageName, name: Literal["median", "p95"]) -> Read:
     def shown(row: Measurement) -> str:
         if idle(row):
             return ""
-        found = row.on_device(stage)
-        return UNKNOWN if found is None else figure(getattr(found, name))
+        if (found := row.on_device(stage)) is not None:
+            return figure(getattr(found, name))
+        return UNKNOWN if row.summary(stage) is not None else ""  # a model may not have that stage
 
     return shown
 
@@ -158,13 +159,16 @@ COLUMNS: dict[str, Read] = {
     "on GPU: p95, s": _device("denoiser", "p95"),
     "on GPU: decode, s": _device("vae_decoder", "median"),
     "on GPU: text encoder, s": _device("text_encoder", "median"),
+    "on GPU: image encoder, s": _device("image_encoder", "median"),
     "clock, MHz": _clock,
     "text encoder, s": _median("text_encoder"),
+    "image encoder, s": _median("image_encoder"),
     "one step, s": _median("denoiser"),
     "decode, s": _median("vae_decoder"),
     "host, s": _median("host"),
     "repetitions": lambda row: str(len(row.draws)),
     "text encoder, TFLOP/s": _rate("text_encoder"),
+    "image encoder, TFLOP/s": _rate("image_encoder"),
     "one step, TFLOP/s": _rate("denoiser"),
     "decode, TFLOP/s": _rate("vae_decoder"),
     "TFLOP/s": lambda row: "" if idle(row) else figure(row.tflops("denoiser")),
@@ -223,6 +227,7 @@ TABLES: dict[str, tuple[str, ...]] = {
             "p95, s",
             "p99, s",
             "text encoder, s",
+            "image encoder, s",
             "one step, s",
             "decode, s",
             "host, s",
@@ -231,9 +236,9 @@ TABLES: dict[str, tuple[str, ...]] = {
     ),
     ON_GPU: (
         *("one step, s", "one step p95, s", "on GPU: one step, s", "on GPU: p95, s", "on GPU: decode, s"),
-        *("on GPU: text encoder, s", "clock, MHz"),
+        *("on GPU: text encoder, s", "on GPU: image encoder, s", "clock, MHz"),
     ),
-    "Rate": ("text encoder, TFLOP/s", "one step, TFLOP/s", "decode, TFLOP/s"),
+    "Rate": ("text encoder, TFLOP/s", "image encoder, TFLOP/s", "one step, TFLOP/s", "decode, TFLOP/s"),
     "Start and memory": (
         *("build, s", "import, s", "load, s", "first run, s", "engines", "before loading", "loaded", "memory"),
         *("GPU resting", "GPU peak", "energy, J"),
@@ -257,9 +262,9 @@ NOTES = {
     "Terminal": (
         "Times are medians ± half the 95 % confidence interval; overlapping intervals tie. Memory: peak resident "
         "memory of the process. One step, dB: PSNR of one denoising step against PyTorch, from the same latents. Worst "
-        "image, dB: the lowest PSNR in the suite (--suite). Scene score: share of the caption's attributes that the "
-        "images show (--captions). The null profile does no work: its row is latentc's own overhead. "
-        "`latentc report` shows everything else."
+        "image, dB: the lowest PSNR in the suite (--suite), for videos of a single frame. Scene score: share of the "
+        "caption's attributes that the images show (--captions). The null profile does no work: its row is latentc's "
+        "own overhead. `latentc report` shows everything else."
     ),
     "Demo": (
         "One run each. Memory: peak resident memory of the process. dB: PSNR against PyTorch, of one step from the "
@@ -267,7 +272,7 @@ NOTES = {
     ),
     "Time": (
         "Medians ± half their 95 % confidence interval; overlapping intervals tie. Host: everything in a generation "
-        "except text encoders, denoiser and decoder. Column x NAME: how many times as fast as NAME, the fastest "
+        "except encoders, denoiser and decoder. Column x NAME: how many times as fast as NAME, the fastest "
         "baseline. The null profile does no work: its row is latentc's own overhead."
     ),
     ON_GPU: (
@@ -287,11 +292,11 @@ NOTES = {
     "Parity": (
         "PSNR in dB, higher is closer: of the worst part on fixed inputs, of one step from the reference's own "
         "latents, and of the worst teacher-forced denoiser call. Images, SSIM, FLIP, mean difference: median of the "
-        "suite; in parentheses the worst image and, after the semicolon, the reference against itself. Scene score: "
-        "share of the caption's attributes that the images show. Fréchet: distance from rendered scenes, lower is "
-        "closer. CLIP score: similarity of image and prompt, with the reference's own. LPIPS: distance from the "
-        "reference's images, in parentheses the worst. FID: distance from the set of reference images; it is large "
-        "for few images, so compare it only between sets of the same size."
+        "suite, over images or frames; in parentheses the worst one and, after the semicolon, the reference against "
+        "itself. Scene score: share of the caption's attributes that the images show. Fréchet: distance from rendered "
+        "scenes, lower is closer. CLIP score: similarity of image and prompt, with the reference's own. LPIPS: "
+        "distance from the reference's images, in parentheses the worst. FID: distance from the set of reference "
+        "images; it is large for few images, so compare it only between sets of the same size."
     ),
 }
 """The legend below each table."""

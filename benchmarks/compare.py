@@ -173,7 +173,7 @@ def _by_key(rows: Iterable[Measurement]) -> dict[Key, list[Measurement]]:
     """Group rows that measured the same configuration."""
     found: dict[Key, list[Measurement]] = {}
     for row in rows:
-        title = f"{row.subject.name}, {row.model.name}, {setting_title(row.request)}, {machine_title(row.machine)}"
+        title = f"{row.subject.name}, {row.model.name}, {setting_title(row)}, {machine_title(row.machine)}"
         title += ", one process at a time" if row.apart else ""
         found.setdefault((title, request_title(row), threads_title(row)), []).append(row)
     return found

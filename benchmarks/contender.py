@@ -7,23 +7,27 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from ..checkpoints.open import open_checkpoint
+from ..compiler.sized import for_size
 from ..core.bundle import Bundle
 from ..core.errors import CheckpointError, LatentcError
 from ..core.limits import threads
 from ..core.request import Request
 from ..pipelines.complete import size_and_seed
 from ..profiles import Profile
-from ..sampling.draw import SCHEDULER, drawing_digest
-from ..sampling.noise import initial_noise
+from ..sampling.draw import SCHEDULER, drawing_digest, image_shape, latent_shape
+from ..sampling.noise import image_noise, initial_noise
 from .baselines import PROFILE_MODULE, Baseline, peers_folder, python_of
 from .line import Brief, Wish
 from .plan import Plan
 from .process import Process
 from .records import THREADS, Draw, Likeness, Memory, Startup, Subject
+from .shown import first_image
 
 OWN_COST = "null"
 """The profile that is always measured: its time is the overhead of harness and pipeline."""
@@ -80,20 +84,18 @@ def contenders_of(
 ) -> list[Contender]:
     """Create one contender for each profile, then each baseline. Those that can't open the checkpoint have failed.
 
-    Their common initial latents are written into `scratch`, which also holds the compile caches of baselines. Kept
-    images are named after `run`, so that no later run overwrites them.
+    Their common initial latents and image are written into `scratch`, which also holds the compile
+    caches of baselines. Kept images are named after `run`, so that no later run overwrites them.
     """
-    model = bundle.manifest.model
-    latents = scratch / "latents.npy"
-    width, height, seed = size_and_seed(request)
-    shape = (request.count, model.latent_channels, height // model.downscale, width // model.downscale)
-    np.save(latents, initial_noise(seed, shape))
+    width, height, _ = size_and_seed(request)
     drawing = request.model_dump(mode="json")
-    own = [Baseline(profile.name, PROFILE_MODULE, profile=profile) for profile in profiles]
+    sized = [for_size(bundle.manifest.model, profile, width, height) for profile in profiles]
+    own = [Baseline(profile.name, PROFILE_MODULE, profile=profile) for profile in sized]
     peers = plan.peers or peers_folder()
     digest, folder = drawing_digest(bundle)[:16], bundle.folder.name
     found: list[Contender] = []
     count = plan.threads or threads()
+    given = _given(bundle, plan, request, scratch)
     counted = {THREADS: str(count)} if count and (plan.threads or THREADS not in os.environ) else {}
     for index, one in enumerate([*own, *baselines]):
         name = f"{run[:8]}-{index:02}-{one.name}-{folder}-{digest[:8]}-{width}x{height}-b{request.count}"
@@ -105,7 +107,7 @@ def contenders_of(
             request=drawing,
             ceiling=plan.ceiling,
         )
-        wish = Wish(drawing, str(latents), str(plan.keep / name) if plan.keep else None)
+        wish = replace(given, keep=str(plan.keep / name) if plan.keep else None)
         kind = "profile" if index < len(own) else "baseline"
         found.append(
             Contender(
@@ -126,6 +128,25 @@ def contenders_of(
     if plan.keep:
         plan.keep.mkdir(parents=True, exist_ok=True)
     return found
+
+
+def _given(bundle: Bundle, plan: Plan, request: Request, scratch: Path) -> Wish:
+    """What all contenders generate, with its noise and its images in files."""
+    model = bundle.manifest.model
+    width, height, seed = size_and_seed(request)
+    wish = Wish(request.model_dump(mode="json"), str(scratch / "latents.npy"))
+    np.save(wish.latents, initial_noise(seed, latent_shape(model, request)))
+    named = {"mask": plan.files.mask, "style": plan.files.style}
+    files: dict[str, Any] = {name: str(path.resolve()) for name, path in named.items() if path is not None}
+    if plan.files.control:
+        files["control"] = [str(path.resolve()) for path in plan.files.control]
+    if request.image_sha256 is not None:
+        files["image"] = str(scratch / "image.png")
+        Image.fromarray(first_image(plan.files, (width, height))).save(files["image"])
+    if model.reads_image:
+        wish = replace(wish, image_noise=str(scratch / "image_noise.npy"))
+        np.save(wish.image_noise, image_noise(seed, image_shape(model, request)))
+    return replace(wish, files=files)
 
 
 def _checkpoint_folder(bundle: Bundle) -> str:

@@ -12,7 +12,13 @@ from ..core.request import Fitted, Request
 from ..core.tensors import Array
 from ..pipelines.engines import EngineProvider
 
-STAGES: Mapping[Role, str] = {"text_encoder": "text_encoder", "denoiser": "denoiser", "decoder": "vae_decoder"}
+STAGES: Mapping[Role, str] = {
+    "text_encoder": "text_encoder",
+    "image_encoder": "image_encoder",
+    "encoder": "image_encoder",
+    "denoiser": "denoiser",
+    "decoder": "vae_decoder",
+}
 """The stage that a part of a role is timed in."""
 
 
@@ -37,10 +43,10 @@ class DeviceLog:
 
     def by_stage(self, bundle: Bundle) -> dict[str, float | tuple[float, ...]] | None:
         """The fields of `records.OnDevice`; None where no device's clock is read."""
-        found: dict[str, list[float]] = {stage: [] for stage in STAGES.values()}
+        found: dict[str, list[float]] = {"denoiser": [], "vae_decoder": []}
         for part, seconds in self.seconds.items():
             if stage := STAGES.get(bundle.part(part).role):
-                found[stage] += seconds
+                found.setdefault(stage, []).extend(seconds)
         each = {stage: tuple(seconds) if stage == "denoiser" else sum(seconds) for stage, seconds in found.items()}
         return each if self.seconds else None
 

@@ -45,6 +45,8 @@ class Recording:
     latents: Array
     """The initial standard normal values, [count, channels, height / 8, width / 8]."""
     calls: tuple[RecordedCall, ...]
+    image: Array | None = None
+    """The image of a video, uint8 [height, width, 3]."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ class _TappedEngine:
         self.engine.close()
 
 
-def record(pipeline: Pipeline, request: Request, latents: Array) -> Recording:
+def record(pipeline: Pipeline, request: Request, latents: Array, image: Array | None = None) -> Recording:
     """Generate a request and record every call. Raises what the pipeline raises."""
     calls: list[RecordedCall] = []
 
@@ -118,8 +120,8 @@ def record(pipeline: Pipeline, request: Request, latents: Array) -> Recording:
         calls.append(RecordedCall(part, _copied(feeds), _copied(outputs)))
         return outputs
 
-    pipeline.through(lambda engines: Tapped(engines, tap))(request, latents=latents)
-    return Recording(request, latents, tuple(calls))
+    pipeline.through(lambda engines: Tapped(engines, tap))(request, latents=latents, image=image)
+    return Recording(request, latents, tuple(calls), image)
 
 
 def force(pipeline: Pipeline, recording: Recording) -> Forced:
@@ -145,7 +147,8 @@ def force(pipeline: Pipeline, recording: Recording) -> Forced:
         return _copied(call.outputs)
 
     try:
-        pipeline.through(lambda engines: Tapped(engines, tap))(recording.request, latents=recording.latents)
+        tapped = pipeline.through(lambda engines: Tapped(engines, tap))
+        tapped(recording.request, latents=recording.latents, image=recording.image)
         if made < len(recording.calls):
             raise _DepartedError(f"{made} calls were made; the reference has {len(recording.calls)}")
     except _DepartedError as exc:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..core.units import listed
 from .reading import (
     Section,
     at_fault,
@@ -46,10 +47,10 @@ def winner(section: Section) -> Measurement | None:
 
 
 def _lead(section: Section, leaders: Sequence[Measurement]) -> list[str]:
-    first, drawn = leaders[0], setting_title(section.first.request)
+    first, drawn = leaders[0], setting_title(section.first)
     if len(leaders) > 1:
         names = [f"{title_of(row, section)} ({_seconds(row)})" for row in leaders]
-        return [f"{drawn}: no winner, {_listed(names)} tie."]
+        return [f"{drawn}: no winner, {listed(names)} tie."]
     name, seconds = title_of(first, section), _seconds(first)
     psnr_db = step_psnr(first)
     parity = f"; one step agrees with the reference to {figure(psnr_db)} dB" if psnr_db is not None else ""
@@ -91,7 +92,3 @@ def _reservations(section: Section) -> list[str]:
 def _seconds(row: Measurement) -> str:
     whole = row.summary("total")
     return f"{seconds_shown(whole.median)} ± {spread_shown(whole)}" if whole else ""
-
-
-def _listed(names: Sequence[str]) -> str:
-    return f"{', '.join(names[:-1])} and {names[-1]}"

@@ -60,9 +60,14 @@ class Wish:
     request: Mapping[str, Any]
     """The fields of a `Request`, with size and seed."""
     latents: str
-    """`.npy` file of the seed's initial latents: f32 [batch, channels, height / 8, width / 8]."""
+    """`.npy` file of the seed's initial latents: f32 [batch, channels, height / 8, width / 8]; videos have the frames
+    after the batch."""
+    image_noise: str = ""
+    """`.npy` file of the seed's noise for the image of a video: f32 [batch, 3, height, width]."""
+    files: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Image files by the name of the pipeline's argument, the image itself as PNG."""
     keep: str | None = None
-    """Prefix of image files to write: PATH-0.png, PATH-1.png ..."""
+    """Prefix of image files to write: PATH-0.png, PATH-1.png ..., of videos PATH-0-000.png for the first frame ..."""
 
 
 @dataclass(frozen=True)
@@ -105,10 +110,13 @@ class Loaded:
 class Timed:
     """Answer to `draw`: the seconds of one generation."""
 
-    text_encoder: float
+    text_encoder: float | None
+    """None for a model that reads no prompt."""
     denoiser: tuple[float, ...]
     vae_decoder: float
     total: float
+    image_encoder: float | None = None
+    """None for a request without an image."""
     pictures: tuple[str, ...] = ()
     device_seconds: dict[str, Any] | None = None
     """The fields of `records.OnDevice`; None where the device's clock is not read."""

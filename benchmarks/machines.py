@@ -61,7 +61,7 @@ def side_by_side(rows: Iterable[Measurement]) -> list[SideBySide]:
     for section in sections(rows):
         first = winner(section)
         for row in section.rows:
-            title = f"{row.model.name}, {setting_title(row.request)}" + (", one process at a time" if row.apart else "")
+            title = f"{row.model.name}, {setting_title(row)}" + (", one process at a time" if row.apart else "")
             groups.setdefault((title, request_title(row)), []).append((row, row is first))
     return [_side_by_side(title, request, found) for (title, request), found in groups.items()]
 

@@ -44,7 +44,7 @@ def _blocks(found: FigureTable | None) -> list[str]:
 def _section(section: Section) -> list[str]:
     first, found = section.first, table(SUMMARY, section)
     random = ", random weights" if any(model.random for model in section.models) else ""
-    title = f"### {plain(models_title(section))}, {setting_title(first.request)}{random}"
+    title = f"### {plain(models_title(section))}, {setting_title(first)}{random}"
     load = first.load_average
     where = [
         f"On {plain(machine_title(first.machine))}",

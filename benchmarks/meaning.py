@@ -23,7 +23,17 @@ from ..core.tensors import Array
 from ..pipelines.pipeline import Pipeline
 from ..runtimes import Target, runtime
 from ..scenes.caption import EACH, WHOLE, attributes, describe
-from ..scenes.judge import JUDGE, SIDE, Pixels, Run, attributes_of, prepare, scene_score, scores_by_attribute
+from ..scenes.judge import (
+    JUDGE,
+    SIDE,
+    Pixels,
+    Run,
+    attributes_of,
+    prepare,
+    scene_score,
+    scores_by_attribute,
+    unpacked,
+)
 from ..scenes.render import render
 from ..scenes.world import EXAMINED, KINDS, Scene, held_out, sample
 from .bare import bare_engine
@@ -157,7 +167,9 @@ def open_judge(path: Path = JUDGE, runtimes: Sequence[str] = tuple(REFEREES)) ->
         ),
     )
     with tempfile.TemporaryDirectory() as folder:
-        engine = bare_engine(path, target, Path(folder))
+        graph = Path(folder) / "judge.onnx"
+        graph.write_bytes(unpacked(path))
+        engine = bare_engine(graph, target, Path(folder))
         try:
             yield lambda image: engine.run({"image": image})
         finally:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from ..core.units import counted
+from .aspects import request_title
 from .charts import Bar, Strip, bars, pareto, strips
 from .columns import TABLES, stage_seconds, table
 from .grid import AMPLIFIED, PictureCell, cells
@@ -40,6 +41,7 @@ from .records import STAGES, Measurement, StageName
 
 STAGE_NAMES: dict[StageName, str] = {
     "text_encoder": "text encoder",
+    "image_encoder": "image encoder",
     "denoiser": "denoiser",
     "vae_decoder": "decoder",
     "host": "host",
@@ -107,8 +109,10 @@ def stage_bars(section: Section) -> object:
 
 def _stage_bar(section: Section, row: Measurement) -> Bar:
     pieces: list[tuple[str, float, str]] = []
-    for stage in STAGES[:4]:
-        seconds = max(stage_seconds(row, stage) or 0.0, 0.0)
+    for stage in STAGES[:-1]:
+        if (measured := stage_seconds(row, stage)) is None:
+            continue
+        seconds = max(measured, 0.0)
         pieces.append((f"s-{stage}", seconds, f"{STAGE_NAMES[stage]}: {seconds_shown(seconds)}"))
     return Bar(shown_name(row, section), seconds_shown(stage_seconds(row, "total") or 0.0), tuple(pieces))
 
@@ -178,7 +182,7 @@ def facts(section: Section) -> list[tuple[str, str]]:
         digests = ", ".join(f"{name} {digest[:12]}" for name, digest in model.digests.items())
         found.append(("bundle", f"{model.name}, {model.family}, exported by latentc {model.latentc}"))
         found.append(("parts", digests))
-    found.append(("prompt", f"{first.request.prompt!r}, seed {first.request.seed}"))
+    found.append(("request", request_title(first)))
     return [(name, value) for name, value in found if value]
 
 

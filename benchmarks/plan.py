@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from ..core.bundle import Bundle
 from ..core.errors import RequestError
 from ..core.request import Request
-from ..pipelines.complete import complete
 from ..profiles import Profile
-from ..sampling.draw import SCHEDULER
+from .shown import Files, completed
 
 PROMPT = "a lighthouse on a cliff, sunset, long exposure"
 SEED = 7
@@ -37,7 +37,10 @@ class Plan:
     repeat: int = REPEAT
     """Least number of measured repetitions; up to `PATIENCE` times as many until the times are stable."""
     prompt: str = PROMPT
-    guidance: float = 7.5
+    files: Files = field(default_factory=Files)
+    """The images of the request."""
+    guidance: float | None = None
+    """None is the default of requests: 7.5, for videos 3 in the last frame."""
     seed: int = SEED
     limit: float = LIMIT_SECONDS
     """Seconds that importing, building, loading or one generation may take; a row that takes longer fails.
@@ -73,12 +76,20 @@ class Plan:
 
 def requests_of(bundles: Sequence[Bundle], plan: Plan) -> Generator[Request]:
     """Every size with every batch, for all bundles. Raises `RequestError` for one that a bundle doesn't support."""
-    if other := next((one for one in bundles if "text" not in one.manifest.model.tasks), None):
-        what = "videos from images" if other.manifest.model.reads_image else "parts of images, by a mask"
+    if other := next((one for one in bundles if one.manifest.model.tasks[0] in ("image", "edit")), None):
         raise RequestError(
-            f"{other.folder} generates {what}, which latentc bench cannot measure yet. `latentc run` shows the time of "
-            "each stage."
+            f"{other.folder} generates images from images alone, which latentc bench cannot measure yet. `latentc run` "
+            "shows the time of each stage."
         )
+    if other := next((one for one in bundles if one.manifest.model.refiner is not None), None):
+        raise RequestError(
+            f"{other.folder} has a refiner, which latentc bench cannot measure yet. Export the checkpoint without "
+            "--refiner to measure it; `latentc run` shows the time of each stage."
+        )
+    frames = {bundle.folder.name: bundle.manifest.model.frames for bundle in bundles}
+    if len({*frames.values()}) > 1:
+        each = ", ".join(f"{name} {f'{count} frames' if count else 'images'}" for name, count in frames.items())
+        raise RequestError(f"The bundles generate different things ({each}). Measure them in separate runs.")
     own = {bundle.manifest.model.own_size for bundle in bundles}
     if len(own) > 1 and not plan.sizes:
         sizes = {bundle.folder.name: "x".join(map(str, bundle.manifest.model.own_size)) for bundle in bundles}
@@ -87,15 +98,15 @@ def requests_of(bundles: Sequence[Bundle], plan: Plan) -> Generator[Request]:
             f"The bundles have different default sizes ({each}). Choose one for all, for example --size 512."
         )
     for (width, height), batch in product(plan.sizes or own, plan.batches):
-        request = Request(
-            prompt=plan.prompt,
-            width=width,
-            height=height,
-            count=batch,
-            steps=plan.steps,
-            guidance=plan.guidance,
-            seed=plan.seed,
-        )
-        for bundle in bundles:
-            complete(request, bundle.manifest.model, bundle.json(SCHEDULER))
-        yield request
+        sized: dict[str, Any] = {
+            "width": width,
+            "height": height,
+            "count": batch,
+            "steps": plan.steps,
+            "seed": plan.seed,
+        }
+        sized |= {} if plan.guidance is None else {"guidance": plan.guidance}
+        films = any(frames.values())
+        request = Request(**sized) if films else Request(prompt=plan.prompt, **sized)
+        each = [completed(request, bundle, plan.files, (width, height)) for bundle in bundles]
+        yield each[0] if films or plan.files.named else request

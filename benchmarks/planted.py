@@ -280,6 +280,12 @@ def other_id(old: int, new: int) -> Mutation:
     return change
 
 
+def attended(graph: Graph) -> None:
+    """Attend to hidden words too."""
+    node = next(node for node in graph.model.graph.node if node.op_type == "And")
+    node.input[1] = graph.constant(np.ones((1, 1, 1, 77)), "bool")
+
+
 def swapped_words(read: dict[str, Any]) -> None:
     """Swap two tokens of a tokenizer."""
     vocabulary = read["model"]["vocab"]
@@ -335,6 +341,11 @@ WIDE = {"width": 192, "height": 128}
 HIGH_PICTURE = {"width": 128, "height": 192}
 UNGUIDED = {"guidance": 1.0}
 LONG = {"prompt": " and ".join([PROMPT] * 9)}
+HIDDEN = {
+    "prompt": "two small (red)0.2 houses on the left in a (meadow)0.2 at sunset",
+    "prompt_syntax": "compel",
+    "downweight": "mask",
+}
 LONGER = {"prompt": " and ".join([PROMPT] * 15)}
 HIGH, LOW = timestep(900, 1001), timestep(-1, 120)
 OUT, STATES, PICTURE = "out_sample", "last_hidden_state", "sample"
@@ -391,7 +402,8 @@ FAULTS = (
     Fault("a group norm has half the groups", UNET, attribute("GroupNormalization", "num_groups", 8)),
     Fault("a layer norm has the wrong epsilon", UNET, attribute("LayerNormalization", "epsilon", 0.1)),
     Fault("one attention isn't scaled", UNET, attribute("Attention", "scale", 1.0)),
-    Fault("attention isn't causal", TEXT, weight("le_1", lambda w: w * 0 + 1)),
+    Fault("attention isn't causal", TEXT, weight("tril", lambda w: w * 0 + 1)),
+    Fault("hidden words are attended to", TEXT, attended, HIDDEN),
     Fault("one token id is read as another", TEXT, other_id(300, 301)),
     Fault("one embedding is that of another token", TEXT, weight("token_embedding.weight", borrowed_row)),
     Fault("positions are shifted by one", TEXT, weight("position_embedding.weight", lambda w: np.roll(w, 1, axis=0))),
@@ -428,7 +440,8 @@ FAULTS = (
     Fault("wrong for portrait sizes", UNET, only(OUT, portrait("sample")), HIGH_PICTURE, engine=True),
     Fault("wrong for three chunks", UNET, only(OUT, larger("encoder_hidden_states", 1, 154)), LONGER, engine=True),
     Fault("5 % too large", UNET, gain(1.05, OUT), engine=True),
-    Fault("attention isn't causal", TEXT, weight("le_1", lambda w: w * 0 + 1), engine=True),
+    Fault("attention isn't causal", TEXT, weight("tril", lambda w: w * 0 + 1), engine=True),
+    Fault("hidden words are attended to", TEXT, attended, HIDDEN, engine=True),
     Fault("5 % more contrast", DECODER, gain(1.05, PICTURE), engine=True),
     Fault("blue and red are swapped", DECODER, swapped_colours, engine=True),
 )

@@ -39,7 +39,7 @@ from ..core.request import Request
 from ..core.tensors import Array, psnr_db
 from ..core.units import counted
 from ..export.export import export
-from ..profiles import Profile, load_profile
+from ..profiles import ANY, Profile, load_profile
 from ..runtimes.base import files_in
 from ..runtimes.machine import machine
 from ..sampling.draw import draw, latent_shape, load_host
@@ -219,7 +219,7 @@ NOT_DRAWN = "not run"
 
 def takes(profile: Profile, request: Request) -> bool:
     """Whether a profile's engines accept the request that triggers a fault; engines of fixed sizes accept one."""
-    return not profile.shapes.sizes or request == request_of(FAULTS[0])
+    return ANY in (profile.shapes.sizes or (ANY,)) or request == request_of(FAULTS[0])
 
 
 def measure(sound: Bundle, recipes: Mapping[str, Profile], faults: tuple[Fault, ...], folder: Path) -> list[Row]:

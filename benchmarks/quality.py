@@ -54,6 +54,11 @@ class PictureSummary:
     pictures: int
 
 
+def frames_of(images: Array) -> Array:
+    """The frames of a video, [frames, height, width, 3], or an image as its only frame."""
+    return images if images.ndim == 4 else images[None]
+
+
 def compare(reference: Array, other: Array) -> Figures:
     """Compute all figures of one image.
 

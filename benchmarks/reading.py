@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Literal
 
 from ..core.errors import LatentcError
-from ..core.request import Request
 from ..core.units import counted, sized
 from ..runtimes.machine import Machine
 from .records import DENOISERS, MeasuredModel, Measurement, read_records
@@ -177,10 +176,12 @@ def checkpoint_title(model: MeasuredModel) -> str:
     return model.checkpoint or model.family
 
 
-def setting_title(request: Request) -> str:
-    """Size, batch and steps, for example `512x512, 20 steps`."""
+def setting_title(row: Measurement) -> str:
+    """Size, frames, batch and steps, for example `512x512, 20 steps`."""
+    request, frames = row.request, row.model.frames
+    film = f", {counted(frames, 'frame')}" if frames is not None else ""
     batch = f", batch {request.count}" if request.count > 1 else ""
-    return f"{request.width}x{request.height}{batch}, {counted(request.steps, 'step')}"
+    return f"{request.width}x{request.height}{film}{batch}, {counted(request.steps, 'step')}"
 
 
 def step_psnr(row: Measurement) -> float | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -23,20 +24,22 @@ from ..core.files import unwritable
 from ..core.reading import parse_json, read_small
 from ..core.record import Record, complaints, shown
 from ..core.request import Request
+from ..core.units import sized
 from ..profiles import Profile
 from ..runtimes.machine import Machine
 from .summary import Summary, summarize
 
 SCHEMA_VERSION = 3
 
-StageName = Literal["text_encoder", "denoiser", "vae_decoder", "host", "total"]
-"""What a sample times: all text encoders of one generation, one denoiser call, the decoding of all images, the rest of
-the generation (tokens, noise, guidance, scheduler, pixels), and the whole generation from request to pixels."""
+StageName = Literal["text_encoder", "image_encoder", "denoiser", "vae_decoder", "host", "total"]
+"""What a sample times: all text encoders of one generation, the encoding of its image (by the image encoder and the
+VAE's), one denoiser call, the decoding of all images or frames, the rest of the generation (tokens, noise, guidance,
+scheduler, pixels), and the whole generation from request to pixels."""
 
 DENOISERS = ("unet", "transformer")
 """Names of denoiser parts in results, as in diffusers."""
 
-STAGES: tuple[StageName, ...] = ("text_encoder", "denoiser", "vae_decoder", "host", "total")
+STAGES: tuple[StageName, ...] = ("text_encoder", "image_encoder", "denoiser", "vae_decoder", "host", "total")
 
 Metric = Literal["psnr_db", "ssim", "flip", "mean_absolute_difference"]
 """Metrics that compare generated images with the reference's."""
@@ -46,6 +49,7 @@ METRICS: tuple[Metric, ...] = ("psnr_db", "ssim", "flip", "mean_absolute_differe
 THREADS = "OMP_NUM_THREADS"
 """Environment variable of the number of threads in libraries that use OpenMP, such as PyTorch."""
 
+GZIP = ".gz"
 RESULTS_BYTES = 1 << 28
 """Size limit of a file of results; a line has about 20 kB."""
 
@@ -61,7 +65,8 @@ class ResultRecord(Record):
 class OnDevice(ResultRecord):
     """The seconds of one generation by the device's own clock, without copies of inputs and outputs."""
 
-    text_encoder: Seconds
+    text_encoder: Seconds | None = None
+    image_encoder: Seconds | None = None
     denoiser: tuple[Seconds, ...]
     vae_decoder: Seconds
 
@@ -80,12 +85,15 @@ class Clocks(ResultRecord):
 class Draw(ResultRecord):
     """The seconds of one generation, from the request to all of its images."""
 
-    text_encoder: Seconds
+    text_encoder: Seconds | None = None
+    """None for a model that reads no prompt."""
+    image_encoder: Seconds | None = None
+    """None for a request without an image."""
     denoiser: tuple[Seconds, ...]
     """Each call, in order. Some schedulers make more calls than steps."""
     vae_decoder: Seconds
     host: float
-    """`total` less the other three."""
+    """`total` less the other stages."""
     total: Seconds
     joules: float | None = None
     """Energy of the machine's CPU packages meanwhile, including other processes."""
@@ -156,12 +164,13 @@ class PartParity(ResultRecord):
 
 
 class Figure(ResultRecord):
-    """A metric over the images of a suite."""
+    """A metric over the images of a suite, or over all frames of its videos."""
 
     median: float
     worst: float
     floor: float | None = None
-    """The reference against itself with another number of threads; smaller differences mean nothing."""
+    """The reference against itself with another number of threads, for videos PyTorch in latentc's pipeline on one
+    thread; smaller differences mean nothing."""
 
 
 class Meaning(ResultRecord):
@@ -223,10 +232,10 @@ class Likeness(ResultRecord):
     host_psnr_db: float | None = None
     """Worst of the inputs that host code computed in that generation. Host code computes in f32 for all engines."""
     suite: str | None = None
-    """Name and version of the prompts and seeds behind `pictures`."""
+    """Name and version of the prompts, or images, and seeds behind `pictures`."""
     pictures: dict[Metric, Figure] = Field(default={})
     faults: tuple[str, ...] = ()
-    """NaN, black and flat images, by prompt and seed."""
+    """NaN, black and flat images or frames, by prompt and seed."""
     failures: tuple[str, ...] = ()
     """Sentences on figures below the gate of their precision, and on what couldn't be generated or compared."""
     meaning: Meaning | None = None
@@ -263,6 +272,8 @@ class MeasuredModel(ResultRecord):
     standing: str | None = None
     """`self-consistent` for a bundle that was adopted from ONNX graphs: its parity is agreement with these, and no
     PyTorch reference stands behind it."""
+    frames: int | None = None
+    """Frames of a video; None for a model of images."""
     parameters: dict[str, int]
     digests: dict[str, str]
     latentc: str
@@ -293,7 +304,7 @@ class Measurement(ResultRecord):
     model: MeasuredModel
     subject: Subject
     request: Request
-    """The request, with its size and seed."""
+    """The request, with its size and seed, and the digest of its image."""
     startup: Startup = Startup()
     first: Draw | None = None
     """The first generation of the process, in which some libraries compile."""
@@ -318,7 +329,7 @@ class Measurement(ResultRecord):
         """Every measured sample of a stage in seconds: one per repetition, for the denoiser one per call."""
         if stage == "denoiser":
             return tuple(seconds for draw in self.draws for seconds in draw.denoiser)
-        return tuple(getattr(draw, stage) for draw in self.draws)
+        return tuple(seconds for draw in self.draws if (seconds := getattr(draw, stage)) is not None)
 
     def summary(self, stage: StageName) -> Summary | None:
         """Median, percentiles and spread of a stage in seconds; None without samples.
@@ -341,7 +352,8 @@ class Measurement(ResultRecord):
             return None
         if stage == "denoiser":
             return summarize([seconds for one in found for seconds in one.denoiser])
-        return summarize([getattr(one, stage) for one in found])
+        each = [seconds for one in found if (seconds := getattr(one, stage)) is not None]
+        return summarize(each) if each else None
 
     @property
     def joules(self) -> Summary | None:
@@ -368,6 +380,7 @@ def model_of(bundle: Bundle) -> MeasuredModel:
         checkpoint=PurePosixPath(manifest.source.location.replace("\\", "/")).name.removesuffix(".safetensors"),
         family=manifest.family,
         random=manifest.source.random,
+        frames=manifest.model.frames,
         standing=manifest.standing.word if manifest.standing.statement else None,
         parameters={name: part.parameters for name, part in manifest.parts.items()},
         digests={name: part.digest for name, part in manifest.parts.items()},
@@ -378,8 +391,10 @@ def model_of(bundle: Bundle) -> MeasuredModel:
 def append_records(path: Path, rows: Iterable[Measurement]) -> None:
     """Append lines to a file of results. An incomplete last line is kept apart.
 
-    Raises `LatentcError` if the file can't be written.
+    Raises `LatentcError` if the file can't be written, or is compressed.
     """
+    if path.suffix == GZIP:
+        raise LatentcError(f"{path}: results are not appended to compressed files. Choose a name without {GZIP}.")
     text = "".join(row.model_dump_json(exclude_none=True) + "\n" for row in rows)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -394,9 +409,27 @@ def append_records(path: Path, rows: Iterable[Measurement]) -> None:
 
 
 def read_records(path: Path) -> list[Measurement]:
-    """Read the lines of a file of results. Raises `LatentcError` that names an invalid line."""
-    lines = read_small(path, RESULTS_BYTES, LatentcError, "`latentc bench -o FILE` writes one.").split(b"\n")
+    """Read the lines of a file of results, which may be compressed (.gz). Raises `LatentcError` that names an invalid
+    line.
+    """
+    data = read_small(path, RESULTS_BYTES, LatentcError, "`latentc bench -o FILE` writes one.")
+    lines = (_unzipped(path, data) if path.suffix == GZIP else data).split(b"\n")
     return [_read(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def _unzipped(path: Path, data: bytes) -> bytes:
+    reader = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)  # 16: with gzip's header
+    try:
+        text = reader.decompress(data, RESULTS_BYTES)
+    except zlib.error as exc:
+        raise LatentcError(f"{path} is not a gzip file ({exc}). Choose another file.") from exc
+    if reader.unused_data:
+        raise LatentcError(f"{path} is several gzip files in one. Decompress it, and compress it as a whole.")
+    if not reader.eof:
+        raise LatentcError(
+            f"{path} is cut off, or larger than {sized(RESULTS_BYTES)} once decompressed. Choose another file."
+        )
+    return text
 
 
 def _of_version_2(value: dict[str, Any]) -> dict[str, Any]:

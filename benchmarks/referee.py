@@ -30,7 +30,7 @@ from .line import Checked, Scored
 from .plan import Plan
 from .process import Process
 from .records import DENOISERS, ClipScore, Fid, Likeness, Lpips, Meaning, Metric
-from .suite import Suite, load_references, references_path, requests, suite_for
+from .suite import Suite, decoded_as, load_references, references_path, requests, suite_for
 from .weights import Measure, find
 
 MEASURES_MODULE = "benchmarks.subjects.pictures"
@@ -49,7 +49,13 @@ def check_suite(bundles: Sequence[Bundle], plan: Plan, wanted: Sequence[Request]
     PyTorch isn't needed if the references exist.
     """
     if plan.measures:
-        _check_weights(bundles, plan)
+        _check_measures(bundles, plan)
+    models = [bundle.manifest.model for bundle in bundles]
+    images = plan.files.named and not any(model.reads_image for model in models)
+    if (plan.suite or plan.captions) and (images or any(model.inpaints for model in models)):
+        raise RequestError(
+            "--suite and --captions generate from prompts alone. Leave them out to measure a request with images."
+        )
     if not plan.suite:
         return
     if adopted := [bundle.folder.name for bundle in bundles if bundle.manifest.source.adopted is not None]:
@@ -58,9 +64,9 @@ def check_suite(bundles: Sequence[Bundle], plan: Plan, wanted: Sequence[Request]
             "images those of the suite could be compared. Omit --suite."
         )
     _require(METRICS, "bench")
-    suite = suite_for(*bundles)
+    suites = [decoded_as(suite_for(*bundles), profile) for profile in plan.profiles or (EAGER,)]
     sizes = {size_and_seed(request)[:2] for request in wanted}
-    paths = [references_path(bundle, suite, size) for bundle in bundles for size in sizes]
+    paths = [references_path(bundle, suite, size) for bundle in bundles for size in sizes for suite in suites]
     if plan.measures or not all(path.exists() and _fresh_floor(path) for path in paths):
         _require(TORCH, "export")
     if plan.measures:
@@ -68,8 +74,10 @@ def check_suite(bundles: Sequence[Bundle], plan: Plan, wanted: Sequence[Request]
             process.ask("check", {"folders": _folders(plan.measures)}, max(plan.limit, TIMEOUT_SECONDS))
 
 
-def _check_weights(bundles: Sequence[Bundle], plan: Plan) -> None:
+def _check_measures(bundles: Sequence[Bundle], plan: Plan) -> None:
     names = ", ".join(f"--{name}" for name in plan.measures)
+    if any(bundle.manifest.model.frames is not None for bundle in bundles):
+        raise RequestError(f"{names} measure images from prompts, and these are videos. Leave them out.")
     if not plan.suite:
         raise RequestError(f"{names} need the images of the suite: add --suite.")
     if plan.clip is not None:
@@ -114,9 +122,23 @@ def compare(
     on_progress: Progress,
 ) -> None:
     """Have the engines generate the suite, compare it with the reference's, and apply `measures` to the images."""
-    drawing = _engines(contenders)
-    if not drawing:
-        return
+    groups: dict[int | None, list[Contender]] = {}
+    for contender in _engines(contenders):
+        if (profile := contender.subject.profile) is not None:
+            groups.setdefault(decoded_as(suite, profile).chunk, []).append(contender)
+    for chunk, drawing in groups.items():
+        _compare(bundle, request, replace(suite, chunk=chunk), measures, drawing, awake, on_progress)
+
+
+def _compare(
+    bundle: Bundle,
+    request: Request,
+    suite: Suite,
+    measures: Mapping[str, Path],
+    drawing: Sequence[Contender],
+    awake: Awake,
+    on_progress: Progress,
+) -> None:
     path = references_path(bundle, suite, size_and_seed(request)[:2])
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
         kept = Path(scratch) / "drawn.npz"
@@ -245,7 +267,7 @@ def _refer(contender: Contender, suite: Suite, path: Path, on_progress: Progress
     on_progress("reference: generate the suite", None)
     if not path.exists():
         size = {side: contender.brief.request[side] for side in ("width", "height")}
-        _ask_torch(contender, "refer", {"path": str(path), "suite": suite.name, **size}, {})
+        _ask_torch(contender, "refer", {"path": str(path), "suite": suite.name, "chunk": suite.chunk, **size}, {})
     kept = path.with_suffix(FLOOR)
     if not _fresh_floor(path):
         on_progress("reference: generate the suite with one thread", None)

@@ -30,10 +30,18 @@ LEAVES_OUT = (
 )
 CORES = (THREADS, "OMP_WAIT_POLICY", "KMP_AFFINITY", "GOMP_CPU_AFFINITY", "MKL_NUM_THREADS")
 """Environment variables that affect how libraries use cores."""
-COUNTED = "In FLOP: activations, normalization, softmax and other elementwise operations."
+COUNTED = (
+    "In FLOP: activations, normalization, softmax and other elementwise operations. Engines may need fewer FLOP than "
+    "the exported graph, which is counted."
+)
 
 
-STAGE_ROLES: dict[StageName, Role] = {"text_encoder": "text_encoder", "denoiser": "denoiser", "vae_decoder": "decoder"}
+STAGE_ROLES: dict[StageName, Role] = {
+    "text_encoder": "text_encoder",
+    "image_encoder": "image_encoder",
+    "denoiser": "denoiser",
+    "vae_decoder": "decoder",
+}
 """The role of the part whose precision applies to a stage."""
 
 
@@ -96,20 +104,25 @@ def work_of(bundle: Bundle, request: Request) -> tuple[dict[StageName, Work] | N
 
 
 def count_work(bundle: Bundle, request: Request) -> dict[StageName, Work]:
-    """Count FLOP of all text encoders of one generation, of one denoiser call, and of the decoding of all images.
+    """Count FLOP of all text encoders of one generation, or the encoders of a video's image, of one denoiser call, and
+    of the decoding of all images or frames.
 
-    Counted on the bundle's graphs, for a prompt of one chunk and, with guidance, a negative prompt. Raises what
-    `count_flops` raises.
+    Counted on the bundle's graphs, for a prompt of one chunk and, with guidance, a negative prompt; frames are decoded
+    together. Raises what `count_flops` raises.
     """
     model, (width, height, _) = bundle.manifest.model, size_and_seed(request)
     guided = request.guided and not model.takes_guidance
     zeros = model.zeros_for_empty and not request.negative_prompt
     drawn = shapes.Setting(width, height, request.count, guided)
     read = replace(drawn, guided=guided and not zeros)
-    encoders = sum(_count(bundle, encoder.part, read) for encoder in model.text_encoders)
+    if model.reads_image:
+        seeing, reading = (_count(bundle, bundle.one(role), drawn) for role in ("image_encoder", "encoder"))
+        encoders: dict[StageName, float] = {"image_encoder": seeing + request.count * reading}
+    else:
+        encoders = {"text_encoder": sum(_count(bundle, encoder.part, read) for encoder in model.text_encoders)}
     decoder = request.count * _count(bundle, bundle.one("decoder"), drawn)
     return {
-        "text_encoder": Work(flops=encoders),
+        **{stage: Work(flops=flops) for stage, flops in encoders.items()},
         "denoiser": Work(flops=_count(bundle, bundle.one("denoiser"), drawn)),
         "vae_decoder": Work(flops=decoder),
     }

@@ -1,14 +1,16 @@
-"""The suite: fixed prompts and seeds that every engine generates, and the parity that it must reach.
+"""The suite: fixed prompts, or images, and seeds that every engine generates, and the parity that it must reach.
 
-The references are made once (`make_references`) and kept in a file. An engine is compared with that file (`measure`),
-so that reference and engine are never in memory together.
+The references of images are PyTorch's in latentc's pipeline, those of videos are diffusers' own. They are made once
+(`make_references`) and kept in a file. An engine is compared with that file (`measure`), so that reference and engine
+are never in memory together.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -27,9 +29,13 @@ from ..core.recipes import RECIPES, Precision
 from ..core.request import Request
 from ..core.tensors import Array
 from ..pipelines.pipeline import Pipeline
+from ..profiles import Profile
+from ..sampling.draw import latent_shape
+from ..sampling.image import Pixels
 from ..sampling.noise import initial_noise
 from .forced import Forced, RecordedCall, Recording, force, record
-from .quality import HIGHER_IS_NEARER, Figures, PictureSummary, compare, faults, summarize
+from .moving import MOVING_SCENES, MovingScene
+from .quality import HIGHER_IS_NEARER, Figures, PictureSummary, compare, faults, frames_of, summarize
 from .records import METRICS, Figure, Likeness, Metric
 
 REFERENCES_BYTES = 1 << 30
@@ -38,7 +44,7 @@ REFERENCES_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class Suite:
-    """Prompts, seeds and settings. Any change needs a new version."""
+    """Prompts or images, seeds and settings. Any change needs a new version."""
 
     name: str
     version: int
@@ -47,6 +53,17 @@ class Suite:
     seeds: tuple[int, ...]
     steps: int = 20
     guidance: float = 7.5
+    moving: tuple[MovingScene, ...] = ()
+    """Images and motion of videos, in the place of prompts."""
+    chunk: int | None = None
+    """Frames that are decoded at once; None for all of them."""
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """All fields as JSON values; those of videos only if it has any."""
+        fields = asdict(replace(self, moving=()))
+        fields |= {"moving": [scene.model_dump(mode="json") for scene in self.moving]}
+        return {name: value for name, value in fields.items() if self.moving or name not in ("moving", "chunk")}
 
     @property
     def title(self) -> str:
@@ -56,7 +73,7 @@ class Suite:
     @property
     def digest(self) -> str:
         """SHA-256 of everything that determines the images."""
-        return sha256_json(asdict(self))
+        return sha256_json(self.fields)
 
 
 SUITE = Suite(
@@ -95,8 +112,11 @@ SCENES = Suite(
 """The suite for `scenes`, which knows no other subjects."""
 
 
+VIDEOS = Suite(name="videos", version=1, prompts=(), seeds=(7,), steps=8, guidance=3.0, moving=MOVING_SCENES)
+"""The suite of videos. Few and short ones: a full-size video takes PyTorch as long as hundreds of images."""
+
 VOCABULARY = "tokenizer/vocab.json"
-SUITES = {suite.name: suite for suite in (SUITE, SCENES)}
+SUITES = {suite.name: suite for suite in (SUITE, SCENES, VIDEOS)}
 
 
 def is_scenes(bundle: Bundle) -> bool:
@@ -107,7 +127,19 @@ def is_scenes(bundle: Bundle) -> bool:
 
 def suite_for(*bundles: Bundle) -> Suite:
     """The suite for bundles, the same for all."""
+    if all(bundle.manifest.model.reads_image for bundle in bundles):
+        return VIDEOS
     return SCENES if all(map(is_scenes, bundles)) else SUITE
+
+
+def decoded_as(suite: Suite, profile: Profile) -> Suite:
+    """The suite with videos decoded in the chunks of a profile, as chunks change frames."""
+    return replace(suite, chunk=profile.shapes.decode_frames) if suite.moving else suite
+
+
+Video = Callable[[Request, Pixels, Array], NDArray[np.uint8]]
+"""Generates the video of a request from its image and latents: uint8 [frames, height, width, 3]. The noise that is
+added to the image comes from the seed, as in latentc's pipeline."""
 
 
 @dataclass(frozen=True)
@@ -122,14 +154,15 @@ class SuiteReferences:
     recording: Recording
     """The first request of the suite, call by call."""
     images: tuple[NDArray[np.uint8], ...]
-    """One image per request of the suite, [height, width, 3]."""
+    """One image per request of the suite, [height, width, 3], or video, [frames, height, width, 3]."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One image of the suite, compared with the reference's."""
+    """One image of the suite, or one frame of a video, compared with the reference's."""
 
     prompt: str
+    """For a frame, what its video's image shows, and the number of the frame from 1."""
     seed: int
     figures: Figures | None
     """None if there is no image."""
@@ -169,43 +202,49 @@ HOST_PSNR_DB = 100.0
 class _Generation:
     request: Request
     latents: Array = field(repr=False)
+    title: str
+    """The prompt, or what the image of a video shows."""
+    image: Pixels | None = field(default=None, repr=False)
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The arguments of the pipeline beside the request."""
+        return {"latents": self.latents} | ({} if self.image is None else {"image": self.image})
 
 
 def requests(suite: Suite, size: tuple[int, int] | None = None) -> tuple[Request, ...]:
-    """The suite's requests: each prompt with each seed. `size` is width and height; None is the model's own size."""
+    """The requests: each prompt or scene, with each seed. `size` is width and height; None is the model's own."""
     width, height = size or (None, None)
-    return tuple(
-        Request(
-            prompt=prompt,
-            negative_prompt=negative,
-            width=width,
-            height=height,
-            steps=suite.steps,
-            guidance=suite.guidance,
-            seed=seed,
-        )
-        for prompt, negative in suite.prompts
-        for seed in suite.seeds
-    )
+    contents: list[dict[str, Any]] = [{"prompt": one, "negative_prompt": other} for one, other in suite.prompts]
+    film = {"min_guidance": 1.0, "decode_chunk_size": suite.chunk}
+    contents += [{**scene.model_dump(exclude={"scene"}), **film} for scene in suite.moving]
+    settings: dict[str, Any] = {"width": width, "height": height, "steps": suite.steps, "guidance": suite.guidance}
+    return tuple(Request(**content, **settings, seed=seed) for content in contents for seed in suite.seeds)
 
 
 def make_references(
     pipeline: Pipeline,
     suite: Suite | None = None,
     size: tuple[int, int] | None = None,
+    videos: tuple[str, Video] | None = None,
 ) -> SuiteReferences:
     """Generate the suite with the reference, recording all calls of the first request. Raises what the pipeline raises.
 
-    None is the bundle's suite, and the model's own size.
+    None is the bundle's suite, and the model's own size. `videos` generates a suite of videos instead of the pipeline,
+    whose calls are recorded, and is preceded by its name.
     """
     suite = suite or suite_for(pipeline.bundle)
     size = size or pipeline.bundle.manifest.model.own_size
     wishes = _generations(pipeline.bundle, suite, size)
-    recording = record(pipeline, wishes[0].request, wishes[0].latents)
+    recording = record(pipeline, wishes[0].request, **wishes[0].given)
     images: list[NDArray[np.uint8]] = []
     engines: Mapping[str, str] = {}
+    if videos is not None:
+        name, video = videos
+        drawn = [video(wish.request, image, wish.latents) for wish in wishes if (image := wish.image) is not None]
+        return SuiteReferences(suite, {pipeline.bundle.one("denoiser"): name}, size, recording, tuple(drawn))
     for wish in wishes:
-        result = pipeline(wish.request, latents=wish.latents)
+        result = pipeline(wish.request, **wish.given)
         images.append(result.images[0])
         engines = result.engines
     return SuiteReferences(suite, dict(engines), size, recording, tuple(images))
@@ -223,7 +262,8 @@ def measure(pipeline: Pipeline, references: SuiteReferences) -> SuiteParity:
     wishes = _generations(pipeline.bundle, suite, references.size)
     _, engines = required(pipeline.bundle, profile, to_run=True)
     precisions: dict[str, Precision] = {want.part: want.target.precision for want in engines}
-    pictures = [_picture(pipeline, wish, wanted) for wish, wanted in zip(wishes, references.images, strict=True)]
+    pairs = zip(wishes, references.images, strict=True)
+    pictures = [picture for wish, wanted in pairs for picture in _pictures(pipeline, wish, wanted)]
     figures = [each.figures for each in pictures if each.figures is not None]
     return SuiteParity(
         suite=suite.title,
@@ -296,13 +336,15 @@ def save_references(path: Path, references: SuiteReferences) -> None:
     """Write references atomically to one `.npz` file, sealed with its digest."""
     recording = references.recording
     about = {
-        "suite": asdict(references.suite),
+        "suite": references.suite.fields,
         "engines": dict(references.engines),
         "size": references.size,
         "request": recording.request.model_dump(mode="json"),
         "calls": [[call.part, sorted(call.feeds), sorted(call.outputs)] for call in recording.calls],
     }
     arrays: dict[str, Array] = {"about": np.array(json.dumps(about)), "latents": recording.latents}
+    if recording.image is not None:
+        arrays["given"] = recording.image
     arrays |= {f"image.{index}": image for index, image in enumerate(references.images)}
     for index, call in enumerate(recording.calls):
         arrays |= {f"{index}.in.{name}": array for name, array in call.feeds.items()}
@@ -326,11 +368,12 @@ def load_references(path: Path) -> SuiteReferences:
             for index, (part, feeds, outputs) in enumerate(about["calls"])
         )
         prompts = tuple((str(prompt), str(negative)) for prompt, negative in suite["prompts"])
-        seeds = tuple(suite["seeds"])
-        read = Suite(suite["name"], suite["version"], prompts, seeds, suite["steps"], suite["guidance"])
-        images = tuple(arrays[f"image.{index}"] for index in range(len(prompts) * len(read.seeds)))
+        scenes = tuple(MovingScene.model_validate(scene) for scene in suite.pop("moving", ()))
+        values: dict[str, Any] = {**suite, "prompts": prompts, "seeds": tuple(suite["seeds"]), "moving": scenes}
+        read = Suite(**values)
+        images = tuple(arrays[f"image.{index}"] for index in range(len(requests(read))))
         width, height = about["size"]
-        recording = Recording(Request.model_validate(about["request"]), arrays["latents"], calls)
+        recording = Recording(Request.model_validate(about["request"]), arrays["latents"], calls, arrays.get("given"))
         return SuiteReferences(read, about["engines"], (width, height), recording, images)
     except (OSError, EOFError, BadZipFile, ValueError, KeyError, TypeError) as exc:
         raise BundleError(
@@ -340,17 +383,26 @@ def load_references(path: Path) -> SuiteReferences:
 
 def _generations(bundle: Bundle, suite: Suite, size: tuple[int, int]) -> list[_Generation]:
     """Requests, each with the initial noise that reference and engine share."""
-    model = bundle.manifest.model
-    width, height = size
-    shape = (1, model.latent_channels, height // model.downscale, width // model.downscale)
-    return [_Generation(request, initial_noise(request.seed or 0, shape)) for request in requests(suite, size)]
+    images = [(scene.title, scene.image(size)) for scene in suite.moving for _ in suite.seeds]
+    made: list[_Generation] = []
+    for index, request in enumerate(requests(suite, size)):
+        latents = initial_noise(request.seed or 0, latent_shape(bundle.manifest.model, request))
+        title, image = images[index] if images else (request.prompt, None)
+        made.append(_Generation(request, latents, title, image))
+    return made
 
 
-def _picture(pipeline: Pipeline, wish: _Generation, wanted: NDArray[np.uint8]) -> Picture:
-    of_reference = tuple(f"reference {fault}" for fault in faults(wanted))
-    prompt, seed = wish.request.prompt, wish.request.seed or 0
+def _pictures(pipeline: Pipeline, wish: _Generation, wanted: NDArray[np.uint8]) -> list[Picture]:
+    """The image of a request, or all frames of its video."""
+    seed, references = wish.request.seed or 0, frames_of(wanted)
+    numbers = range(1, len(references) + 1)
+    titles = [f"{wish.title}, frame {number}" if wish.image is not None else wish.title for number in numbers]
+    of_reference = [tuple(f"reference {fault}" for fault in faults(one)) for one in references]
     try:
-        image = pipeline(wish.request, latents=wish.latents).images[0]
+        drawn = frames_of(pipeline(wish.request, **wish.given).images[0])
     except NotFiniteError:
-        return Picture(prompt, seed, None, ("not finite", *of_reference))
-    return Picture(prompt, seed, compare(wanted, image), (*faults(image), *of_reference), image)
+        return [Picture(wish.title, seed, None, ("not finite", *chain(*of_reference)))]
+    return [
+        Picture(title, seed, compare(theirs, mine), (*faults(mine), *flaws), mine)
+        for title, theirs, mine, flaws in zip(titles, references, drawn, of_reference, strict=True)
+    ]

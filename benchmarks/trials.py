@@ -31,7 +31,7 @@ from ..core.request import Request
 from ..core.units import sized
 from ..export.export import export
 from ..pipelines.pipeline import Pipeline
-from ..profiles import Profile, load_profile, profile_names
+from ..profiles import ANY, Profile, load_profile, profile_names
 from ..runtimes import Target, hip, migraphx, runtime
 from ..runtimes.base import MEMORY, PLACEMENT, TIMING, Inspects, Option
 from ..runtimes.machine import amd_gpus
@@ -409,7 +409,7 @@ def _bench(
 
 def _with_batch(profile: Profile, batch: int) -> Profile:
     """The profile with engines of fixed sizes made for this batch."""
-    if not profile.shapes.sizes:
+    if set(profile.shapes.sizes) <= {ANY}:
         return profile
     return profile.model_copy(update={"shapes": profile.shapes.model_copy(update={"images": batch})})
 

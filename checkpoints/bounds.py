@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, cast
 from ..core.errors import CheckpointError
 from ..core.record import shown
 from ..core.request import MAX_SIDE
-from .families import MMDIT, UNET, Config, Family
+from .families import EDITING_CHANNELS, FAMILIES, MMDIT, UNET, Config, Family
 
 if TYPE_CHECKING:
     from .training import Choices
@@ -23,7 +23,7 @@ MAX_TIMESTEPS = 100_000
 
 _LISTS = (
     *("block_out_channels", "down_block_types", "up_block_types", "encoder_block_out_channels"),
-    *("decoder_block_out_channels", "num_encoder_blocks", "num_decoder_blocks"),
+    *("decoder_block_out_channels", "num_encoder_blocks", "num_decoder_blocks", "channels"),
 )
 _LAYERS = (
     "layers_per_block",
@@ -33,6 +33,7 @@ _LAYERS = (
     "num_layers",
     "num_encoder_blocks",
     "num_decoder_blocks",
+    "num_res_blocks",
 )
 # Smallest and largest value of integers, alone or in lists.
 _INTEGERS: dict[str, tuple[int, int]] = {
@@ -40,6 +41,7 @@ _INTEGERS: dict[str, tuple[int, int]] = {
     "out_channels": (1, 1024),
     "latent_channels": (1, 1024),
     "block_out_channels": (1, MAX_WIDTH),
+    "channels": (1, MAX_WIDTH),
     "encoder_block_out_channels": (1, MAX_WIDTH),
     "decoder_block_out_channels": (1, MAX_WIDTH),
     "upsampling_scaling_factor": (1, 8),
@@ -163,7 +165,13 @@ def check_fit(where: object, family: Family, configs: Mapping[str, Config]) -> N
     if cls not in (UNET, MMDIT):  # an export checks its wires
         return
     latents, picture = vae.get("latent_channels"), (vae.get("in_channels", 3), vae.get("out_channels", 3))
-    beside = 1 + latents if family.inpaints and isinstance(latents, int) else 0
+    beside = (family.in_channels // 4 - 1) * latents + family.in_channels % 4 if isinstance(latents, int) else 0
+    if cls == UNET and unet["in_channels"] == EDITING_CHANNELS != family.in_channels:
+        able = " and ".join(one.title for one in FAMILIES if one.tasks == ("edit",))
+        raise CheckpointError(
+            f"{where} is an instruct-pix2pix (or other image-conditioned) checkpoint of {family.title} (its UNet has "
+            f"{EDITING_CHANNELS} input channels), which is not supported yet; {able} is. Use a checkpoint of that."
+        )
     if unet["in_channels"] - beside != latents or unet.get("out_channels", latents) != latents:
         raise _apart(
             where,
@@ -186,12 +194,12 @@ def check_fit(where: object, family: Family, configs: Mapping[str, Config]) -> N
         )
     if family.pooled is not None:
         reads = unet.get("projection_class_embeddings_input_dim")
-        made = configs[family.pooled]["projection_dim"] + 6 * (unet.get("addition_time_embed_dim") or 0)
+        made = configs[family.pooled]["projection_dim"] + family.time_ids * (unet.get("addition_time_embed_dim") or 0)
         if reads != made:
             raise _apart(
                 where,
                 f"The UNet reads {reads} added values (projection_class_embeddings_input_dim), but {family.pooled} and "
-                f"the image size give {made}",
+                f"the image size{' with the aesthetic score' if family.scored else ''} give {made}",
             )
 
 

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..core.errors import CheckpointError
+from ..core.limits import memory, swap
 from ..core.manifest import Fact
 from ..core.reading import unreadable
+from ..core.units import sized
 from .adapters.adapter import Adapter, Shapes
 from .adapters.fuse import Edit
 from .bounds import latent_sides
 from .card import Card
 from .embeddings import TextualInversion, append_rows, digest_rows, read_vectors, with_tokens
-from .families import Config, Family, TokenizerFacts
+from .families import REFINED, Config, Family, TokenizerFacts
 from .modules import build, fill, fitted
 from .names import folder_plan, original_plan, original_prefix
 from .others import Replacement
@@ -73,6 +76,8 @@ class Checkpoint:
     """Textual inversions that were added: `configs` and the tokenizers have their tokens."""
     tables: Mapping[str, int] = field(default_factory=dict[str, int], repr=False)
     """Number of token ids that each text encoder has without them."""
+    refiner: Checkpoint | None = field(default=None, repr=False)
+    """The refiner that it is exported with; `configs` and `weights` have what it adds, as named in `REFINED`."""
     doubts: tuple[str, ...] = field(default=(), repr=False)
     """Contradictions in the checkpoint that must be resolved before it can be exported, in sentences."""
 
@@ -129,6 +134,8 @@ class Checkpoint:
         Raises CheckpointError naming a tensor that is missing, unexpected, of a wrong shape, or holds NaN or Inf;
         RuntimeMissing without torch, diffusers or transformers.
         """
+        if self.refiner is not None and component in REFINED:
+            return self.refiner.module(REFINED[component], dtype=dtype)
         module, plan = self._fitted(component)
         kept = kept_as(self.weights[component].values())
         filled = fill(module, self.family.component(component), plan, dtype, self.edits(component), kept)
@@ -146,16 +153,31 @@ class Checkpoint:
         return {name: {key: view.shape for key, view in self._fitted(name)[1].items()} for name in components}
 
     def check_modules(self) -> None:
-        """Compare each component's config with its tensors' names, shapes and types. Takes seconds; reads no weights
-        but those of textual inversions.
+        """Compare each component's config with its tensors' names, shapes and types, and what `module` can't leave in
+        the file with free memory. Takes seconds; reads no weights but those of textual inversions.
 
         Raises what `module` raises, except for values that aren't finite.
         """
         for component in self.family.components:
-            self._fitted(component.name)
+            self._check_room(component.name, self._fitted(component.name)[1])
+        if self.refiner is not None:
+            self.refiner.check_modules()
         for component in self.tables:
             for one in self.embeddings:
                 read_vectors(one, component)
+
+    def _check_room(self, component: str, plan: Plan) -> None:
+        """Raise CheckpointError where weights that are converted or edited don't fit in free memory."""
+        kept, free = kept_as(self.weights[component].values()), memory()[1]
+        edited = {name for edit in self.edits(component) for name in edit.names}
+        copied = [view for name, view in plan.items() if name in edited or view.stored.dtype != kept.upper()]
+        needed = sum(math.prod(view.shape) for view in copied) * (4 if kept == "f32" else 2)
+        if free is not None and needed > free + swap():
+            raise CheckpointError(
+                f"Exporting {component} takes {sized(needed)} of memory for weights that are converted to {kept} or "
+                f"fused with adapters, and {sized(free + swap())} are free. Free memory, or pass a checkpoint without "
+                "adapters that is stored in F16 or BF16 throughout: its weights stay in their file."
+            )
 
     def _fitted(self, component: str) -> tuple[torch.nn.Module, Plan]:
         """The component's module without weights, and where each of them is stored."""
@@ -211,6 +233,8 @@ class Checkpoint:
 
         The same weights in another layout or type have a different digest.
         """
+        if self.refiner is not None and component in REFINED:
+            return self.refiner.digest(REFINED[component])
         self.family.component(component)
         config = {key: value for key, value in self.configs[component].items() if not _is_remark(key)}
         digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())

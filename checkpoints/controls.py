@@ -1,13 +1,14 @@
-"""ControlNets that a checkpoint is exported with: whether they fit it, and their configs."""
+"""ControlNets and T2I-Adapters that a checkpoint is exported with: whether they fit it, and their configs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from ..core.errors import CheckpointError
 from ..core.record import LONGEST, shown
-from .families import CONTROL, FAMILIES, Config, Family
+from .controls_sd3 import check_alike, mmdit_control
+from .families import CONTROL, CONTROL_SD3, CONTROLS, FAMILIES, IP_ADAPTER, T2I_ADAPTER, Config, Family
 from .fields import check_fields
 from .names import CONTROL_PREFIX
 from .original_configs import TensorShapes, axis, numbers
@@ -15,6 +16,7 @@ from .others import Replacement, is_control
 from .parts import CLASSES
 from .refusals import refuse_quantized
 from .source import check_class
+from .t2i_adapters import unet_adapter
 
 _FITS = ("in_channels", "block_out_channels", "layers_per_block", "cross_attention_dim")
 """Fields in which a ControlNet has to equal the UNet, whose activations its residuals are added to."""
@@ -26,8 +28,6 @@ _KINDS = (
     ("a ControlLoRA", ("lora_controlnet",)),
     ("a ControlNet-LLLite", ("lllite_",)),
     ("a ControlNet++ (union)", ("control_add_embedding.", "task_embedding", "transformer_layes.")),
-    ("a T2I-Adapter", ("adapter.body.", "body.0.", "adapter.conv_in.")),
-    ("a ControlNet of Stable Diffusion 3", ("pos_embed_input.", "controlnet_blocks.")),
     ("an InstantID ControlNet", ("image_proj.",)),
 )
 """Other kinds, by how names of their tensors begin."""
@@ -36,28 +36,53 @@ _KINDS = (
 def controlled(
     family: Family, configs: Mapping[str, Config], others: Mapping[str, Replacement]
 ) -> tuple[Family, dict[str, Config]]:
-    """The family with the ControlNets among `others`, and the configs with theirs.
+    """The family with the ControlNets and T2I-Adapters among `others`, and the configs with theirs.
 
-    Raises CheckpointError for a ControlNet of another family or kind.
+    Raises CheckpointError for one of another family or kind, and for both together.
     """
     names = [name for name in others if is_control(name)]
     if not names:
         return family, dict(configs)
-    if family.controlled is None:
-        alike = ", ".join(one.title for one in FAMILIES if one.controlled)
-        raise CheckpointError(
-            f"ControlNets of {family.title} are not supported yet; those of {alike} are. Leave out --controlnet."
-        )
-    found = {name: _config(others[name], family, configs[family.denoiser]) for name in names}
-    levels = len(configs[family.vae]["block_out_channels"])
-    for name, config in found.items():
-        if (has := len(config.get("conditioning_embedding_out_channels") or _EMBEDDING)) != levels:
+    classes = {name: control_class(others[name]) for name in names}
+    for name, cls in classes.items():
+        where = others[name].source.location
+        refuse_kind(where, _shapes(others[name]))
+        if cls not in family.controlled:
+            alike = ", ".join(one.title for one in FAMILIES if cls in one.controlled)
+            takes = " and ".join(f"{_TITLES[one]}s of its family" for one in family.controlled)
             raise CheckpointError(
-                f"{others[name].source.location} reads images of {2 ** (has - 1)} pixels per latent, but the "
-                f"checkpoint's VAE has {2 ** (levels - 1)}. Pass a ControlNet that was trained with it."
+                f"{where} is a {_TITLES[cls]} of another family ({alike}), but the checkpoint is {family.title}. "
+                + (
+                    f"Pass {takes}."
+                    if takes
+                    else "ControlNets of that family are not supported yet. Leave out --controlnet."
+                )
             )
-    components = (*family.components, *(CONTROL.named(name) for name in names))
+    if len(set(classes.values())) > 1:
+        raise CheckpointError(
+            "ControlNets and T2I-Adapters cannot be combined: diffusers has no pipeline with both. Pass either."
+        )
+    if T2I_ADAPTER.cls in classes.values() and IP_ADAPTER.name in others:
+        raise CheckpointError("T2I-Adapters and IP-Adapters cannot be combined yet. Leave out one of them.")
+    found = {name: _READERS[cls](others[name], family, configs) for name, cls in classes.items()}
+    check_alike([config for name, config in found.items() if classes[name] == CONTROL_SD3.cls])
+    components = (*family.components, *(CONTROLS[cls].named(name) for name, cls in classes.items()))
     return replace(family, components=components), {**configs, **found}
+
+
+def control_class(other: Replacement) -> str:
+    """The class of a ControlNet or T2I-Adapter: its config's, or by its tensors' names."""
+    if other.config is not None and other.config.get("_class_name") in CONTROLS:
+        return str(other.config["_class_name"])
+    names = tuple(name.removeprefix(CONTROL_PREFIX) for name in other.tensors)
+    if any(name.startswith("pos_embed_input.") for name in names):
+        return CONTROL_SD3.cls
+    return T2I_ADAPTER.cls if any(name.startswith(("adapter.", "body.")) for name in names) else CONTROL.cls
+
+
+def _shapes(other: Replacement) -> TensorShapes:
+    """Shapes of its tensors under their names without a prefix."""
+    return {name.removeprefix(CONTROL_PREFIX): tensor.shape for name, tensor in other.tensors.items()}
 
 
 def refuse_kind(where: object, names: TensorShapes) -> None:
@@ -65,14 +90,13 @@ def refuse_kind(where: object, names: TensorShapes) -> None:
     for what, starts in _KINDS:
         if any(name.startswith(starts) for name in names):
             raise CheckpointError(
-                f"{where} is {what}, which is not supported yet. Pass a ControlNet (diffusers' ControlNetModel)."
+                f"{where} is {what}, which is not supported yet. Pass a ControlNet (diffusers' ControlNetModel or "
+                "SD3ControlNetModel), or a T2I-Adapter."
             )
 
 
-def _config(other: Replacement, family: Family, unet: Config) -> Config:
-    where = other.source.location
-    shapes = {name.removeprefix(CONTROL_PREFIX): tensor.shape for name, tensor in other.tensors.items()}
-    refuse_kind(where, shapes)
+def _config(other: Replacement, family: Family, configs: Mapping[str, Config]) -> Config:
+    where, shapes, unet = other.source.location, _shapes(other), configs[family.denoiser]
     if other.config is not None:
         check_class(where, CONTROL, other.config)
         check_fields(other.where, CONTROL, other.config)
@@ -93,6 +117,12 @@ def _config(other: Replacement, family: Family, unet: Config) -> Config:
             )
     if (channels := config.get("conditioning_channels") or 3) != 3:
         raise CheckpointError(f"{where} reads images of {channels} channels; 3 were expected.")
+    levels = len(configs[family.vae]["block_out_channels"])
+    if (has := len(config.get("conditioning_embedding_out_channels") or _EMBEDDING)) != levels:
+        raise CheckpointError(
+            f"{where} reads images of {2 ** (has - 1)} pixels per latent, but the checkpoint's VAE has "
+            f"{2 ** (levels - 1)}. Pass a ControlNet that was trained with it."
+        )
     refuse_quantized(where, config, other.tensors)
     return config
 
@@ -103,8 +133,9 @@ def _check_family(where: str, shapes: TensorShapes, family: Family, unet: Config
     added = any(name.startswith(("label_emb.", "add_embedding.")) for name in shapes)
     if added == (family.pooled is not None) and widths <= {unet["cross_attention_dim"]}:
         return
-    published = {one.title: one.config(one.denoiser).get("cross_attention_dim") for one in FAMILIES if one.controlled}
-    pooled = {one.title: one.pooled is not None for one in FAMILIES if one.controlled}
+    alike = [one for one in FAMILIES if CONTROL.cls in one.controlled]
+    published = {one.title: one.config(one.denoiser).get("cross_attention_dim") for one in alike}
+    pooled = {one.title: one.pooled is not None for one in alike}
     kinds = [title for title, width in published.items() if {width} == widths and pooled[title] == added]
     kind = f"of {kinds[0]}" if kinds else f"for prompt embeddings of width {shown(sorted(widths))[:LONGEST]}"
     raise CheckpointError(
@@ -129,3 +160,12 @@ def _derived(shapes: TensorShapes, unet: Config) -> Config:
         ]
         channels = axis(shapes, "controlnet_cond_embedding.conv_in.weight", 1)
     return config | {"conditioning_channels": channels, "conditioning_embedding_out_channels": embedding}
+
+
+_TITLES = {CONTROL.cls: "ControlNet", CONTROL_SD3.cls: "ControlNet", T2I_ADAPTER.cls: "T2I-Adapter"}
+_READERS: Mapping[str, Callable[[Replacement, Family, Mapping[str, Config]], Config]] = {
+    CONTROL.cls: _config,
+    CONTROL_SD3.cls: mmdit_control,
+    T2I_ADAPTER.cls: unet_adapter,
+}
+"""For each class, what gives the config of one for a family and its configs, or raises CheckpointError."""

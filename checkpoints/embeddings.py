@@ -20,7 +20,7 @@ from ..core.files import sha256
 from ..core.reading import is_regular
 from ..core.record import shown
 from ..core.vocabulary import mapped
-from .families import FAMILIES, INPAINTING, Family, TokenizerFacts
+from .families import EDITING, FAMILIES, INPAINTING, Family, TokenizerFacts
 from .parts.clip import VOCABULARY
 from .source import path_of
 from .stored import StoredTensor, read_header, refuse_pickle, stored_bytes
@@ -69,20 +69,40 @@ def with_embeddings(opened: Checkpoint, given: Collection[str | Path]) -> Checkp
     """
     if not given:
         return opened
+    family = opened.family
+    widths = [int(opened.configs[encoder].get("hidden_size", 0)) for encoder in family.encoders]
+    known = {facts: opened.tokenizer(facts.name).get_vocab() for facts in family.tokenizers}
+    tables = {facts.encoder: int(opened.configs[facts.encoder].get("vocab_size", VOCABULARY)) for facts in known}
+    found = read_embeddings(given, family, widths, opened.length - 2, known, tables)
+    configs = {name: dict(config) for name, config in opened.configs.items()}
+    for encoder, rows in tables.items():
+        configs[encoder]["vocab_size"] = rows_with(found, encoder, rows)
+    return replace(opened, configs=configs, embeddings=found, tables=tables)
+
+
+def read_embeddings(
+    given: Collection[str | Path],
+    family: Family,
+    widths: Sequence[int],
+    room: int,
+    known: Mapping[TokenizerFacts, Mapping[str, int]],
+    tables: Mapping[str, int],
+) -> tuple[TextualInversion, ...]:
+    """The textual inversions of files, each given as `FILE` or `FILE:TOKEN`, with their places in the vocabularies.
+
+    `widths` are those of the text encoders, `room` is the number of tokens in a chunk, `known` are the vocabularies,
+    and `tables` the rows of each encoder's table. Raises CheckpointError as `with_embeddings` does.
+    """
     if len(given) > MOST_EMBEDDINGS:
         raise CheckpointError(f"{len(given)} embeddings were given, but the limit is {MOST_EMBEDDINGS}.")
-    family = opened.family
     if family.flow_matching or not family.encoders:
         raise CheckpointError(
             f"{family.title} takes no textual inversions: diffusers' pipeline of it has none. Leave the embeddings out."
         )
-    found = [_read(opened, str(one)) for one in given]
-    tokenizers = {facts: opened.tokenizer(facts.name) for facts in family.tokenizers}
-    configs = {name: dict(config) for name, config in opened.configs.items()}
-    tables: dict[str, int] = {}
-    for facts, tokenizer in tokenizers.items():
-        _check_tokens(found, facts, tokenizer)
-        size, rows = len(tokenizer), int(configs[facts.encoder].get("vocab_size", VOCABULARY))
+    found = [_read(str(one), family, widths, room) for one in given]
+    for facts, vocabulary in known.items():
+        _check_tokens(found, facts, vocabulary)
+        size, rows = len(vocabulary), tables[facts.encoder]
         if rows < size:
             raise CheckpointError(
                 f"{facts.name} has {size:,} tokens, but {facts.encoder} only knows {rows:,}, so no embedding can "
@@ -91,9 +111,12 @@ def with_embeddings(opened: Checkpoint, given: Collection[str | Path]) -> Checkp
         for index, one in enumerate(found):
             found[index] = replace(one, first={**one.first, facts.encoder: size})
             size += one.vectors
-        configs[facts.encoder]["vocab_size"] = max(rows, size)
-        tables[facts.encoder] = rows
-    return replace(opened, configs=configs, embeddings=tuple(found), tables=tables)
+    return tuple(found)
+
+
+def rows_with(embeddings: Sequence[TextualInversion], encoder: str, rows: int) -> int:
+    """Rows of an encoder's table of so many rows, with those of embeddings."""
+    return max(rows, *(one.first[encoder] + one.vectors for one in embeddings))
 
 
 def with_tokens(
@@ -129,7 +152,7 @@ def append_rows(module: torch.nn.Module, component: str, embeddings: Sequence[Te
     model: Any = module
     table = model.get_input_embeddings()
     weight = table.weight
-    size = max(len(weight), *(one.first[component] + one.vectors for one in embeddings))
+    size = rows_with(embeddings, component, len(weight))
     larger = torch.zeros((size, weight.shape[1]), dtype=weight.dtype)
     larger[: len(weight)] = weight
     for one in embeddings:
@@ -156,12 +179,6 @@ def read_vectors(embedding: TextualInversion, component: str) -> torch.Tensor:
     return vectors
 
 
-def rounded(embeddings: Sequence[TextualInversion], component: str, dtype: torch.dtype) -> tuple[str, ...]:
-    """Tokens whose vectors change in the type in which a text encoder's weights are kept."""
-    each = ((one.token, read_vectors(one, component)) for one in embeddings)
-    return tuple(token for token, vectors in each if not (vectors.to(dtype).to(vectors.dtype) == vectors).all())
-
-
 def digest_rows(digest: Any, component: str, embeddings: Sequence[TextualInversion]) -> None:
     """Add the stored vectors of embeddings to a component's digest."""
     for one in embeddings:
@@ -171,11 +188,10 @@ def digest_rows(digest: Any, component: str, embeddings: Sequence[TextualInversi
                 digest.update(chunk)
 
 
-def _read(opened: Checkpoint, given: str) -> TextualInversion:
+def _read(given: str, family: Family, wanted: Sequence[int], room: int) -> TextualInversion:
     path, token = _place(given)
     refuse_pickle(path)
     tensors, _ = read_header(path)
-    family, encoders = opened.family, opened.family.encoders
     if set(tensors) <= {*WIDE}:
         named = [tensors[name] for name in WIDE if name in tensors]
         own = path.stem
@@ -196,20 +212,19 @@ def _read(opened: Checkpoint, given: str) -> TextualInversion:
                 f"{', '.join(FLOATS)} was expected. Pass the file of an embedding."
             )
     widths = [tensor.shape[-1] for tensor in named]
-    wanted = [int(opened.configs[encoder]["hidden_size"]) for encoder in encoders]
-    if widths != wanted:
+    if widths != [*wanted]:
         raise CheckpointError(
             f"{path} has vectors of width {' and '.join(map(str, widths))}{_family_of(widths)}, but {family.title} "
             f"needs {' and '.join(map(str, wanted))}. Pass an embedding that was trained for it."
         )
     counts = {tensor.shape[0] if len(tensor.shape) == 2 else 1 for tensor in named}
-    vectors, room = max(counts), opened.length - 2
+    vectors = max(counts)
     if len(counts) > 1 or vectors > room:
         raise CheckpointError(
             f"{path} has {' and '.join(map(str, sorted(counts)))} vectors; the same number, at most {room}, was "
             "expected for each text encoder. Pass the file of an embedding."
         )
-    rows = dict(zip(encoders, named, strict=True))
+    rows = dict(zip(family.encoders, named, strict=True))
     return TextualInversion(_checked(token or own, path), path, sha256(path), vectors, rows, {})
 
 
@@ -235,9 +250,9 @@ def _checked(token: str, path: Path) -> str:
     return token
 
 
-def _check_tokens(found: Sequence[TextualInversion], facts: TokenizerFacts, tokenizer: Any) -> None:
+def _check_tokens(found: Sequence[TextualInversion], facts: TokenizerFacts, vocabulary: Mapping[str, int]) -> None:
     """Raise CheckpointError for a token that is in the vocabulary, or that two embeddings have."""
-    known = {str(token).lower() for token in tokenizer.get_vocab()}
+    known = {token.lower() for token in vocabulary}
     for one in found:
         # Its successor would make an embedding of one more vector of it.
         names = [*one.tokens, f"{one.token}_{one.vectors}"]
@@ -258,7 +273,8 @@ def _check_tokens(found: Sequence[TextualInversion], facts: TokenizerFacts, toke
 
 def _family_of(widths: Sequence[int]) -> str:
     """The families whose text encoders have these widths, in brackets; empty if none has."""
-    plain = [one for one in FAMILIES if one.encoders and not one.flow_matching and not one.title.endswith(INPAINTING)]
+    clip = [one for one in FAMILIES if one.encoders and not one.flow_matching]
+    plain = [one for one in clip if not one.title.endswith((INPAINTING, EDITING))]
     titles = [one.title for one in plain if _widths(one) == [*widths]]
     return f" ({' or '.join(titles)})" if titles else ""
 

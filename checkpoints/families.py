@@ -11,13 +11,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from ..core.errors import CheckpointError
 from ..core.manifest import Task
-from ..core.wires import MASK, MASKED, ZEROS, Wire
+from ..core.wires import MASK, MASKED, MODE, ZEROS, Wire
 
 Config = dict[str, Any]
 
@@ -92,7 +92,7 @@ class Family:
     """Width and height in pixels that it was trained at."""
     marks: Mapping[str, object]
     """Keys of the denoiser's config that distinguish families of the same class; None means absent or false, True
-    anything else."""
+    anything else. `SCORES` is a key of model_index.json."""
     texts: tuple[TextLayout, ...]
     tiny: Mapping[str, Config]
     """Overrides of the published configs for a tiny variant."""
@@ -124,10 +124,15 @@ class Family:
     """The component that is called at each step."""
     vae: str = "vae"
     """The component that encodes and decodes latents."""
-    controlled: str | None = None
-    """The pipeline class of diffusers with ControlNets; None for a family whose ControlNets aren't supported."""
+    controlled: Mapping[str, str] = field(default_factory=dict[str, str])
+    """The pipeline class of diffusers for each class of ControlNets and T2I-Adapters that is supported."""
     styled: bool = False
     """Whether its IP-Adapters are supported."""
+    refined: str | None = None
+    """The family of its refiners; None for a family without any."""
+    scored: bool = False
+    """Whether it was trained with aesthetic scores: `time_ids` have one in the place of the target size, and
+    model_index.json says `requires_aesthetics_score`."""
     library: str = "diffusers"
     """The module that defines the pipeline class, which generates the references."""
     configs: Mapping[str, Config] | None = None
@@ -157,6 +162,16 @@ class Family:
     def inpaints(self) -> bool:
         """Whether its denoiser takes a mask and the masked image beside the latents."""
         return self.tasks == ("inpaint",)
+
+    @property
+    def in_channels(self) -> int:
+        """Input channels of its UNet, for latents of 4 channels."""
+        return int(str(self.marks.get("in_channels", 4)))
+
+    @property
+    def time_ids(self) -> int:
+        """Number of values of `time_ids`: sizes and crop, or sizes, crop and the aesthetic score."""
+        return 5 if self.scored else 6
 
     @property
     def pooled(self) -> str | None:
@@ -242,6 +257,10 @@ _TEXT_2 = Component("text_encoder_2", "transformers", "CLIPTextModelWithProjecti
 _TEXT_3 = Component("text_encoder_3", "transformers", "T5EncoderModel", optional=True)
 INPAINTING_CHANNELS = 9
 """Input channels of a UNet for inpainting: 4 of the latents, the mask, and 4 of the masked image's latents."""
+EDITING_CHANNELS = 8
+"""Input channels of InstructPix2Pix: 4 of the latents, and 4 of the image's latents."""
+SCORES = "requires_aesthetics_score"
+"""The key of model_index.json of a refiner."""
 
 UNET, MMDIT = "UNet2DConditionModel", "SD3Transformer2DModel"
 PROCESSOR = "preprocessor_config.json"
@@ -252,6 +271,10 @@ _TRANSFORMER = Component("transformer", "diffusers", MMDIT)
 _VAE = Component("vae", "diffusers", "AutoencoderKL")
 CONTROL = Component("controlnet", "diffusers", "ControlNetModel")
 """The first ControlNet that a checkpoint is exported with; further ones are `controlnet_2` and so on."""
+CONTROL_SD3 = replace(CONTROL, cls="SD3ControlNetModel")
+T2I_ADAPTER = replace(CONTROL, cls="T2IAdapter")
+CONTROLS = {one.cls: one for one in (CONTROL, CONTROL_SD3, T2I_ADAPTER)}
+"""Components of ControlNets and T2I-Adapters by class: they have the same names."""
 
 TINY_VAE = Component("tiny_vae", "diffusers", "AutoencoderTiny")
 """The tiny decoder (taesd) that a checkpoint is exported with, beside its VAE."""
@@ -259,6 +282,13 @@ TINY_VAE = Component("tiny_vae", "diffusers", "AutoencoderTiny")
 IMAGE_ENCODER = Component("image_encoder", "transformers", "CLIPVisionModelWithProjection")
 IP_ADAPTER = Component("ip_adapter", f"{__package__}.ip_modules", "IPAdapter")
 """The IP-Adapter that a checkpoint is exported with, and the image encoder that it was trained with."""
+
+REFINER = Component("refiner", "diffusers", UNET)
+REFINER_TEXT = _TEXT_2.named("refiner_text_encoder")
+REFINER_TOKENIZER = "refiner_tokenizer"
+"""What a refiner adds to the checkpoint that it is exported with; it may share the text encoder and the tokenizer."""
+REFINED = {REFINER.name: "unet", REFINER_TEXT.name: "text_encoder_2"}
+"""Names of these components in the refiner's own checkpoint."""
 
 _READS = Wire(input="encoder_hidden_states", source="text_encoder.last_hidden_state")
 
@@ -321,6 +351,7 @@ _SD3 = Family(
         TextLayout("text_encoder_3", "text_encoders.t5xxl.transformer.", "t5"),
     ),
     denoiser="transformer",
+    controlled={CONTROL_SD3.cls: "StableDiffusion3ControlNetPipeline"},
     latent_shift=True,
     # Of different widths, so that encoders in the wrong order are noticed; T5's is wider than both together.
     tiny={
@@ -392,7 +423,10 @@ _SD1 = Family(
     components=(_TEXT, _UNET, _VAE),
     tokenizers=(TokenizerFacts("tokenizer", "text_encoder", "<|endoftext|>"),),
     wires=(_READS,),
-    controlled="StableDiffusionControlNetPipeline",
+    controlled={
+        CONTROL.cls: "StableDiffusionControlNetPipeline",
+        T2I_ADAPTER.cls: "StableDiffusionAdapterPipeline",
+    },
     styled=True,
     masks_padding=True,
     pixels=512,
@@ -410,7 +444,7 @@ _SD2 = Family(
     components=(_TEXT, _UNET, _VAE),
     tokenizers=(TokenizerFacts("tokenizer", "text_encoder", "!"),),
     wires=(_READS,),
-    controlled="StableDiffusionControlNetPipeline",
+    controlled={CONTROL.cls: "StableDiffusionControlNetPipeline"},
     masks_padding=True,
     pixels=768,
     marks={"use_linear_projection": True, "addition_embed_type": None},
@@ -438,8 +472,12 @@ _SDXL = Family(
         Wire(input="encoder_hidden_states", source="text_encoder_2.hidden_states.-2", axis="width", empty="zeros"),
         Wire(input="text_embeds", source="text_encoder_2.text_embeds", empty="zeros"),
     ),
-    controlled="StableDiffusionXLControlNetPipeline",
+    controlled={
+        CONTROL.cls: "StableDiffusionXLControlNetPipeline",
+        T2I_ADAPTER.cls: "StableDiffusionXLAdapterPipeline",
+    },
     styled=True,
+    refined="sdxl_refiner",
     pixels=1024,
     align_your_steps=(14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029),
     latent_statistics=True,
@@ -470,8 +508,43 @@ _SDXL = Family(
 )
 
 
-INPAINTING = " Inpainting"
-"""End of the titles of models for inpainting, whose other parts, and adapters, are their family's."""
+_REFINER = replace(
+    _SDXL,
+    name="sdxl_refiner",
+    title="Stable Diffusion XL Refiner",
+    aliases=("refiner", "xl-refiner", "sdxl-refiner", "sdxl-refiner-1.0"),
+    pipelines=("StableDiffusionXLImg2ImgPipeline",),
+    components=(_TEXT_2, _UNET, _VAE),
+    tokenizers=(TokenizerFacts("tokenizer_2", "text_encoder_2", "!"),),
+    wires=(
+        Wire(input="encoder_hidden_states", source="text_encoder_2.hidden_states.-2", empty="zeros"),
+        Wire(input="text_embeds", source="text_encoder_2.text_embeds", empty="zeros"),
+    ),
+    controlled={},
+    styled=False,
+    refined=None,
+    scored=True,
+    tasks=("image",),
+    marks={**_SDXL.marks, SCORES: True},
+    texts=(TextLayout("text_encoder_2", "conditioner.embedders.0.model.", "openclip"),),
+    tiny={
+        "unet": {
+            **_SDXL.tiny["unet"],
+            "block_out_channels": [32, 64],
+            "transformer_layers_per_block": [1, 1],
+            "cross_attention_dim": 16,
+            "projection_class_embeddings_input_dim": 16 + 5 * 8,
+        },
+        "vae": _TINY_VAE,
+        "text_encoder_2": _SDXL.tiny["text_encoder_2"],
+    },
+    shares="sdxl",
+)
+"""Stable Diffusion XL's refiner: it changes an image, or the latents of Stable Diffusion XL."""
+
+
+INPAINTING, EDITING = " Inpainting", " InstructPix2Pix"
+"""Ends of the titles of models for inpainting and editing, whose other parts, and adapters, are their family's."""
 
 
 def _inpainting(family: Family) -> Family:
@@ -496,9 +569,31 @@ def _inpainting(family: Family) -> Family:
         epsilon_pixels=None,
         latent_statistics=False,
         tasks=("inpaint",),
-        controlled=None,
+        controlled={},
         styled=False,
+        refined=None,
         marks={**family.marks, "in_channels": INPAINTING_CHANNELS},
+        shares=family.name,
+    )
+
+
+def _editing(family: Family) -> Family:
+    """The row of a family's models for editing by instructions, whose UNets also take the image's latents, unscaled.
+
+    Their published configs are the family's own, but for the UNet's `in_channels`. The order of rows and the guidance
+    of their pipelines are in `sampling.guidance`.
+    """
+    return replace(
+        family,
+        name=f"{family.name}_edit",
+        title=f"{family.title}{EDITING}",
+        aliases=("instruct-pix2pix", "instructpix2pix", "pix2pix", "ip2p"),
+        pipelines=(family.pipelines[0].replace("Pipeline", "InstructPix2PixPipeline"),),
+        wires=(*family.wires, Wire(input="sample", source=f"vae_encoder.{MODE}", axis="channels", empty="zeros")),
+        tasks=("edit",),
+        controlled={},
+        styled=False,
+        marks={**family.marks, "in_channels": EDITING_CHANNELS},
         shares=family.name,
     )
 
@@ -507,6 +602,7 @@ FAMILIES: list[Family] = [
     _SD1,
     _SD2,
     _SDXL,
+    _REFINER,
     _SD3,
     replace(
         _SD3,
@@ -536,6 +632,7 @@ FAMILIES: list[Family] = [
     ),
     _SVD,
     *(_inpainting(family) for family in (_SD1, _SD2, _SDXL)),
+    _editing(_SD1),
 ]
 """To support another family, add its row here and its classes to `parts.CLASSES`."""
 

@@ -14,7 +14,7 @@ from .bounds import check_choices, check_config, check_fit, check_pixels, check_
 from .card import read_card
 from .checkpoint import Checkpoint, zeros_instead
 from .controls import controlled
-from .families import FAMILIES, UNET, Config, Family, family_of
+from .families import FAMILIES, SCORES, UNET, Config, Family, family_of
 from .fields import check_fields
 from .files import check_variant, component_weights, convert, names_in, variants
 from .ip_adapter import styled
@@ -64,7 +64,7 @@ def open_folder(
     model_index = read_json(folder / "model_index.json")
     refuse_pipeline(folder, model_index)
     name, denoiser = _denoiser(folder, model_index, others)
-    family = family_of(denoiser, name)
+    family = family_of({**denoiser, SCORES: model_index.get(SCORES)}, name)
     if family is None:
         keys = dict.fromkeys(key for one in FAMILIES if one.denoiser == name for key in one.marks)
         found = ", ".join(f"{key} is {shown(denoiser.get(key))}" for key in keys)
@@ -75,7 +75,7 @@ def open_folder(
     _refuse_other_pipeline(folder, family, model_index)
     whole, family = family, family.without(*dict.fromkeys((*_absent(family, model_index), *left_out)))
     check_choices(family, choices)
-    _refuse_refiner(folder, family, model_index, others)
+    _refuse_missing(folder, family, model_index, others)
     processor = read_processor(folder, family)
     configs: dict[str, Config] = {}
     rescaling: tuple[str, ...] = ()
@@ -241,7 +241,7 @@ def _no_index(folder: Path) -> str:
     )
 
 
-def _refuse_refiner(folder: Path, family: Family, model_index: Config, given: Collection[str]) -> None:
+def _refuse_missing(folder: Path, family: Family, model_index: Config, given: Collection[str]) -> None:
     if given and family.texts == () and family.processor is not None:
         raise CheckpointError(
             f"{folder} is a {family.title} checkpoint, whose components cannot be replaced. Leave out "
@@ -254,6 +254,6 @@ def _refuse_refiner(folder: Path, family: Family, model_index: Config, given: Co
         check_entry(folder / "model_index.json", component, entry)
         if not isinstance(entry, list) or None in entry:
             raise CheckpointError(
-                f"{folder} has no {component.name}, which a {family.title} checkpoint needs (a refiner, for example, "
-                f"is not supported). {supported()}"
+                f"{folder} has no {component.name}, which a {family.title} checkpoint needs; a refiner, which has "
+                f"none, has {SCORES} = true in its model_index.json. {supported()}"
             )

@@ -24,7 +24,7 @@ from ..core.wires import TIMESTEP
 from .bounds import check_choices, check_config, check_fit, check_pixels, check_scheduler, check_statistics
 from .card import read_card
 from .checkpoint import Checkpoint, zeros_instead
-from .families import FAMILIES, UNET, Component, Config, Family, family_of, find_family
+from .families import FAMILIES, SCORES, UNET, Component, Config, Family, family_of, find_family
 from .fields import check_fields
 from .folder import spare_components
 from .parts import PartSpec, part_specs
@@ -302,7 +302,7 @@ def _family(
 ) -> Family:
     """The family by its configs and by the denoiser's graph; raises CheckpointError where these disagree."""
     names = {value.name for value in graph.facts.inputs}
-    adopted = (one for one in FAMILIES if one.denoiser == denoiser and not one.frames and not one.inpaints)
+    adopted = (one for one in FAMILIES if one.denoiser == denoiser and one.tasks == ("text",))
     able = [one for one in adopted if _takes(one, names)]
     if not able:
         raise CheckpointError(
@@ -313,7 +313,7 @@ def _family(
     stated: Family | None = None
     if config is not None:
         read = reading.json("the denoiser", *_config_places(denoiser))
-        stated = family_of(read, denoiser)
+        stated = family_of({**read, SCORES: index.get(SCORES)}, denoiser)
         if stated is None:
             raise CheckpointError(f"{config} matches no known family. {supported()}")
     elif index.get("_class_name"):
@@ -322,7 +322,7 @@ def _family(
         if len(fits) == 1 or (named and not fits):
             stated = (fits or named)[0]
         able = fits or able
-    if stated is not None and stated.inpaints:
+    if stated is not None and stated.tasks != ("text",) and not stated.frames:
         raise CheckpointError(
             f"{folder} is {stated.title}, whose ONNX graphs latentc does not adopt yet. Export its checkpoint instead."
         )

@@ -68,6 +68,35 @@ def mmdit_plan(tensors: Stored) -> Plan:
     return plan
 
 
+CONTROL_TYPE = "control_type"
+"""The tensor of a ControlNet in Stability AI's layout that states what it reads."""
+
+_CONTROL_BLOCK = re.compile(r"(transformer_blocks\.\d+)\.(.+)\.(weight|bias)$")
+
+
+def control_plan(tensors: Stored) -> Plan:
+    """The plan of a ControlNet of 3.5 Large in Stability AI's layout, whose names are diffusers' outside of blocks.
+
+    Source: diffusers' `scripts/convert_sd3_controlnet_to_diffusers.py`.
+    """
+    plan: Plan = {}
+    for name, view in views(tensors).items():
+        match = _CONTROL_BLOCK.match(name)
+        if match is None:
+            plan[name] = view
+        elif joined := _JOINED.get(("x_block", match[2])):
+            plan |= _parted(view, match[1], joined, match[3])
+        else:
+            plan[f"{match[1]}.{_IMAGE.get(match[2], match[2])}.{match[3]}"] = view
+    return plan
+
+
+def _parted(view: View, start: str, joined: tuple[str, ...], kind: str) -> Plan:
+    """The modules that a matrix holds the rows of, in order."""
+    rows = view.shape[0] // len(joined)
+    return {f"{start}.{one}.{kind}": view[rows * i : rows * (i + 1)] for i, one in enumerate(joined)}
+
+
 def original_modules(names: Collection[str]) -> dict[str, tuple[tuple[str, ...], bool]]:
     """The transformer's modules by their names in the original layout; `names` are those of diffusers.
 
@@ -91,8 +120,7 @@ def original_modules(names: Collection[str]) -> dict[str, tuple[tuple[str, ...],
 def _block(view: View, number: int, side: str, module: str, kind: str, last: int) -> Plan:
     start = f"transformer_blocks.{number}"
     if joined := _JOINED.get((side, module)):
-        rows = view.shape[0] // len(joined)
-        return {f"{start}.{one}.{kind}": view[rows * i : rows * (i + 1)] for i, one in enumerate(joined)}
+        return _parted(view, start, joined, kind)
     names = _IMAGE if side == "x_block" else _TEXT
     if module not in names:
         return {}

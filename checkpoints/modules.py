@@ -11,19 +11,25 @@ from types import UnionType
 from typing import TYPE_CHECKING, Any, Union, cast, get_args, get_origin, get_type_hints
 
 from ..core.errors import CheckpointError, RuntimeMissing
+from ..core.external import Kept
 from ..core.install import pip
 from ..core.record import in_a_line, shown
 from .adapters.fuse import Edit, apart, fuse, too_large
 from .bounds import flat
 from .families import Component, Config
 from .names import fit
-from .stored import FLOATS, WIDER, Kept, StoredTensor
+from .parts import CLASSES
+from .stored import FLOATS, WIDER, StoredTensor
 from .views import Plan, View
 
 if TYPE_CHECKING:
     import torch
 
 _BATCH_BYTES = 256 << 20
+
+IMPLEMENTATION = "attn_implementation"
+"""Key of a config of transformers: how its author computed attention. It is always PyTorch's own operator here, which
+takes the masks that parts pass."""
 
 
 def build(component: Component, config: Config) -> torch.nn.Module:
@@ -40,7 +46,7 @@ def build(component: Component, config: Config) -> torch.nn.Module:
             f"Loading the {component.name} of a checkpoint needs torch, diffusers and transformers ({exc}). "
             f"Install them with: {pip('export')}."
         ) from exc
-    known = {key: value for key, value in config.items() if not key.startswith("_")}
+    known = {key: value for key, value in config.items() if not key.startswith("_") and key != IMPLEMENTATION}
     if component.library != "transformers":  # transformers checks types itself
         _check_types(component, cls, known)
     try:
@@ -71,7 +77,8 @@ def _check_types(component: Component, cls: Any, config: Config) -> None:
         within = {atom for one in members if one not in alone for atom in _atoms(one)} - {*LISTS}
         if not within <= WORDS.keys():
             continue
-        if parameters[key].default is None or bool in alone:  # published configs have null for false
+        null = CLASSES[component.cls].null if component.cls in CLASSES else ()
+        if parameters[key].default is None or bool in alone or key in null:  # published configs have null for false
             alone.add(type(None))
         is_list = any(isinstance(value, one) for one in LISTS)
         types = within or alone if is_list else alone
@@ -211,8 +218,8 @@ def _tensor(file: Any, component: Component, view: View, dtype: torch.dtype) -> 
             case _:
                 tensor = tensor[step]
     tensor = tensor.contiguous().to(dtype)
-    # The sum is not finite if a value isn't: one pass without a copy. Large values may overflow it, so check again.
-    if not torch.isfinite(tensor.sum(dtype=torch.float32)) and not torch.isfinite(tensor).all():
+    # The extremes are not finite if a value isn't; unlike a sum, they need no copy.
+    if tensor.numel() and not torch.isfinite(torch.stack(tensor.aminmax())).all():
         raise CheckpointError(
             f"Tensor {view.stored.name!r} of {component.name} in {view.stored.file} holds NaN or Inf (as {dtype}). "
             "The checkpoint is damaged or was merged incorrectly: download it again."

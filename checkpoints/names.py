@@ -14,8 +14,20 @@ from types import SimpleNamespace
 from typing import Any
 
 from ..core.errors import CheckpointError
-from .families import CONTROL, IP_ADAPTER, MMDIT, TINY_VAE, UNET, Config, Family, TextLayout
-from .mmdit_names import mmdit_plan
+from .families import (
+    CONTROL,
+    CONTROL_SD3,
+    CONTROLS,
+    IP_ADAPTER,
+    MMDIT,
+    T2I_ADAPTER,
+    TINY_VAE,
+    UNET,
+    Config,
+    Family,
+    TextLayout,
+)
+from .mmdit_names import CONTROL_TYPE, control_plan, mmdit_plan
 from .stored import StoredTensor
 from .views import Plan, Stored, View, views
 
@@ -132,6 +144,12 @@ def original_plan(tensors: Stored, family: Family, component: str, config: Confi
         bare = {name.removeprefix(prefix): view for name, view in views(wanted).items()}
         plan = _t5_plan(bare)
         wanted = {name: t for name, t in wanted.items() if name.removeprefix(prefix) not in T5_TABLES}
+    elif cls == CONTROL_SD3.cls:
+        wanted = {name: t for name, t in wanted.items() if name != f"{prefix}{CONTROL_TYPE}"}
+        plan = control_plan({name.removeprefix(prefix): tensor for name, tensor in wanted.items()})
+    elif cls == T2I_ADAPTER.cls:
+        bare = {name.removeprefix(prefix): view for name, view in views(wanted).items()}
+        plan = {name: bare[old] for old, name in adapter_names(bare).items()}
     elif cls == TINY_VAE.cls:
         plan = _tiny_plan({name.removeprefix(prefix): view for name, view in views(wanted).items()})
     elif text is None:
@@ -154,7 +172,7 @@ def original_prefix(family: Family, component: str) -> str:
     text = _text_layout(family, component)
     if text is not None:
         return text.prefix
-    if family.component(component).cls == CONTROL.cls:
+    if family.component(component).cls in CONTROLS:
         return CONTROL_PREFIX
     if family.component(component).cls == TINY_VAE.cls:
         return TINY_PREFIX
@@ -220,6 +238,33 @@ def _tiny_plan(named: Plan) -> Plan:
     """
     found = [(re.fullmatch(r"(\d{1,3})\.(.+)", name), view) for name, view in named.items()]
     return {f"decoder.layers.{int(match[1]) - 1}.{match[2]}": view for match, view in found if match}
+
+
+ADAPTER_BLOCKS = 2
+"""Blocks at each level of an original T2I-Adapter, whose names count them over all levels."""
+
+
+def adapter_names(names: Iterable[str]) -> dict[str, str]:
+    """The names in diffusers of the tensors of an original T2I-Adapter, which is a light one without a `conv_in`.
+
+    Source: diffusers' `scripts/convert_original_t2i_adapter.py`.
+    """
+    listed = tuple(names)
+    light = "conv_in.weight" not in listed
+    return {name: f"adapter.{_light_name(name) if light else _full_name(name)}" for name in listed}
+
+
+def _light_name(name: str) -> str:
+    return re.sub(r"^(body\.\d{1,3})\.body\.", r"\1.resnets.", name)
+
+
+def _full_name(name: str) -> str:
+    match = re.fullmatch(r"body\.(\d{1,3})\.(in_conv|block\d)\.(weight|bias)", name)
+    if match is None:
+        return name
+    level, block = divmod(int(match[1]), ADAPTER_BLOCKS)
+    inner = match[2] if match[2] == "in_conv" else f"resnets.{block}.{match[2]}"
+    return f"body.{level}.{inner}.{match[3]}"
 
 
 def _with_projection(plan: Plan) -> Plan:

@@ -14,11 +14,12 @@ from .adapters.file import AdapterFile
 from .adapters.open import open_adapters
 from .checkpoint import Checkpoint
 from .embeddings import with_embeddings
-from .families import find_family
+from .families import REFINER, find_family
 from .folder import open_folder
 from .hub import fetch, fetch_file, hub_file, is_hub_id
 from .original import open_file
 from .others import Replacement, open_others
+from .refiner import with_refiner
 from .source import CheckpointSource, path_of, read_json
 from .stored import PICKLES
 from .training import Choices
@@ -52,11 +53,12 @@ def open_checkpoint(
     already open is returned unchanged, or read again if `prediction`, `spacing`, `zero_snr` or `size` is given.
 
     `variant` selects the weight files of a folder (`fp16`, `ema`, `non_ema` ...), as diffusers' `variant`.
-    `components` replaces the checkpoint's `unet` or `vae`: each value is a file, a folder or a hub id. It also names
-    the files of `text_encoder`, `text_encoder_2` and `text_encoder_3` for a single file of Stable Diffusion 3 without
-    them; by default they are looked for in a folder `text_encoders` beside the file. `without` names optional
-    components to leave out: `text_encoder_3` (T5) of Stable Diffusion 3, which zeros replace. `adapters` are LoRAs and
-    other adapters to fuse with its weights: files, or files on the hub, and their strengths, of any sign and size.
+    `components` replaces the checkpoint's `unet` or `vae`, and `refiner` adds one to Stable Diffusion XL: each value is
+    a file, a folder or a hub id. It also names the files of `text_encoder`, `text_encoder_2` and `text_encoder_3` for a
+    single file of Stable Diffusion 3 without them; by default they are looked for in a folder `text_encoders` beside
+    the file. `without` names optional components to leave out: `text_encoder_3` (T5) of Stable Diffusion 3, which zeros
+    replace. `adapters` are LoRAs and other adapters to fuse with its weights: files, or files on the hub, and their
+    strengths, of any sign and size.
 
     `embeddings` are files of textual inversions, each as `FILE` or `FILE:TOKEN`: their tokens and vectors are appended
     to the vocabularies of the text encoders.
@@ -73,11 +75,13 @@ def open_checkpoint(
     choices.check()
     wanted = find_family(family) if family is not None else None
     files = open_adapters(adapters)  # before a checkpoint is downloaded
+    components = dict(components)
+    refined = components.pop(REFINER.name, None)
     if isinstance(name, Checkpoint):
         elsewhere = {
             "revision": revision,
             "variant": variant,
-            "components": components,
+            "components": components or refined,
             "without": without,
             "embeddings": embeddings if name.embeddings else (),
         }
@@ -93,7 +97,12 @@ def open_checkpoint(
         raise CheckpointError(
             f"A size of {size} pixels is not possible for {name}: use a multiple of {opened.downscale}."
         )
-    return with_embeddings(_adapted(opened, files), embeddings)
+    opened = with_embeddings(_adapted(opened, files), embeddings)
+    refiner = name.refiner if isinstance(name, Checkpoint) else None
+    if refined is not None:
+        single = is_regular(path_of(refined)) or hub_file(refined) is not None
+        refiner = open_checkpoint(refined, variant=None if single else variant)
+    return opened if refiner is None else with_refiner(opened, refiner)
 
 
 def _adapted(opened: Checkpoint, files: Sequence[tuple[AdapterFile, float]]) -> Checkpoint:

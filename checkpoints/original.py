@@ -14,7 +14,7 @@ from .bounds import check_choices, check_config, check_fit, check_pixels, check_
 from .card import Card, read_card, stated_card
 from .checkpoint import Checkpoint, component_tensors, zeros_instead
 from .controls import controlled
-from .families import FAMILIES, INPAINTING_CHANNELS, Config, Family
+from .families import EDITING_CHANNELS, FAMILIES, INPAINTING_CHANNELS, SCORES, Config, Family
 from .ip_adapter import styled
 from .names import UNET_PREFIX, VAE_PREFIX, original_prefix
 from .original_configs import TensorShapes, text_config, time_embed_width, unet_config, vae_config
@@ -226,7 +226,8 @@ def model_index(family: Family, scheduler: Config) -> Config:
     if family.pooled is not None:
         return index | {
             "image_encoder": [None, None],
-            "force_zeros_for_empty_prompt": family.zeros_for_empty,
+            **({SCORES: True} if family.scored else {}),
+            "force_zeros_for_empty_prompt": family.zeros_for_empty and not family.scored,  # as published
         }
     return index | {"safety_checker": [None, None], "requires_safety_checker": False}
 
@@ -243,9 +244,9 @@ def _family(path: Path, tensors: Stored, given: Collection[str]) -> Family:
         keys = next((shape for shape in reads if len(shape) == 2), (0, 0))
         added = any(name.startswith("label_emb.") for name in unet)
         inputs = unet.get("input_blocks.0.0.weight", (0, 0))[1:2]
-        inpaints = inputs == (INPAINTING_CHANNELS,)
+        channels = inputs[0] if inputs and inputs[0] in (INPAINTING_CHANNELS, EDITING_CHANNELS) else 4
         whole = [one for one in whole if (one.pooled is not None) == added and _width(one, tensors) == keys[-1]]
-        whole = [one for one in whole if one.inpaints == inpaints]
+        whole = [one for one in whole if one.in_channels == channels]
         begun = sorted(FAMILIES, key=lambda family: (family.pooled is not None) != added)
     else:
         begun = FAMILIES

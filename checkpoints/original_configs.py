@@ -48,6 +48,8 @@ def unet_config(shapes: TensorShapes, family: Family, start: Config | None = Non
         "attention_head_dim": family.heads(widths),
         "norm_num_groups": norm_groups(widths[0]),
     }
+    if "transformer_layers_per_block" in config:  # published ones may be deeper
+        config["transformer_layers_per_block"] = [1] * len(widths)
     config |= transformers(shapes, down_depths, up_depths, depth(shapes, "middle_block.1"))
     linear = any(name.endswith(".proj_in.weight") and len(shape) == 2 for name, shape in shapes.items())
     if linear != bool(config.get("use_linear_projection")):
@@ -105,11 +107,11 @@ def text_config(shapes: TensorShapes, family: Family, text: TextLayout) -> Confi
 
 
 def time_embed_width(unet: Config, texts: Mapping[str, Config], family: Family) -> Config:
-    """The width per time id: the UNet's added embedding less the pooled text is shared by the six time ids."""
+    """The width per time id: the UNet's added embedding less the pooled text is shared by the time ids."""
     if family.pooled is None:
         return {}
     pooled = texts[family.pooled]["projection_dim"]
-    return {"addition_time_embed_dim": (unet["projection_class_embeddings_input_dim"] - pooled) // 6}
+    return {"addition_time_embed_dim": (unet["projection_class_embeddings_input_dim"] - pooled) // family.time_ids}
 
 
 def uneven(down: list[int], up: list[int]) -> CheckpointError:

@@ -26,12 +26,17 @@ FILES = {
 """Published names of the files of text encoders that a single file may lack, in order of preference."""
 
 
+def head_width(width: int) -> int:
+    """Width of the heads of a transformer of this width: 64, as in all published ones; less if tiny."""
+    return min(64, max(1, width // 4))
+
+
 def mmdit_config(shapes: TensorShapes, family: Family) -> Config:
     """The transformer's config; heads are 64 wide, as in all published ones, or as wide as their norms."""
     width, patch = axis(shapes, "x_embedder.proj.weight", 0), axis(shapes, "x_embedder.proj.weight", 2)
     blocks = numbers(shapes, r"joint_blocks\.(\d+)\.")
     normed = "joint_blocks.0.x_block.attn.ln_q.weight" in shapes
-    head = axis(shapes, "joint_blocks.0.x_block.attn.ln_q.weight", 0) if normed else min(64, max(1, width // 4))
+    head = axis(shapes, "joint_blocks.0.x_block.attn.ln_q.weight", 0) if normed else head_width(width)
     dual = [number for number in blocks if f"joint_blocks.{number}.x_block.attn2.qkv.weight" in shapes]
     return family.config(family.denoiser) | {
         "in_channels": axis(shapes, "x_embedder.proj.weight", 1),

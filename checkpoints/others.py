@@ -15,7 +15,19 @@ from ..core.errors import CheckpointError
 from ..core.reading import is_folder, is_regular
 from ..core.record import shown
 from ..core.wires import MAX_CONTROLS
-from .families import CONTROL, FAMILIES, IMAGE_ENCODER, IP_ADAPTER, TINY_VAE, Component, Config, Family, family_of
+from .families import (
+    CONTROL,
+    CONTROLS,
+    FAMILIES,
+    IMAGE_ENCODER,
+    IP_ADAPTER,
+    SCORES,
+    TINY_VAE,
+    Component,
+    Config,
+    Family,
+    family_of,
+)
 from .fields import check_fields
 from .files import check_variant, component_weights, names_in
 from .hub import fetch, fetch_file, hub_file, is_hub_id
@@ -152,7 +164,7 @@ def configured(other: Replacement, family: Family, base: Config | None) -> Confi
     if other.component == "unet":
         refuse_unet(file, config)
         added = any(name.removeprefix(UNET_PREFIX).startswith(_ADDED) for name in other.tensors)
-        kind = family_of(config, other.component)
+        kind = family_of({**config, SCORES: family.scored}, other.component)
         if added != (family.pooled is not None) or (kind is not None and kind != family):
             channels = config.get("in_channels", 4)
             alike = [
@@ -208,7 +220,10 @@ def _kind(component: str) -> str:
     return CONTROL.name if is_control(component) else component
 
 
-def _facts(component: str) -> Component:
+def _facts(component: str, config: Config | None = None) -> Component:
+    """The component; of a ControlNet, of the class that its config names."""
+    if is_control(component) and config is not None:
+        return CONTROLS.get(str(config.get("_class_name")), CONTROL)
     added = {one.name: one for one in (CONTROL, TINY_VAE, IP_ADAPTER, IMAGE_ENCODER)}
     return added.get(_kind(component)) or FAMILIES[0].component(component)
 
@@ -253,15 +268,19 @@ def _only(folder: Path) -> Path:
 def _folder(component: str, folder: Path, source: CheckpointSource) -> Replacement:
     """The component from its own folder, or from that of a whole checkpoint."""
     facts = _facts(component)
-    place = folder / facts.name if is_regular(folder / "model_index.json") else folder
+    whole = is_regular(folder / "model_index.json")
+    names = (facts.name, *(("adapter",) if is_control(component) else ())) if whole else ()
+    places = [folder / name for name in names]
+    place = next((one for one in places if is_regular(one / "config.json")), places[0] if places else folder)
     if not is_regular(place / "config.json"):
         single = [name for name in names_in(place) if name.endswith(".safetensors")]
         hint = f"Pass the file itself: {place / single[0]}." if single else "Pass a folder that has one, or a file."
         raise CheckpointError(f"{place} has no config.json, so it is not a folder of {facts.cls}. {hint}")
     config = read_json(place / "config.json")
+    facts = _facts(component, config)
     check_class(place, facts, config)
     tensors, _ = component_weights(place, facts, source.variant)
-    inside = f"{facts.name}/" if place != folder else ""
+    inside = f"{place.name}/" if place != folder else ""
     return Replacement(component, source, tensors, "diffusers", config, f"{source.location}/{inside}config.json")
 
 
@@ -292,29 +311,31 @@ def _file(component: str, path: Path, source: CheckpointSource) -> Replacement:
 
 def _beside(component: str, path: Path) -> Config | None:
     """The config.json next to a file, if it names the component's class or the file has its standard name."""
-    beside, facts = path.parent / "config.json", _facts(component)
+    beside = path.parent / "config.json"
     if not is_regular(beside):
         return None
     config = read_json(beside)
+    facts = _facts(component, config)
     fits = config.get("_class_name") == facts.cls or path.name.startswith(facts.stem)
     return config if fits else None
 
 
 def _layout(component: str, names: Collection[str]) -> tuple[Literal["diffusers", "original"] | None, str]:
     """The layout of the component's tensor names in a file, and their prefix."""
-    marks: dict[str, tuple[str, str]] = {
-        "unet": ("down_blocks.0.", "input_blocks.0."),
-        "vae": ("encoder.down_blocks.0.", "encoder.down.0."),
-        CONTROL.name: ("controlnet_cond_embedding.", "input_hint_block.0."),
-        TINY_VAE.name: ("decoder.layers.0.", "1.weight"),
-        IP_ADAPTER.name: ("image_proj.", "ip_adapter.0."),
+    marks: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+        "unet": (("down_blocks.0.",), ("input_blocks.0.",)),
+        "vae": (("encoder.down_blocks.0.",), ("encoder.down.0.",)),
+        CONTROL.name: (
+            ("controlnet_cond_embedding.", "pos_embed_input.", "adapter.body.0."),
+            ("input_hint_block.0.", "transformer_blocks.0.attn.qkv.", "body.0.block1.", "body.0.in_conv."),
+        ),
+        TINY_VAE.name: (("decoder.layers.0.",), ("1.weight",)),
+        IP_ADAPTER.name: (("image_proj.",), ("ip_adapter.0.",)),
     }
     named, original = marks[_kind(component)]
-    prefix = _prefix(component)
-    if any(name.startswith(f"{prefix}{original}") for name in names):
-        return "original", prefix
-    if any(name.startswith(original) for name in names):
-        return "original", ""
+    for prefix in (_prefix(component), ""):
+        if any(name.removeprefix(prefix).startswith(original) for name in names if name.startswith(prefix)):
+            return "original", prefix
     if any(name.startswith(named) for name in names):
         return "diffusers", ""
     return None, ""

@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -66,18 +66,20 @@ def new_checkpoint(
     folder: Path | str,
     *,
     dtype: Literal["f32", "f16"] | None = None,
+    without: Collection[str] = (),
     on_progress: Progress = quiet,
 ) -> Path:
     """Write a checkpoint of random weights in diffusers' layout, labelled as such, and return its folder.
 
     `family` is a name or alias of a family (`sd1`, `sd15`, `sd21`, `sdxl`...). `full` has the
     published sizes, `tiny` the same structure in a few MB. `dtype` defaults to f32 for tiny and f16 for full.
-    `on_progress` is called with the component and the share of all bytes written.
+    `without` names optional text encoders to leave out (`text_encoder_3`, T5 of Stable Diffusion 3); the other weights
+    are the same. `on_progress` is called with the component and the share of all bytes written.
     The same arguments give the same bytes. The folder appears only when it is complete.
 
     Raises CheckpointError for a folder that isn't empty, an invalid argument or a full disk.
     """
-    facts = find_family(family)
+    facts = find_family(family).without(*without)
     folder = Path(folder).absolute()
     stored = _check(size, seed, dtype)
     configs = {c.name: _config(facts, c, size, stored) for c in facts.components}

@@ -7,24 +7,22 @@ from typing import Any, cast
 
 from ..core.errors import CheckpointError
 from ..core.record import LONGEST, shown
-from .families import FAMILIES, INPAINTING_CHANNELS, Config, Family
+from .families import EDITING_CHANNELS, FAMILIES, INPAINTING_CHANNELS, Config, Family
 from .names import UNET_PREFIX, VAE_PREFIX
 from .stored import FLOATS, WIDER, StoredTensor
 
-# Kinds of checkpoint by the number of input channels of the UNet; text-to-image takes the 4 latent channels alone, and
-# inpainting 9.
+# Kinds of checkpoint by the number of input channels of the UNet; text-to-image takes the 4 latent channels alone,
+# inpainting 9, and InstructPix2Pix 8.
 _CHANNELS = {
     5: "a depth-to-image checkpoint",
     7: "an upscaler",
-    8: "an instruct-pix2pix (or other image-conditioned) checkpoint",
 }
 
 # Substrings of pipeline class names, first match wins: other families, and pipelines that start from an image.
 _PIPELINES = (
     ("Inpaint", "an inpainting checkpoint"),
     ("ControlNet", "a ControlNet pipeline (export its base checkpoint with --controlnet FOLDER instead)"),
-    ("Adapter", "a T2I-Adapter pipeline"),
-    ("InstructPix2Pix", "an instruct-pix2pix checkpoint"),
+    ("Adapter", "a T2I-Adapter pipeline (export its base checkpoint with --controlnet FOLDER instead)"),
     ("Upscale", "an upscaler"),
     ("Depth2Img", "a depth-to-image checkpoint"),
     ("StableVideo", "a Stable Video Diffusion checkpoint, which generates frames"),
@@ -92,7 +90,10 @@ _FILES: tuple[tuple[str, Callable[[Names], int]], ...] = (
             *("zero_convs.", "controlnet_blocks.", "controlnet_mid_block."),
         ),
     ),
-    ("a T2I-Adapter", _begins("adapter.body.", "body.0.in_conv.", "body.0.resnets.")),
+    (
+        "a T2I-Adapter, which belongs to a checkpoint (export CHECKPOINT --controlnet FILE)",
+        _begins("adapter.body.", "body.0.in_conv.", "body.0.block1."),
+    ),
     (
         "a textual inversion embedding",
         lambda names: len(names) if set(names) <= {"clip_l", "clip_g"} else int("emb_params" in names),
@@ -105,14 +106,6 @@ _FILES: tuple[tuple[str, Callable[[Names], int]], ...] = (
     ("a transformer of Stable Diffusion 3 without its VAE", _has("joint_blocks.")),
     ("a Flux checkpoint", _has("double_blocks.", "single_blocks.", "single_transformer_blocks.")),
     ("a diffusion transformer", _has("transformer_blocks.0.attn.add_k_proj.", "cap_embedder.", "double_layers.")),
-    (
-        "a Stable Diffusion XL refiner",
-        lambda names: (
-            _begins("conditioner.embedders.0.model.")(names)
-            if not any(name.startswith("conditioner.embedders.1.") for name in names)
-            else 0
-        ),
-    ),
     ("a Stable Cascade checkpoint", _has("clip_txt_mapper.", "down_blocks.0.0.channelwise")),
     ("a pixel-space upscaler", _begins("model.0.weight", "conv_first.", "body.0.rdb1.", "params_ema.")),
     ("a tiny autoencoder (TAESD)", _begins("encoder.layers.", "decoder.layers.", "taesd_")),
@@ -231,10 +224,10 @@ def refuse_quantized(where: object, config: Config, tensors: Mapping[str, Stored
 
 def refuse_unet(where: object, unet: Mapping[str, object]) -> None:
     """Raise CheckpointError if the UNet takes more than latents, a timestep, prompt embeddings and guidance, or the
-    mask and the masked image of inpainting.
+    mask and the masked image of inpainting, or the image of InstructPix2Pix.
     """
     channels = unet.get("in_channels", 4)
-    if channels not in (4, INPAINTING_CHANNELS):
+    if channels not in (4, EDITING_CHANNELS, INPAINTING_CHANNELS):
         what = _CHANNELS.get(channels) if isinstance(channels, int) else None
         raise _unsupported(where, f"{what or 'of an unknown kind'} (its UNet has {shown(channels)} input channels)")
     out = unet.get("out_channels", 4)

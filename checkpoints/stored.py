@@ -13,9 +13,10 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from ..core.errors import CheckpointError
+from ..core.external import Kept
 from ..core.reading import parse_json, regular, unreadable
 from ..core.record import shown
 
@@ -223,10 +224,6 @@ def _check_cover(path: Path, tensors: dict[str, StoredTensor], start: int, size:
         at, before = tensor.end, tensor.name
     if at != size:
         raise _damaged(path, f"{size - at} bytes follow the last tensor")
-
-
-Kept = Literal["f32", "f16", "bf16"]
-"""Types of weights in a bundle; the graph casts them to f32 where it uses them."""
 
 
 def kept_as(tensors: Iterable[StoredTensor]) -> Kept:

@@ -42,9 +42,9 @@ def tiny_decoded(
     where, vae = given.source.location, configs[family.vae]
     if family.component(family.vae).cls != "AutoencoderKL":
         raise CheckpointError(f"Tiny decoders of {family.title} are not supported yet. Leave out --tiny-vae.")
-    if "inpaint" in family.tasks:
+    if family.tasks != ("text",):
         raise CheckpointError(
-            f"Tiny decoders of models for inpainting are not supported yet, so {where} cannot be used with "
+            f"Tiny decoders of models that need an image are not supported yet, so {where} cannot be used with "
             f"{family.title}. Leave out --tiny-vae."
         )
     if given.config is not None:

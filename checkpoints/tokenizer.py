@@ -9,8 +9,8 @@ compressed (NOTICE.md); the vocabulary follows from them. T5's tokenizer ships w
 
 from __future__ import annotations
 
-import gzip
 import json
+import lzma
 import os
 import tempfile
 from collections.abc import Callable, Mapping
@@ -45,8 +45,8 @@ SAMPLES = (
 MAX_SAMPLES = 200
 """At most this many added tokens are compared as well."""
 
-_MERGES = Path(__file__).parent / "clip_merges.txt.gz"
-_T5 = Path(__file__).parent / "t5_tokenizer.json.gz"
+_MERGES = Path(__file__).parent / "clip_merges.txt.xz"
+_T5 = Path(__file__).parent / "t5_tokenizer.json.xz"
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class TokenizerKind:
 @cache
 def clip_merges() -> tuple[str, ...]:
     """The 48894 merges of OpenAI CLIP, `left right` each, most frequent first."""
-    lines = gzip.decompress(_MERGES.read_bytes()).decode("utf-8").splitlines()
+    lines = lzma.decompress(_MERGES.read_bytes()).decode("utf-8").splitlines()
     return tuple(lines[1:])  # the first line is a version
 
 
@@ -110,7 +110,7 @@ def _t5_files(facts: TokenizerFacts) -> dict[str, bytes]:
     special = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": facts.pad}
     config: dict[str, Any] = {"extra_ids": 100, "model_max_length": 512, "tokenizer_class": "T5Tokenizer"}
     return {
-        "tokenizer.json": gzip.decompress(_T5.read_bytes()),
+        "tokenizer.json": lzma.decompress(_T5.read_bytes()),
         "tokenizer_config.json": _json(config | special, indent=2),
         "special_tokens_map.json": _json(special, indent=2),
     }

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from . import bundles, devices, images, measures
+from . import bundles, devices, images, measures, serve
 from .flags import Commands
 from .text import say
 
@@ -44,6 +44,7 @@ app.command()(bundles.fuse)
 app.command()(bundles.build)
 app.command()(bundles.plan)
 app.command()(images.run)
+app.command()(serve.serve)
 app.command()(bundles.why)
 app.command()(bundles.inspect)
 app.command()(bundles.verify)

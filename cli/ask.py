@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from ..core.bundle import Bundle, verify_files
-from ..core.errors import RequestError
+from ..core.errors import RequestError, ShapeError
 from ..core.reading import parse_json, read_small
 from ..core.request import Fused, Request
 from ..pipelines.complete import check
-from ..pipelines.png import TI_HASHES, Shown, origin
+from ..pipelines.png import TI_HASHES, Shown, origin, read
 from ..sampling.draw import SCHEDULER, denoiser_of
 from ..sampling.schedulers import check_name
 from .text import is_number, plain
@@ -25,7 +25,7 @@ FILE_BYTES = 8 << 20
 """Size limit of a prompt file."""
 
 _IGNORED = frozenset(
-    {"version", "model", "model hash", "vae hash", "app", "backend", "created date", "user", "time taken"}
+    {"version", "model", "model hash", "refiner", "vae hash", "app", "backend", "created date", "user", "time taken"}
 )
 """Keys of an image's metadata that need no notice: they do not change the image, or repeat another key."""
 
@@ -72,6 +72,8 @@ def over(base: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
     replaced = STEPS if any(more.get(name) is not None for name in STEPS) else ()
     if more.get("timesteps") is not None or more.get("sigmas") is not None:
         replaced = (*replaced, "timestep_spacing")
+    if more.get("prompt_syntax") not in (None, "compel"):
+        replaced = (*replaced, "downweight")
     if more.get("decoder") == OWN_DECODER:
         more = {**more, "decoder": None}  # stated, so that a memory budget keeps it
     return {**{name: value for name, value in base.items() if name not in replaced}, **more}
@@ -99,6 +101,8 @@ def ask(
     is no prompt. Raises `RequestError` for the first invalid request.
     """
     base: dict[str, Any] = shown.request.model_dump() if shown else {}
+    if shown and shown.request.refine_from is None:  # it was made without a refiner
+        base["refine_from"] = 1.0
     given = {name: value for name, value in given.items() if value is not None}
     if "scheduler" in given:
         check_name(given["scheduler"])
@@ -120,6 +124,33 @@ def ask(
                 check_name(request.scheduler)
         requests.append(request)
     return requests
+
+
+def stated(picture: Path | None, without: Sequence[str], *, adapters: bool) -> Shown | None:
+    """What the image of --from states, without these options, and without its adapters if others were given.
+
+    Raises `RequestError` as `read` does, and for options that can't be left out.
+    """
+    if without and picture is None:
+        raise RequestError("--without leaves out what the image of --from states. Pass one, or leave it out.")
+    shown = read(picture) if picture else None
+    if shown is None or not (without or adapters):
+        return shown
+    return _stripped(shown, [*without, *(["adapters"] if adapters else [])])
+
+
+def _stripped(shown: Shown, names: Sequence[str]) -> Shown:
+    """What an image states, without these fields of its request, and those that begin with their names."""
+    fields = {name.replace("-", "_"): name for name in names}
+    able = [name for name, one in Request.model_fields.items() if one.default is None]
+    if unknown := [name for field, name in fields.items() if field not in able]:
+        raise RequestError(
+            f"{unknown[0][:40]!r} can't be left out with --without. Options that can: "
+            f"{', '.join(name.replace('_', '-') for name in able)}."
+        )
+    kept = shown.request.model_dump(exclude_unset=True)
+    kept = {name: one for name, one in kept.items() if not any(name == f or name.startswith(f"{f}_") for f in fields)}
+    return replace(shown, request=Request.model_validate(kept))
 
 
 def check_all(
@@ -147,25 +178,29 @@ def check_all(
 
 @contextmanager
 def _of_many(number: int, count: int, place: str = "") -> Generator[None]:
-    """Prefix a `RequestError` raised in the block with the prompt's number, or its place in a file."""
+    """Prefix an error of a request raised in the block with the prompt's number, or its place in a file."""
     try:
         yield
-    except RequestError as exc:
+    except (RequestError, ShapeError) as exc:
         if count == 1 and not place:
             raise
-        raise RequestError(f"{place or f'Prompt {number} of {count}'}: {exc}") from exc
+        raise type(exc)(f"{place or f'Prompt {number} of {count}'}: {exc}") from exc
 
 
 def differences(picture: Path, shown: Shown, bundle: Bundle, adapters: Sequence[Fused] = ()) -> list[str]:
-    """Sentences about what `run --from` cannot reproduce of an image with this bundle, and adapters swapped in."""
-    here = origin(bundle, encodes=shown.request.encodes, decoder=shown.request.decoder)
-    here = replace(here, adapters=(*here.adapters, *(one for one in adapters if one.strength)))
+    """Sentences about what `run --from` cannot reproduce of an image with this bundle, and the adapters of a pipeline,
+    which are either swapped in, or fused with the bundle.
+    """
+    here = origin(bundle, shown.request)
+    own = {one.sha256 for one in here.adapters}
+    swapped = (one for one in adapters if one.strength and one.sha256 not in own)
+    here = replace(here, adapters=(*here.adapters, *swapped))
     remarks = [f"{picture}: {notice}" for notice in shown.notices]
     if shown.drawing is None:
         remarks.append(
             f"{picture} was made by another tool. The same seed gives different noise there, so the image will differ."
         )
-    elif shown.drawing.model == here.model and shown.drawing.adapters != here.adapters:
+    elif shown.drawing.model == here.model and _combined(shown.drawing.adapters) != _combined(here.adapters):
         made, own = (
             ", ".join(f"{one.name}:{one.strength:g}" for one in adapters) or "none"
             for adapters in (shown.drawing.adapters, here.adapters)
@@ -179,10 +214,13 @@ def differences(picture: Path, shown: Shown, bundle: Bundle, adapters: Sequence[
             f"{picture} was generated from another bundle, of {shown.drawing.model}. This bundle is of {here.model}: "
             "its weights, scheduler config, tokenizer or scaling differ, so the image will differ."
         )
-    if shown.drawing is None and shown.request.clip_skip and _reads_earlier(bundle):
+    if shown.drawing is None and shown.request.clip_skip:
+        skips = f"{picture} has the clip skip {shown.request.clip_skip + 1}, which the web UI"
         remarks.append(
-            f"{picture} has the clip skip {shown.request.clip_skip + 1}, which the web UI ignores for models such as "
-            f"{here.model}, and latentc does not. Pass --clip-skip 0 for what the web UI does."
+            f"{skips} ignores for models such as {here.model}, and latentc does not. Pass --clip-skip 0 for what the "
+            "web UI does."
+            if _reads_earlier(bundle)
+            else f"{skips} applies to the negative prompt too. latentc, as diffusers, applies it to the prompt alone."
         )
     rest: Mapping[str, str] = {} if shown.drawing else shown.rest
     left = {key: value for key, value in rest.items() if key.lower() not in _IGNORED}
@@ -194,6 +232,11 @@ def differences(picture: Path, shown: Shown, bundle: Bundle, adapters: Sequence[
         more = f" and {len(left) - 8} more" if len(left) > 8 else ""
         remarks.append(f"{picture} has settings that latentc ignores: {plain(listed)}{more}.")
     return remarks
+
+
+def _combined(adapters: Sequence[Fused]) -> list[tuple[str, float]]:
+    """What adapters change: their order, and the names of their files, have no effect."""
+    return sorted((one.sha256, one.strength) for one in adapters)
 
 
 def _reads_earlier(bundle: Bundle) -> bool:

@@ -73,7 +73,7 @@ def print_rows(rows: Sequence[Measurement], output: Path) -> None:
     for section in sections(rows):
         for sentence in headline(section):
             console.print(sentence, markup=False)
-        title: str | None = setting_title(section.first.request)
+        title: str | None = setting_title(section.first)
         for name in ("Terminal", "GPU memory", "Images"):
             if found := columns.table(name, section):
                 console.print(print_table(found, title or name))
@@ -110,6 +110,8 @@ def show_demo(outcome: Demo, as_json: bool) -> None:
         console.print(f"{name} was skipped: {reason}", markup=False)
     console.print(f"The images are in {outcome.sheet}; the bundle is {outcome.bundle}.", markup=False)
     console.print(f"To write an HTML report: latentc report {outcome.results} -o report", markup=False)
+    served = outcome.rows[-1].subject.name  # the first row is PyTorch, which the others are compared with
+    console.print(f"To generate images in a browser: latentc serve {outcome.bundle} --profile {served}", markup=False)
 
 
 def _print_doubts(console: Screen, name: str, row: Measurement) -> None:

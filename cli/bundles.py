@@ -12,6 +12,7 @@ import typer
 
 from .options import (
     Budget,
+    Embeddings,
     Folder,
     Json,
     Loras,
@@ -22,11 +23,17 @@ from .options import (
     Quiet,
     Scheduler,
     Sequential,
+    Sizes,
     Spacing,
     Threads,
     ZeroSnr,
 )
 from .text import say
+
+WithoutT5 = Annotated[
+    bool,
+    typer.Option("--without-t5", help="Leave out T5 of Stable Diffusion 3, which takes 9.5 GB; zeros replace it."),
+]
 
 
 def export(
@@ -56,8 +63,8 @@ def export(
     controlnet: Annotated[
         list[str] | None,
         typer.Option(
-            help="ControlNet of the same family, which becomes part of the UNet's graph: a file, folder or Hub id. "
-            "Give it once for each."
+            help="ControlNet or T2I-Adapter of the same family, which becomes part of the denoiser's graph: a file, "
+            "folder or Hub id. Give it once for each."
         ),
     ] = None,
     ip_adapter: Annotated[
@@ -80,10 +87,14 @@ def export(
             "madebyollin/taesd."
         ),
     ] = None,
-    without_t5: Annotated[
-        bool,
-        typer.Option("--without-t5", help="Leave out T5 of Stable Diffusion 3, which takes 9.5 GB; zeros replace it."),
-    ] = False,
+    refiner: Annotated[
+        str | None,
+        typer.Option(
+            help="Refiner of Stable Diffusion XL, which takes over the last steps: a file, folder or Hub id, such as "
+            "stabilityai/stable-diffusion-xl-refiner-1.0."
+        ),
+    ] = None,
+    without_t5: WithoutT5 = False,
     text_encoders: Annotated[
         Path | None,
         typer.Option(
@@ -91,14 +102,7 @@ def export(
             "Stable Diffusion 3 without them. Default: the folder text_encoders beside the file."
         ),
     ] = None,
-    embedding: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="FILE[:TOKEN]",
-            help="Textual inversion to add (.safetensors), and the token that stands for it in prompts. Default: the "
-            "token in the file, or else the file's name. Can be repeated.",
-        ),
-    ] = None,
+    embedding: Embeddings = None,
     lora: Loras = None,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -133,6 +137,7 @@ def export(
             tiny_vae=tiny_vae,
             ip_adapter=ip_adapter,
             image_encoder=image_encoder,
+            refiner=refiner,
             on_progress=tell,
         )
     show.bundle(bundle, as_json)
@@ -192,9 +197,16 @@ def adopt(
     show.bundle(bundle, as_json)
 
 
-def fuse(bundle: Folder, output: NewBundle, lora: Loras = None, quiet: Quiet = False, as_json: Json = False) -> None:
+def fuse(
+    bundle: Folder,
+    output: NewBundle,
+    lora: Loras = None,
+    embedding: Embeddings = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
     """Make a bundle whose weights are fused with adapters, without the checkpoint. No PyTorch reference stands behind
-    it; `latentc export --lora` makes one that is proved.
+    it; `latentc export --lora --embedding` makes one that is proved.
     """
     from ..checkpoints.adapters.open import strengths
     from ..export.fused import fuse as run_fuse
@@ -202,7 +214,7 @@ def fuse(bundle: Folder, output: NewBundle, lora: Loras = None, quiet: Quiet = F
     from .progress import shown
 
     with shown(quiet or as_json) as tell:
-        made = run_fuse(bundle, output, strengths(lora or ()), on_progress=tell)
+        made = run_fuse(bundle, output, strengths(lora or ()), embeddings=embedding or (), on_progress=tell)
     show.bundle(made, as_json)
 
 
@@ -210,6 +222,7 @@ def build(
     bundle: Folder,
     profile: Profiles = None,
     threads: Threads = None,
+    sizes: Sizes = None,
     sequential: Sequential = False,
     force: Annotated[
         bool, typer.Option("--force", help="Build even if the plan predicts that it will not fit.")
@@ -229,11 +242,11 @@ def build(
     from ..compiler.build import build as run_build
     from ..core.bundle import open_bundle
     from . import BEFORE, show
-    from .choose import choose
+    from .choose import choose, sized
     from .progress import shown, within
 
     opened, other = open_bundle(bundle), open_bundle(like) if like else None
-    chosen = choose(profile, threads, sequential=sequential)
+    chosen = sized(choose(profile, threads, sequential=sequential), sizes)
     for one in chosen:  # before the first is built
         check(opened, one, force=force, like=other)
     builds: list[Build] = []
@@ -254,6 +267,7 @@ def build(
 def plan(
     bundle: Folder,
     profile: Profiles = None,
+    sizes: Sizes = None,
     sequential: Sequential = False,
     memory: Budget = None,
     size: Annotated[
@@ -264,11 +278,11 @@ def plan(
     """Predict the build time, disk space and memory that a profile needs, and whether it fits."""
     from ..compiler.plan import plan as run_plan
     from ..core.bundle import open_bundle
-    from .choose import choose
+    from .choose import choose, sized
     from .plan import budget_answer, show
 
     opened = open_bundle(bundle)
-    chosen = choose(profile, sequential=sequential)
+    chosen = sized(choose(profile, sequential=sequential), sizes)
     fitted = [budget_answer(opened, one, memory, size) for one in chosen]
     show([run_plan(opened, one) for one in chosen], as_json, fitted)
 
@@ -286,27 +300,29 @@ def inspect(bundle: Folder, as_json: Json = False) -> None:
     """Show a bundle's source, parts and engines."""
     from ..compiler.cache import artifacts
     from ..compiler.faults import broken
-    from ..compiler.prune import leftovers, lost
+    from ..compiler.prune import unneeded
     from ..core.bundle import open_bundle
     from . import show
 
     opened = open_bundle(bundle)
-    show.bundle(opened, as_json, artifacts(opened), broken(opened), (*leftovers(opened), *lost(opened)))
+    show.bundle(opened, as_json, artifacts(opened), broken(opened), unneeded(opened))
 
 
 def verify(bundle: Folder, quiet: Quiet = False, as_json: Json = False) -> None:
-    """Compare every file of a bundle, and of its engines, with its digest."""
+    """Compare every file of a bundle, of its engines, and of bundles made of it with adapters, with its digest."""
     from ..compiler.cache import artifacts
     from ..compiler.faults import faults
-    from ..compiler.prune import leftovers, lost
+    from ..compiler.prune import adapted_bundles, unneeded
     from ..core.bundle import open_bundle
     from . import show
     from .progress import shown
 
     opened = open_bundle(bundle)
+    made, found = adapted_bundles(opened)
     with shown(quiet or as_json) as tell:
-        found = faults(opened, tell)
-    show.verified(opened, artifacts(opened), found, (*leftovers(opened), *lost(opened)), as_json)
+        found += [fault for one in (opened, *made) for fault in faults(one, tell)]
+    engines = [engine for one in (opened, *made) for engine in artifacts(one)]
+    show.verified(opened, engines, found, unneeded(opened), as_json)
 
 
 def prune(
@@ -332,6 +348,7 @@ def new_checkpoint(
         Literal["tiny", "full"], typer.Option(help="tiny: a few MB. full: the size of the published model.")
     ] = "tiny",
     seed: Annotated[int, typer.Option(help="The same seed gives the same weights.")] = 0,
+    without_t5: WithoutT5 = False,
     quiet: Quiet = False,
 ) -> None:
     """Write a checkpoint with random weights, for tests and benchmarks. Its images are noise."""
@@ -339,5 +356,5 @@ def new_checkpoint(
     from .progress import shown
 
     with shown(quiet) as tell:
-        write(family, size, seed, folder, on_progress=tell)
+        write(family, size, seed, folder, without=("text_encoder_3",) if without_t5 else (), on_progress=tell)
     say(f"{folder}: {family}, {size}, random weights. Next: latentc export {folder} -o {folder}.bundle")

@@ -29,6 +29,12 @@ def choose(names: str | None, threads: int | None = None, *, sequential: bool = 
     return [one.sequentially() if sequential else one]
 
 
+def sized(profiles: list[Profile], sizes: str | None) -> list[Profile]:
+    """The profiles with further sizes, separated by commas. Raises `ProfileError` for an impossible one."""
+    asked = [size.strip() for size in sizes.split(",")] if sizes is not None else []
+    return [one.with_sizes(asked) for one in profiles] if asked else profiles
+
+
 def choose_one(name: str | None, threads: int | None = None, *, sequential: bool = False) -> Profile:
     """Like `choose`, for a command that takes one profile."""
     if name is None:

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from ..benchmarks.memory import peak_bytes
-from ..compiler.swap import swaps
+from ..compiler.sized import with_built_sizes
 from ..compiler.targets import fixed_sizes
+from ..compiler.way import way
 from ..core.bundle import open_bundle
 from ..core.errors import RequestError
 from ..core.request import Request, Result, Step
 from ..core.units import counted
+from ..export.fused import adapters_of
 from ..pipelines.adapters import opened as opened_adapters
 from ..pipelines.adapters import with_strengths
 from ..pipelines.complete import complete
@@ -49,6 +51,7 @@ def draw(
     control: Sequence[Path] = (),
     style: Path | None = None,
     adapters: Mapping[str, float] = {},
+    embeddings: Sequence[str] = (),
     memory_gb: float | None = None,
     overwrite: bool = False,
     origin: tuple[Path, Shown] | None = None,
@@ -58,7 +61,8 @@ def draw(
     """Open a pipeline, run each request, save its images at once, and print the timings.
 
     `output` is the first image's file, or `-` for one PNG on standard output; None takes the next free name. `image`,
-    `mask`, the images of ControlNets, `control`, the `style` image and `adapters` are those of all requests.
+    `mask`, the images of ControlNets, `control`, the `style` image, `adapters` and `embeddings` are those of all
+    requests.
     `origin` is the image that the request comes from, and the request stored in it. File names and requests are
     checked before anything is loaded.
     """
@@ -76,11 +80,12 @@ def draw(
     masked = load_mask(mask) if mask is not None else None
     controls = load_controls(list(control))
     styled = load_style(style) if style is not None else None
-    sizes = fixed_sizes(model, profile)
+    sizes = fixed_sizes(model, with_built_sizes(opened, profile))
     passed: dict[str, Any] = {"mask": mask is not None, "controls": len(controls), "sizes": sizes}
     passed["style"] = style is not None
     named = opened_adapters(adapters)
-    requests = [with_strengths(request, named, swaps=memory_gb is None and swaps(profile)) for request in requests]
+    how = way(opened, profile, adapters_of(opened, adapters), budget=memory_gb is not None) if adapters else None
+    requests = [with_strengths(request, named, how=how) for request in requests]
     check_all(requests, opened, image=size_in(picture), **passed)
     scheduler = opened.json(SCHEDULER)
     for request in requests:
@@ -101,10 +106,11 @@ def draw(
             start = time.perf_counter()
             from ..pipelines.pipeline import Pipeline
 
-            with Pipeline.open(opened, profile, tell, memory_gb=memory_gb, adapters=adapters) as pipeline:
+            with Pipeline.open(
+                opened, profile, tell, memory_gb=memory_gb, adapters=adapters, embeddings=embeddings
+            ) as pipeline:
                 load = time.perf_counter() - start
-                own = pipeline.bundle.manifest.source.adapters
-                remarks = differences(*origin, pipeline.bundle, () if own else named) if origin else []
+                remarks = differences(*origin, pipeline.bundle, named) if origin else []
                 if not stream:
                     make_place(names[0])
                 for number, request in enumerate(requests, 1):
@@ -178,6 +184,7 @@ def _record(
         "peak_bytes": peak_bytes(),
         "engines": dict(result.engines),
         **({"memory": result.memory.model_dump()} if result.memory else {}),
+        **({"adapters_by": result.origin.adapters_by} if result.origin and result.origin.adapters_by else {}),
         "notices": [*remarks, *result.notices],
     }
 

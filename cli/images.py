@@ -5,14 +5,16 @@ Packages are imported inside the functions, so that `latentc --help` stays fast.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from .options import Budget, Folder, Json, Loras, ProfileName, Quiet, Sequential, Threads
+from .options import Budget, Embeddings, Folder, Json, Loras, ProfileName, Quiet, Sequential, Threads
 from .text import say
+
+SCALES = ("image_guidance", "refine_from", "aesthetic_score", "negative_aesthetic_score")
+"""Fields of requests that InstructPix2Pix and refiners take."""
 
 
 def run(
@@ -51,6 +53,14 @@ def run(
             help="Repeat the request stored in an image. Prompts and options given here override it.",
         ),
     ] = None,
+    without: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="OPTION",
+            help="Option that the image of --from states, and that is left out: hires, fill, outpaint, crop, strength "
+            "... May be repeated.",
+        ),
+    ] = None,
     image: Annotated[
         Path | None,
         typer.Option(
@@ -87,8 +97,27 @@ def run(
     strength: Annotated[
         float | None,
         typer.Option(
-            help="Share of the steps that change --image, above 0 and at most 1. Default: 0.8; with --mask, 1."
+            help="Share of the steps that change --image, above 0 and at most 1. Default: 0.8; with --mask, 1; of a "
+            "refiner alone, 0.3."
         ),
+    ] = None,
+    image_guidance: Annotated[
+        float | None,
+        typer.Option(help="InstructPix2Pix: guidance scale of --image, 1 or more. Default: 1.5."),
+    ] = None,
+    refine_from: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Share of the training timesteps after which the bundle's refiner takes over; 1 leaves it out. "
+            "Default: 0.8.",
+        ),
+    ] = None,
+    aesthetic_score: Annotated[
+        float | None, typer.Option(help="Refiner: aesthetic score of the prompt, 0 to 10. Default: 6.")
+    ] = None,
+    negative_aesthetic_score: Annotated[
+        float | None, typer.Option(help="Refiner: aesthetic score of the negative prompt, 0 to 10. Default: 2.5.")
     ] = None,
     hires: Annotated[
         float | None,
@@ -106,8 +135,8 @@ def run(
         list[Path] | None,
         typer.Option(
             metavar="FILE",
-            help="Image for a ControlNet of the bundle (edges, depth, a pose ...), once for each, in the order of "
-            "export.",
+            help="Image for a ControlNet or T2I-Adapter of the bundle (edges, depth ...), once for each, in the order "
+            "of export.",
         ),
     ] = None,
     control_scale: Annotated[
@@ -134,6 +163,7 @@ def run(
         float | None, typer.Option(help="Factor of the effect of --style, 0 to 1. Default: 1.")
     ] = None,
     lora: Loras = None,
+    embedding: Embeddings = None,
     profile: ProfileName = None,
     threads: Threads = None,
     sequential: Sequential = False,
@@ -142,8 +172,15 @@ def run(
     prompt_syntax: Annotated[
         str | None,
         typer.Option(
-            help="Syntax of both prompts: plain text, or a1111 for the web UI's weights, such as (a small dog:1.2). "
-            "Default: plain."
+            help="Syntax of both prompts: plain text, a1111 for the web UI's weights, such as (a small dog:1.2), or "
+            "compel for those of compel, such as (a small dog)1.2. Default: plain."
+        ),
+    ] = None,
+    downweight: Annotated[
+        str | None,
+        typer.Option(
+            help="What compel blends a prompt with weights below 1 with: itself with these words hidden from the text "
+            "encoder (mask), or without them (remove). Default: mask, as in compel, where the bundle supports it."
         ),
     ] = None,
     clip_skip: Annotated[
@@ -237,17 +274,19 @@ def run(
 ) -> None:
     """Generate images from prompts, or a video from an image, with the engines of a profile."""
     from ..checkpoints.adapters.open import strengths
-    from ..pipelines.png import read
-    from .ask import ask, numbers, parse_sides, parse_size
+    from ..core.request import MOTION
+    from .ask import ask, numbers, parse_sides, parse_size, stated
     from .choose import choose_one
     from .draw import draw
 
     if not (prompts or prompt_file or picture or image):
         context.fail("Missing PROMPT: give a prompt, --prompts FILE or --from IMAGE; for a video, --image FILE.")
-    stored = read(picture) if picture else None
+    given = strengths(lora or ())
+    stored = stated(picture, without or (), adapters=bool(given))  # as any option, --lora replaces what it states
     values = {
         "negative_prompt": negative,
         "prompt_syntax": prompt_syntax,
+        "downweight": downweight,
         "clip_skip": clip_skip,
         "steps": steps,
         "guidance": guidance,
@@ -262,14 +301,13 @@ def run(
         "sigmas": numbers(sigmas, "--sigmas", float),
         "decoder": decoder,
         "vae_tile": vae_tile,
-        "fps": fps,
-        "motion_bucket_id": motion_bucket_id,
-        "noise_aug_strength": noise_aug_strength,
+        **dict(zip(MOTION, (fps, motion_bucket_id, noise_aug_strength), strict=True)),
         "min_guidance": min_guidance,
         "strength": strength,
         "fill": fill,
         "outpaint": parse_sides(outpaint),
         "crop": crop,
+        **dict(zip(SCALES, (image_guidance, refine_from, aesthetic_score, negative_aesthetic_score), strict=True)),
         **dict(zip(("hires", "hires_strength", "hires_steps"), (hires, hires_strength, hires_steps), strict=True)),
         "control_scale": control_scale,
         "control_start": control_start,
@@ -278,9 +316,6 @@ def run(
         "style_strength": style_strength,
         "decode_chunk_size": decode_chunk_size,
     }
-    given = strengths(lora or ())
-    if given and stored:  # as any option, it replaces what the image states
-        stored = replace(stored, request=stored.request.model_copy(update={"adapters": None}))
     requests = ask(prompts or [], prompt_file, stored, values, image=image is not None)
     draw(
         bundle,
@@ -292,6 +327,7 @@ def run(
         control=control or (),
         style=style,
         adapters=given,
+        embeddings=embedding or (),
         memory_gb=memory,
         overwrite=overwrite,
         origin=(picture, stored) if picture and stored else None,

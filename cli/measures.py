@@ -40,7 +40,21 @@ def bench(
     ] = None,
     batch: Annotated[str, typer.Option(help="Batch sizes, separated by commas, such as 1,2.")] = "1",
     steps: Annotated[int, typer.Option(help="Denoising steps.")] = 20,
-    guidance: Annotated[float, typer.Option(help="Guidance scale. 1 or less disables guidance.")] = 7.5,
+    guidance: Annotated[
+        float | None,
+        typer.Option(help="Guidance scale. 1 or less disables guidance. Default: 7.5, for videos 3 in the last frame."),
+    ] = None,
+    image: Annotated[
+        Path | None,
+        typer.Option(
+            help="Image to begin with: image to image, or the image of a video, whose default is a rendered scene."
+        ),
+    ] = None,
+    mask: Annotated[Path | None, typer.Option(help="Mask of --image: inpainting generates where it is white.")] = None,
+    control: Annotated[
+        list[Path] | None, typer.Option(help="Image for a ControlNet of the bundle; one for each of them.")
+    ] = None,
+    style: Annotated[Path | None, typer.Option(help="Image for the bundle's IP-Adapter.")] = None,
     repeat: Annotated[
         int, typer.Option(help="Minimum number of runs; up to 3 times as many until the times are stable.")
     ] = 6,
@@ -58,7 +72,7 @@ def bench(
     ] = True,
     suite: Annotated[
         bool,
-        typer.Option(help="Also generate 16 images with each profile and baseline, and compare them with PyTorch's."),
+        typer.Option(help="Also generate 16 images, or 2 videos, with each profile, and compare them with PyTorch's."),
     ] = False,
     clip: Annotated[
         Path | None,
@@ -82,6 +96,7 @@ def bench(
 ) -> None:
     """Measure profiles and baselines in alternation; exit 1 if one fails, or if its images fail the parity check."""
     from ..benchmarks.plan import Plan
+    from ..benchmarks.shown import Files
     from .bench import measure, parse_batches, parse_sizes
     from .choose import choose
 
@@ -93,6 +108,7 @@ def bench(
         batches=parse_batches(batch),
         steps=steps,
         repeat=repeat,
+        files=Files(image, mask, tuple(control or ()), style),
         guidance=guidance,
         limit=limit,
         apart=apart,

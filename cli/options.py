@@ -34,6 +34,13 @@ Sequential = Annotated[
         help="Load each part only while it runs, so that the largest one must fit in memory instead of all. Slower.",
     ),
 ]
+Sizes = Annotated[
+    str | None,
+    typer.Option(
+        help="Further image sizes to build engines for, such as 768x512,1024x1024, beside the profile's own. `free` is "
+        "one engine for every size.",
+    ),
+]
 Budget = Annotated[
     float | None,
     typer.Option(
@@ -70,6 +77,14 @@ Loras = Annotated[
         metavar="FILE[:STRENGTH]",
         help="LoRA or another adapter (LoCon, LoHa, LoKr, DoRA) to fuse with the weights: a .safetensors file, or a "
         "file on the Hub, and its strength, such as style.safetensors:0.8. Default strength: 1. May be repeated.",
+    ),
+]
+Embeddings = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="FILE[:TOKEN]",
+        help="Textual inversion to add (.safetensors), and the token that stands for it in prompts. Default: the "
+        "token in the file, or else the file's name. Can be repeated.",
     ),
 ]
 Scheduler = Annotated[

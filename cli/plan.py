@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from ..compiler.budget import budget_bytes, plan_budget
+from ..compiler.budget import budget_bytes, plan_budget, typical_request
 from ..compiler.plan import BuildPlan, EnginePlan
+from ..compiler.sized import for_size
 from ..core.bundle import Bundle
 from ..core.errors import RequestError
-from ..core.request import Fitted, Request
+from ..core.request import Fitted
 from ..core.shapes import size_complaint
 from ..pipelines.complete import about_memory
 from ..profiles import Profile
@@ -41,11 +42,11 @@ def budget_answer(bundle: Bundle, profile: Profile, memory_gb: float | None, siz
         return None
     budget, sides = budget_bytes(memory_gb), parse_size(size)
     given = (sides.get("width", 0), sides.get("height", 0)) if sides else bundle.manifest.model.own_size
-    request = Request(prompt="", width=given[0], height=given[1])
     if wrong := size_complaint(bundle.manifest.model, *given):
         raise RequestError(wrong)
     try:
-        found = plan_budget(bundle, profile, budget, request)
+        fitting = for_size(bundle.manifest.model, profile, *given)
+        found = plan_budget(bundle, fitting, budget, typical_request(bundle.manifest.model, *given))
     except RequestError as exc:
         return str(exc)
     return found or f"Profile {profile.name} builds no engine for {given[0]}x{given[1]} pixels."

@@ -14,9 +14,10 @@ from rich.table import Table
 from ..core.bundle import Bundle
 from ..core.manifest import License, Source
 from ..core.reading import read_plain
+from ..core.shapes import FREE
 from ..core.units import counted
 from ..core.units import sized as size
-from ..profiles import OWN, Profile
+from ..profiles import ANY, OWN, Profile
 from ..runtimes.base import MEMORY
 from .text import Screen, say
 from .text import as_json as json_text
@@ -143,6 +144,7 @@ def _print_engines(opened: Bundle, artifacts: Sequence[Artifact]) -> None:
             )
         console.print(f"\n[bold]{escape(device)}[/]" + (f", for {escape(profiles)}" if profiles else ""))
         console.print(engines)
+        _print_quantized(group)
         usable = "Usable on this machine." if refusal is None else f"Not usable on this machine: {refusal}"
         console.print(usable, markup=False)
     console.print(
@@ -154,8 +156,17 @@ def _print_engines(opened: Bundle, artifacts: Sequence[Artifact]) -> None:
 
 
 def shape(fixed: Mapping[str, Sequence[int]] | str) -> str:
-    """Shape of a part's first input, or `free`."""
-    return fixed if isinstance(fixed, str) else "x".join(map(str, next(iter(fixed.values()))))
+    """Shape of a part's first input, with `any` for its free sizes, or `free`."""
+    if isinstance(fixed, str):
+        return fixed
+    return "x".join("any" if side == FREE else str(side) for side in next(iter(fixed.values())))
+
+
+def _print_quantized(artifacts: Sequence[Artifact]) -> None:
+    """Print what is in int8, where not all layers are."""
+    for artifact in artifacts:
+        if artifact.quantized is not None:
+            Screen(highlight=False).print(f"{artifact.name}: {artifact.quantized.statement}", markup=False)
 
 
 def _on_device(opened: Bundle, artifact: Artifact) -> str:
@@ -218,6 +229,7 @@ def builds(done: Sequence[Build], as_json: bool) -> None:
             figure = _parity(artifact)
             made.add_row(artifact.name, escape(artifact.fields.precision), when, size(artifact.bytes), figure)
         console.print(made)
+        _print_quantized([one.artifact for one in build.engines])
         for note in build.notes:
             console.print(note, markup=False)
         for one in build.engines:
@@ -388,7 +400,8 @@ def profiles(found: Sequence[Profile], as_json: bool) -> None:
     listed = table(None, "profile", "proof", "description")
     for profile in found:
         precision = " and ".join(" or ".join(choices) for choices in dict.fromkeys(profile.precision.values()))
-        sizes = ", ".join("the model's own size" if size == OWN else size for size in profile.shapes.sizes)
+        named = {OWN: "the model's own size", ANY: "any size"}
+        sizes = ", ".join(named.get(size, size) for size in profile.shapes.sizes)
         how = escape(f"{profile.runtime} {profile.device}, {precision}, {sizes or 'any size'}")
         listed.add_row(profile.name, profile.proof, f"{escape(profile.title)}\n[dim]{how}[/]")
     console = Screen()

@@ -10,13 +10,16 @@ from ..compiler.build import why as explain
 from ..compiler.cache import Miss
 from ..compiler.engines import Engines
 from ..compiler.proof import proved_here
+from ..compiler.sized import with_built_sizes
+from ..compiler.way import Way, way
 from ..core.bundle import Bundle
 from ..core.errors import LatentcError, RuntimeMissing
 from ..profiles import Profile
 from ..runtimes import runtime
+from ..runtimes.base import Quantized
 from ..runtimes.diagnose import advise
 from ..runtimes.machine import machine
-from .show import emit
+from .show import emit, shape
 from .text import say
 
 
@@ -33,6 +36,8 @@ class Answer:
     """What else keeps the profile from being used."""
     absent: str | None
     """Why the profile's device cannot be used on this machine."""
+    adapters: Way
+    """How it takes adapters at run time."""
 
 
 def why(opened: Bundle, profiles: Sequence[Profile], as_json: bool) -> None:
@@ -65,26 +70,32 @@ def _answer(opened: Bundle, profile: Profile) -> Answer:
     except RuntimeMissing as exc:
         raise RuntimeMissing(f"{exc} {_elsewhere(opened, profile)}") from exc
     rows: list[dict[str, Any]] = []
-    complete, absent = True, adapter.missing(profile.device)
+    complete, absent, how = True, adapter.missing(profile.device), way(opened, profile)
     for want, outcome in found:
         row: dict[str, Any] = {"profile": profile.name, "part": want.part, "engine": want.name}
-        row |= {"runtime": want.target.runtime, "hit": not isinstance(outcome, Miss)}
+        row |= {
+            "runtime": want.target.runtime,
+            "shape": want.fields.plain["shape"],
+            "hit": not isinstance(outcome, Miss),
+        }
         row |= {"standing": opened.standing.word} if opened.standing.statement else {}
         row |= {"refused": [one.sentence for one in want.refused]} if want.refused else {}
         if isinstance(outcome, Miss):
             row |= {"nearest": outcome.nearest, "differences": dict(outcome.differences)}
             complete = False
         else:
+            if outcome.quantized is not None:
+                row |= {"quantized": outcome.quantized.model_dump(mode="json")}
             row["compared"] = proved_here(opened, adapter, outcome, profile.device) is not None
             complete &= bool(row["compared"] or absent)
-        rows.append(row)
-    return Answer(profile, tuple(rows), complete, _refusal(opened, profile) if complete else None, absent)
+        rows.append(row | {"adapters_by": how.word, "adapters_reason": how.reason})
+    return Answer(profile, tuple(rows), complete, _refusal(opened, profile) if complete else None, absent, how)
 
 
 def _refusal(opened: Bundle, profile: Profile) -> str | None:
     """What keeps a profile from being used although each of its engines was found."""
     try:
-        engines = Engines(opened, profile)
+        engines = Engines(opened, with_built_sizes(opened, profile))
         if reason := engines.unproved():
             return reason
         engines.check()
@@ -97,13 +108,21 @@ def _print(opened: Bundle, one: Answer) -> None:
     profile = one.profile
     device = f"{profile.runtime}, {profile.device}"
     say(f"{opened.folder}, compared with what profile {profile.name} needs ({device}):")
-    width = max((len(row["part"]) for row in one.rows), default=0)
-    for row in one.rows:
-        say(f"  {row['part']:<{width}}  {_state(row, opened.standing.verb)}")
+    parts = [row["part"] for row in one.rows]
+    names = [
+        f"{part} {shape(row['shape'])}" if parts.count(part) > 1 else part
+        for part, row in zip(parts, one.rows, strict=True)
+    ]
+    width = max(map(len, names), default=0)
+    for name, row in zip(names, one.rows, strict=True):
+        say(f"  {name:<{width}}  {_state(row, opened.standing.verb)}")
         for sentence in row.get("refused", ()):
             say(f"      {sentence}")
+        if quantized := row.get("quantized"):
+            say(f"      {Quantized.model_validate(quantized).statement}")
         if row.get("differences"):
             _print_differences(row["differences"])
+    say(f"Adapters (run --lora): {one.adapters.word}. {one.adapters.reason}")
     build = f"latentc build {opened.argument} --profile {profile.argument}"
     missing = not all(row["hit"] for row in one.rows)
     if one.absent:

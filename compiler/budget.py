@@ -12,11 +12,11 @@ from ..core.bundle import Bundle
 from ..core.errors import RequestError
 from ..core.manifest import Model
 from ..core.recipes import RECIPES
-from ..core.request import TINY, Fitted, Request
-from ..core.shapes import GUIDED_ROWS, size_complaint
+from ..core.request import REFINE_FROM, STRENGTH, TINY, Fitted, Request
+from ..core.shapes import size_complaint
 from ..core.units import sized
 from ..profiles import Profile
-from ..runtimes import runtime
+from ..runtimes import Target, runtime
 from ..sampling.denoise import is_guided
 from ..sampling.tiles import LEAST_TILE, PARTS, smallest_side
 from .cache import find
@@ -27,13 +27,17 @@ TILES = (1024, 768, 512, 384, 256, 192, 128, 64)
 """Sides in pixels of the tiles that a budget may choose, best first."""
 
 
+MOST_GB = 1e9
+"""Limit of a budget."""
+
+
 def budget_bytes(memory_gb: object) -> int:
     """A budget in bytes, from GB of 10^9 bytes; raises `RequestError` for anything but a positive number."""
-    if isinstance(memory_gb, int | float) and not isinstance(memory_gb, bool) and 0 < memory_gb < math.inf:
+    if isinstance(memory_gb, int | float) and not isinstance(memory_gb, bool) and 0 < memory_gb <= MOST_GB:
         return round(memory_gb * 1e9)
     raise RequestError(
-        f"The memory budget is {memory_gb!r}; it must be a positive number of GB (10^9 bytes), such as 6. Pass one, or "
-        "leave it out."
+        f"The memory budget is {memory_gb!r}; it must be a positive number of GB (10^9 bytes), such as 6, and at most "
+        f"{MOST_GB:g}. Pass one, or leave it out."
     )
 
 
@@ -45,15 +49,21 @@ class _Choice:
     decoder: str | None
 
 
+MARGIN = 1.03
+"""Memory is planned with this factor: what was measured was up to 2 % more than predicted."""
+
+
 def fit(
     bundle: Bundle, asked: Sequence[Asked], passes: Sequence[Request], budget: int, *, sequential: bool, profile: str
-) -> Fitted | None:
-    """The first way to generate images that is predicted to fit into a budget in bytes.
+) -> tuple[Fitted, frozenset[int]] | None:
+    """The first way to generate images that is predicted to fit into a budget in bytes, and the indices of the engines
+    among `asked` that it uses.
 
     `passes` are completed requests, with width and height: a request, and its second pass if it has one. A tile or a
     decoder that they set (to None too) is kept. With `sequential`, only one part at a time may be in memory. What
-    changes the image least comes first. None where no engine takes the size, which is reported elsewhere. Raises
-    `RequestError` where nothing fits, with the smallest budget that does.
+    changes the image least comes first. Between two passes, engines of other sizes are freed. None where no engine
+    takes the size, which is reported elsewhere. Raises `RequestError` where nothing fits, with the smallest budget that
+    does.
     """
     found: list[tuple[int, Fitted]] = []
     for choice in _choices(bundle, asked, passes, sequential=sequential):
@@ -63,7 +73,7 @@ def fit(
             continue
         memory = Fitted(
             budget_bytes=budget,
-            planned_bytes=max(one.bytes for one in known),
+            planned_bytes=math.ceil(MARGIN * max(one.bytes for one in known)),
             measured=all(one.measured for one in known),
             sequential=choice.sequential,
             row_by_row=choice.row_by_row,
@@ -71,7 +81,7 @@ def fit(
             decoder=TINY if choice.decoder == TINY else None,
         )
         if memory.planned_bytes <= budget:
-            return memory
+            return memory, frozenset(index for one in known for index in one.engines)
         found.append((memory.planned_bytes, memory))
     if not found:
         return None
@@ -84,6 +94,19 @@ def fit(
     )
 
 
+def typical_request(model: Model, width: int, height: int) -> Request:
+    """A completed request for one image of this size with guidance, which uses all that the model has."""
+    request = Request(
+        prompt="",
+        width=width,
+        height=height,
+        refine_from=None if model.refiner is None else REFINE_FROM,
+        strength=STRENGTH if model.needs_image and not model.edits else None,
+        style_strength=1.0 if model.takes_style else None,
+    )
+    return request.model_copy(update={"control_sha256": ("",) * len(model.controls) or None})
+
+
 def plan_budget(bundle: Bundle, profile: Profile, budget: int, request: Request) -> Fitted | None:
     """`fit` for a completed request under a profile, on this machine or elsewhere, without loading anything."""
     adapter = runtime(profile.runtime)
@@ -92,7 +115,8 @@ def plan_budget(bundle: Bundle, profile: Profile, budget: int, request: Request)
     else:
         _, engines = wanted(bundle, profile, to_run=False)
         asked = [(want.part, want.target, find(bundle, want.part, want.key)) for want in engines]
-    return fit(bundle, asked, [request], budget, sequential=profile.sequential, profile=profile.name)
+    found = fit(bundle, asked, [request], budget, sequential=profile.sequential, profile=profile.name)
+    return found[0] if found else None
 
 
 def _choices(
@@ -108,11 +132,20 @@ def _choices(
     if "decoder" not in fixed and first.vae_tile is None and model.tiny_decoder is not None:
         decoding.append((None, TINY))
     denoisers = [target for part, target, _ in asked if bundle.part(part).role == "denoiser"]
-    splits = all(target.shape is None for target in denoisers) and model.frames is None
+    splits = all(_splits(model, denoisers, one) for one in passes) and model.frames is None
     for tile, decoder in dict.fromkeys(decoding):
         for by_row in (False, True) if splits and any(_rows(model, one) > 1 for one in passes) else (False,):
             for alone in (True,) if sequential else (False, True):
                 yield _Choice(alone, by_row, tile, decoder)
+
+
+def _splits(model: Model, denoisers: Sequence[Target], request: Request) -> bool:
+    """Whether the denoisers that take a request's size take any number of rows."""
+    own = model.own_size
+    sides = (request.height or own[1]) // model.downscale, (request.width or own[0]) // model.downscale
+    exact = [one for one in denoisers if one.shape is not None and one.shape[model.latents_input][-2:] == sides]
+    taken = exact or [one for one in denoisers if one.shape is None]
+    return bool(taken) and all(one.rows_free for one in taken)
 
 
 def _fits(model: Model, passes: Sequence[Request], tile: int) -> bool:
@@ -128,7 +161,7 @@ def _fits(model: Model, passes: Sequence[Request], tile: int) -> bool:
 
 
 def _rows(model: Model, request: Request) -> int:
-    return request.count * (GUIDED_ROWS if is_guided(model, request) else 1)
+    return request.count * (model.guided_rows if is_guided(model, request) else 1)
 
 
 def _predicted(bundle: Bundle, asked: Sequence[Asked], request: Request, choice: _Choice) -> Predicted | None:
@@ -137,11 +170,11 @@ def _predicted(bundle: Bundle, asked: Sequence[Asked], request: Request, choice:
     return predict(
         bundle,
         asked,
+        bundle.used_by(request),
         1 if choice.row_by_row else _rows(model, request),
         height // model.downscale,
         width // model.downscale,
         sequential=choice.sequential,
         tile=None if choice.vae_tile is None else choice.vae_tile // model.downscale,
         decoder=choice.decoder,
-        encodes=request.encodes,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..core.bundle import GRAPHS, Bundle, check_sizes, open_bundle, verify_files
-from ..core.errors import BundleError, CompileError, ParityError, ShapeError
+from ..core.errors import BundleError, CompileError, ParityError, ProfileError, RuntimeMissing, ShapeError
 from ..core.files import fresh_folder
 from ..core.progress import Progress, quiet
 from ..core.records import recall, remember
@@ -37,6 +37,7 @@ from .cache import (
     sweep,
     take,
 )
+from .calibrate import uncalibrated
 from .engines import Engines
 from .make import make
 from .parity import check_graphs
@@ -52,6 +53,7 @@ from .proof import (
     unproved,
 )
 from .refused import refuse
+from .sized import with_built_sizes, with_known_sizes
 from .states import Found, Site, looked
 from .targets import Wanted, floor_db, wanted
 
@@ -152,6 +154,7 @@ def _built(site: Site, *, force: bool) -> Build:
         host = prove_host(bundle)
         if site.adapter.facts.reads_onnx:
             check_graphs(bundle, bundle.manifest.parts, on_progress)
+        _check_compilable(site, [one.want for one in found.values() if one.state in ("refit", "compile")])
         if not force and any(one.state in ("refit", "compile") for one in found.values()):
             _check_fit(site, {key: one.artifact for key, one in found.items() if one.is_there})
         for key in dict.fromkeys(want.key for want in site.engines):
@@ -210,13 +213,33 @@ def check(bundle: Bundle, profile: Profile, *, force: bool = False, like: Bundle
     lacking = [want for want in site.engines if there[want.key] is None]
     if lacking:
         check_place(bundle)
-    if not force and any(site.source(want).state != "take" for want in lacking):
+    made = [want for want in lacking if site.source(want).state != "take"]
+    _check_compilable(site, made)
+    if made and not force:
         _check_fit(site, there)
 
 
 def _site(bundle: Bundle, profile: Profile, like: Bundle | None, on_progress: Progress) -> Site:
     adapter, engines = wanted(bundle, profile, to_run=False)
+    every = with_known_sizes(bundle, profile, {want.name for want in engines})
+    if every != profile:
+        profile = every
+        adapter, engines = wanted(bundle, profile, to_run=False)
     return Site(bundle, profile, adapter, engines, adapter.missing(profile.device) is None, like, on_progress)
+
+
+def _check_compilable(site: Site, wants: Iterable[Wanted]) -> None:
+    """Raise `RuntimeMissing` where compiling takes more than the runtime, and that is not installed, and `ProfileError`
+    for a part that can't be calibrated.
+    """
+    for want in wants:
+        if want.target.recipe.calibrated and (reason := uncalibrated(site.bundle, want.part)):
+            raise ProfileError(
+                f"{want.part} can't be built in {want.target.precision}: {reason} Set another precision for it under "
+                "[precision]."
+            )
+        if reason := site.adapter.uncompilable(want.target):
+            raise RuntimeMissing(f"{want.part} can't be built in {want.target.precision}: {reason}")
 
 
 def _check_fit(site: Site, there: Mapping[str, Artifact | None]) -> None:
@@ -353,7 +376,7 @@ def _prove_steps(site: Site, built: Mapping[str, Artifact]) -> Steps:
 
 def why(bundle: Bundle, profile: Profile) -> list[tuple[Wanted, Artifact | Miss]]:
     """For each engine that a profile requires: the artifact, or how the nearest one differs from it."""
-    _, engines = wanted(bundle, profile, to_run=False)
+    _, engines = wanted(bundle, with_built_sizes(bundle, profile), to_run=False)
     there = artifacts(bundle)
     built = {artifact.key: artifact for artifact in there}
     return [(want, built.get(want.key) or explain(bundle, want.fields, there)) for want in engines]

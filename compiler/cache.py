@@ -28,10 +28,10 @@ from ..core.files import fresh_folder, read_sealed, sha256, unwritable, write_se
 from ..core.locks import WAIT_SECONDS, LockedError, held
 from ..core.manifest import FileInfo
 from ..core.progress import WAITING, Progress, quiet
-from ..core.reading import PointerError, refuse_pointer
+from ..core.reading import PointerError, read_plain, refuse_pointer
 from ..core.record import Record
 from ..runtimes import Runtime
-from ..runtimes.base import files_in
+from ..runtimes.base import QUANTIZED, Quantized, files_in
 from .key import Key
 
 if TYPE_CHECKING:
@@ -92,6 +92,8 @@ class Artifact(Record):
     """Key of the engine whose weights were replaced; None for an engine that was compiled."""
     profiles: tuple[str, ...] = ()
     """Names of the profiles that it was built for."""
+    quantized: Annotated[Quantized | None, Field(exclude_if=lambda value: value is None)] = None
+    """Set where layers were chosen that stay exact."""
 
     @field_serializer("fields")
     def _plain(self, fields: Key) -> dict[str, Any]:
@@ -248,6 +250,7 @@ def seal(
         seconds=round(seconds, 3),
         refitted_from=refitted_from,
         profiles=(profile,),
+        quantized=read_plain(folder / QUANTIZED, Quantized) if QUANTIZED in files else None,
     )
     keep(folder / HEADER, artifact)
     return artifact

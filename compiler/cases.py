@@ -23,9 +23,11 @@ from ..core.install import install
 from ..core.manifest import Model, Part, TensorInfo
 from ..core.progress import Progress, quiet
 from ..core.reading import read_arrays
+from ..core.recipes import Pass
 from ..core.record import Record, complaints
 from ..core.records import recall, record_key, remember
 from ..core.references import CHANGES, DRAWINGS, DRAWN, ENDS, Case, Drawings, changed, stored_at, text_pairs, unpack
+from ..core.shapes import FREE, filled, is_of
 from ..core.tensors import Array
 from ..runtimes import Target, runtime
 from ..runtimes.base import files_in
@@ -132,12 +134,13 @@ def reference(bundle: Bundle, part: str, shape: InputShapes | None, on_progress:
     if shape is None:
         return Fixed(stored, cases)
     fitting = _fitting(bundle.part(part), cases, shape)
-    if not _lacks(fitting):
+    missing = _missing(cases, fitting, shape, bundle.manifest.model.latents_input)
+    if not missing:
         return Fixed(stored, fitting)
-    if fitting and shape_referee() is None and not _reference_kept(bundle, part, shape).is_file():
+    if _lacks(fitting) and fitting and shape_referee() is None and not _reference_kept(bundle, part, shape).is_file():
         return Fixed(f"{stored}, at one timestep", fitting)
-    ends = _ends(cases, bundle.manifest.model.latents_input)
-    origin, made = _refereed(bundle, part, _stretched(bundle, part, ends, shape), shape, on_progress)
+    asked = _stretched(bundle, part, missing, shape, usual=cases[0])
+    origin, made = _refereed(bundle, part, asked, shape, on_progress)
     return Fixed(f"{stored}; {origin}" if fitting else origin, (*fitting, *made))
 
 
@@ -149,12 +152,13 @@ def made_reference(bundle: Bundle, part: str, shape: InputShapes | None) -> str 
 
 def needs_referee(bundle: Bundle, part: str, shape: InputShapes) -> bool:
     """Whether `reference` would run a referee for a shape."""
-    fitting = _fitting(bundle.part(part), stored_cases(bundle, part), shape)
-    return _lacks(fitting) and not _reference_kept(bundle, part, shape).is_file()
+    cases = stored_cases(bundle, part)
+    missing = _missing(cases, _fitting(bundle.part(part), cases, shape), shape, bundle.manifest.model.latents_input)
+    return bool(missing) and not _reference_kept(bundle, part, shape).is_file()
 
 
 def _fitting(info: Part, cases: tuple[Case, ...], shape: InputShapes) -> tuple[Case, ...]:
-    return tuple(one for case in cases for one in _in_rows(info, case, shape))
+    return tuple(one for case in cases for one in cases_in(info, case, shape))
 
 
 def _lacks(fitting: tuple[Case, ...]) -> bool:
@@ -163,18 +167,41 @@ def _lacks(fitting: tuple[Case, ...]) -> bool:
     return not fitting or 0 < len(timesteps) < TIMESTEPS
 
 
+def _missing(cases: tuple[Case, ...], fitting: tuple[Case, ...], shape: InputShapes, latents: str) -> list[Case]:
+    """The cases that a referee has to compute in a shape, beside those that fit it: several timesteps, and for sizes
+    that are free the first call of a guided and an unguided drawing, the fewest rows and the most of drawings, and
+    their shortest and longest prompt.
+    """
+    free = [(name, axis) for name, sides in shape.items() for axis, size in enumerate(sides) if size == FREE]
+    asked = _ends(cases, latents) if _lacks(fitting) else []
+    asked += [case for case in _firsts(cases) if free and case.name not in {one.name for one in (*fitting, *asked)}]
+    drawn = [case for case in cases if case.drawing != ENDS]
+    for name, axis in free:
+        for choose, among in ((min, cases), (max, drawn)):
+            found = {case.feeds[name].shape[axis]: case for case in reversed(among)}
+            has = {case.feeds[name].shape[axis] for case in (*fitting, *asked) if choose is min or case.drawing != ENDS}
+            if (size := choose(found)) not in has:
+                asked.append(found[size])
+    return asked
+
+
+def _firsts(cases: tuple[Case, ...]) -> list[Case]:
+    """The first case, and the first calls of a guided and an unguided drawing."""
+    firsts = {
+        case.drawing: case for case in reversed(cases) if case.drawing.partition("@")[0] in FIRSTS or case is cases[0]
+    }
+    return [*reversed(firsts.values())]
+
+
 def _ends(cases: tuple[Case, ...], latents: str) -> list[Case]:
     """The first case; for a denoiser also the first calls of a guided and an unguided drawing, three calls from the
     first to the last timestep, and two that differ by their text alone, or by the images of ControlNets.
     """
-    firsts = {
-        case.drawing: case for case in reversed(cases) if case.drawing.partition("@")[0] in FIRSTS or case is cases[0]
-    }
     ends = sorted((case for case in cases if case.drawing == ENDS), key=lambda case: float(case.feeds["timestep"][0]))
     pairs = {changed(ends[one], ends[other]): (one, other) for one, other in reversed(text_pairs(ends, latents))}
     places = (0, len(ends) // 2, -1, *(place for pair in pairs.values() for place in pair))
     chosen = {id(ends[index]): ends[index] for index in places} if ends else {}
-    return [*reversed(firsts.values()), *chosen.values()]
+    return [*_firsts(cases), *chosen.values()]
 
 
 def has_rows(tensor: TensorInfo) -> bool:
@@ -189,14 +216,16 @@ def in_rows(array: Array, first: int, rows: int) -> Array:
     return array.take(index, axis=0)
 
 
-def _in_rows(info: Part, case: Case, shape: InputShapes) -> Iterable[Case]:
-    """The case, cut or repeated to an engine's rows; empty where another axis differs."""
+def cases_in(info: Part, case: Case, shape: InputShapes) -> Iterable[Case]:
+    """A case, cut or repeated to an engine's rows; empty where another axis differs."""
     rowed = {tensor.name: has_rows(tensor) for tensor in (*info.inputs, *info.outputs)}
     found = shapes_of(case.feeds)
-    if any(found[name][int(rowed[name]) :] != tuple(wanted)[int(rowed[name]) :] for name, wanted in shape.items()):
+    firsts = {name: int(rowed[name]) for name in shape}
+    if not all(is_of(found[name][first:], tuple(shape[name])[first:]) for name, first in firsts.items()):
         return
     one = next(name for name in shape if rowed[name])
-    rows, has = shape[one][0], found[one][0]
+    has = found[one][0]
+    rows = has if shape[one][0] == FREE else shape[one][0]
     for first in range(0, has, rows):
         yield replace(
             case,
@@ -213,18 +242,33 @@ def stretched(array: Array, shape: tuple[int, ...]) -> Array:
     return np.ascontiguousarray(array)
 
 
-def _stretched(bundle: Bundle, part: str, cases: list[Case], shape: InputShapes) -> list[Case]:
-    """The inputs of cases in another shape. The first case belongs to a drawing; cases without one use its request."""
+def _sizes_of(case: Case, usual: Case) -> dict[str, tuple[int, ...]]:
+    """Input shapes of a case; of one that doesn't belong to a drawing, no larger than the usual ones."""
+    own = shapes_of(case.feeds)
+    if case.drawing != ENDS:
+        return own
+    limits = shapes_of(usual.feeds)
+    return {name: tuple(map(min, shape, limits[name])) for name, shape in own.items()}
+
+
+def _stretched(bundle: Bundle, part: str, cases: list[Case], shape: InputShapes, *, usual: Case) -> list[Case]:
+    """The inputs of cases in another shape, with their own free sizes. Cases that don't belong to a drawing use the
+    request of the `usual` one, and free sizes no larger than its own.
+    """
     manifest = bundle.manifest
-    fed = [{name: stretched(case.feeds[name], tuple(wanted)) for name, wanted in shape.items()} for case in cases]
+    sized = [filled(shape, _sizes_of(case, usual)) for case in cases]
+    fed = [
+        {name: stretched(case.feeds[name], wanted) for name, wanted in shapes.items()}
+        for case, shapes in zip(cases, sized, strict=True)
+    ]
     if manifest.parts[part].role == "denoiser":
         requests = {drawing.name: drawing.request for drawing in _drawings(bundle).drawings}
-        if (first := requests.get(cases[0].drawing)) is None:
-            raise BundleError(f"{bundle.folder / DRAWINGS} lacks the reference image {cases[0].drawing}. {AGAIN}")
+        if (first := requests.get(usual.drawing)) is None:
+            raise BundleError(f"{bundle.folder / DRAWINGS} lacks the reference image {usual.drawing}. {AGAIN}")
         height, width = (side * manifest.model.downscale for side in shape[manifest.model.latents_input][-2:])
         for case, feeds in zip(cases, fed, strict=True):
             sized = requests.get(case.drawing, first).model_copy(update={"height": height, "width": width})
-            resized(manifest.model, manifest.parts, part, feeds, sized)
+            resized(manifest.model.of(part), manifest.parts, part, feeds, sized)
     return [Case(case.name, feeds, {}) for case, feeds in zip(cases, fed, strict=True)]
 
 
@@ -288,7 +332,8 @@ def refereed(bundle: Bundle, part: str, name: str) -> Generator[tuple[str, Engin
     """Yield the description and the engine of a referee for the exported graph of a part."""
     adapter, info = runtime(name), bundle.part(part)
     target = Target(name, "CPU", "f32", REFEREES[name], info.inputs, info.outputs)
-    graph, passes = checked_graph(bundle, part), needed_passes(adapter, target, info.weights)
+    graph, needed = checked_graph(bundle, part), needed_passes(adapter, target, info.weights)
+    passes: list[Pass] = [one for one in needed if one != "upsample"]  # which rewrites the graph, to be faster only
     with (
         scratch_folder(bundle.engines) as folder,
         lowered(graph, part, adapter.facts.newest_opset, None, passes, scratch=bundle.engines) as path,

@@ -20,20 +20,20 @@ from ..core.progress import Progress, quiet
 from ..core.reading import read_plain
 from ..core.records import STATE, recall, remember, state_folder
 from ..core.request import Fitted, Request
+from ..core.shapes import all_of
 from ..core.units import counted
-from ..profiles import OWN, Profile
+from ..profiles import Profile
 from ..runtimes import Runtime
 from ..runtimes.base import PLACEMENT
 from .apart import Measured, measured_apart
 from .budget import fit
-from .cache import Artifact, Parity, built_profiles, damage, find, is_whole, load_engine
+from .cache import Artifact, Parity, built_profiles, damage, find, is_whole, load_engine, loadable
 from .faults import broken
-from .plan import drawing_parts
 from .proof import Steps, check_floor, check_steps, engine_key, prove_host, proved_here, steps_key
 from .room import check_room
 from .rows import RowByRow
 from .sequential import Sequential
-from .targets import Wanted, wanted
+from .targets import Wanted, fixed_sizes, wanted
 
 _Marks = dict[str, tuple[tuple[int, int], tuple[int, int, int]]]
 
@@ -68,6 +68,8 @@ class Engines:
     _closed: bool = field(default=False, init=False, repr=False)
     notices: tuple[str, ...] = field(default=(), init=False)
     """Messages to the user about the proof of the engines."""
+    _figures: dict[str, Parity] = field(default_factory=dict[str, Parity], init=False, repr=False)
+    """By engine key."""
     _proved: dict[str, str] = field(default_factory=dict[str, str], init=False, repr=False)
     """`engine_key` of each proved engine, keyed by engine key."""
     _lock: RLock = field(default_factory=RLock, init=False, repr=False)
@@ -87,6 +89,10 @@ class Engines:
         """The key of the stored figures of an engine."""
         return self._engine_key(self._artifact(want))
 
+    def figures(self, want: Wanted) -> Parity:
+        """The figures of an engine on this machine; `check` measured them."""
+        return self._figures[want.key]
+
     def __post_init__(self) -> None:
         self._alone = self.profile.sequential
         self._adapter, self._wanted = self.asked or wanted(self.bundle, self.profile, to_run=True)
@@ -101,7 +107,7 @@ class Engines:
         if not self._alone and self.budget is None:
             return self._load(chosen)
         self._artifact(chosen)  # one that isn't built is reported before the work begins
-        found = Sequential(lambda: self._load(chosen), self._lock)
+        found = Sequential(lambda: self._load_only(chosen), self._lock)
         info = self.bundle.part(part)
         return RowByRow(found, info.inputs) if info.role == "denoiser" and self._by_row else found
 
@@ -109,19 +115,25 @@ class Engines:
         """Which engine takes these input shapes; raises `ShapeError` where none does."""
         check_process(self._process, "These engines were")
         candidates = [want for want in self._wanted if want.part == part]
-        fitting = [one for one in candidates if one.target.shape is None or dict(one.target.shape) == dict(shapes)]
+        fitting = [one for one in candidates if one.target.shape is None or all_of(shapes, one.target.shape)]
         if not fitting:
             self.bundle.part(part)
-            profile = self.profile
-            own, images = "x".join(map(str, self.bundle.manifest.model.own_size)), profile.shapes.images
-            sizes = ", ".join(own if size == OWN else size for size in profile.shapes.sizes)
-            raise ShapeError(
-                f"No engine of {part} accepts {_shown(shapes)}. Profile {profile.name} is built for size {sizes}, "
-                f"{counted(images, 'image')} at once, {'with' if profile.shapes.guided else 'without'} guidance, and "
-                "prompts of one chunk (75 tokens). Request that (--size, --count, --guidance), or build with your own "
-                "profile that sets other [shapes]."
-            )
+            raise ShapeError(f"No engine of {part} accepts {_shown(shapes)}. {self._built_for()}")
         return max(fitting, key=lambda want: want.target.shape is not None)
+
+    def _built_for(self) -> str:
+        """What the engines of fixed sizes were built for, and how to get others, in sentences."""
+        profile, shapes = self.profile, self.profile.shapes
+        sizes = ", ".join(f"{width}x{height}" for width, height in fixed_sizes(self.bundle.manifest.model, profile))
+        rows = f", {counted(shapes.images, 'image')} at once, {'with' if shapes.guided else 'without'} guidance"
+        length = "prompts of one chunk (75 tokens)"
+        limits = ("" if "batch" in shapes.free else rows) + ("" if "length" in shapes.free else f", and {length}")
+        other = " Request that, or set other [shapes] in a profile of your own." if limits else ""
+        build = f"latentc build {self.bundle.argument} --profile {profile.argument} --sizes WIDTHxHEIGHT"
+        return (
+            f"Profile {profile.name} is built for size {sizes}{limits}.{other} For another size: {build}, or for every "
+            "size, where the runtime supports it: --sizes free."
+        )
 
     def served(self, key: str, load: Callable[[], Engine]) -> Engine:
         """An engine that is not among the bundle's, such as one with other weights; `key` is its name here.
@@ -164,18 +176,19 @@ class Engines:
             return None
         asked = [(want.part, want.target, find(self.bundle, want.part, want.key)) for want in self._wanted]
         found = fit(self.bundle, asked, passes, self.budget, sequential=self._alone, profile=self.profile.name)
-        self._here.row_by_row = found is not None and found.row_by_row
-        self._here.fitted = found is not None
-        if found is not None:
-            drawing = drawing_parts(self.bundle, encodes=any(one.encodes for one in passes))
-            decoders = self.bundle.decoders
-            unused = {*decoders.values()} - {decoders[found.decoder]}
-            with self._lock:
-                if found.sequential and not self._alone:
-                    self._alone = True
-                    self._free(tuple(self._loaded))
-                self._free([one.key for one in self._wanted if one.part in unused or one.part not in drawing])
-        return found
+        self._here.fitted, self._here.row_by_row = found is not None, False
+        if found is None:
+            return None
+        memory, used = found
+        self._here.row_by_row = memory.row_by_row
+        with self._lock:
+            if memory.sequential and not self._alone:
+                self._alone = True
+                self._free(tuple(self._loaded))
+            parts = {self._wanted[index].part for index in used if self._role(self._wanted[index]) == "text_encoder"}
+            unused = (one for index, one in enumerate(self._wanted) if index not in used)
+            self._free([one.key for one in unused if one.part not in parts])  # which are called with one row and two
+        return memory
 
     def check_room(self, request: Request) -> None:
         """Raise `RequestError` for a completed request whose images are predicted not to fit in memory."""
@@ -204,7 +217,7 @@ class Engines:
             if artifact.key in known:  # measuring stops at the first that is below its floor
                 check_floor(self.bundle, self.profile, want, known[artifact.key], artifact.parity)
         assert steps is not None
-        self._proved = {one.key: self._engine_key(one) for one in artifacts}
+        self._proved, self._figures = {one.key: self._engine_key(one) for one in artifacts}, known
         check_steps(self.bundle, self.profile, self._wanted, steps)
 
     def unproved(self) -> str | None:
@@ -269,12 +282,32 @@ class Engines:
             self._check_files(want.key)
             return engine
 
-    def _opened(self, want: Wanted) -> Engine:
+    def _load_only(self, want: Wanted) -> Engine:
+        """Load an engine. A denoiser of another size is freed first, as a second pass has, and so are decoders."""
+        with self._lock:
+            others = [one.key for one in self._wanted if one.part == want.part and one.key != want.key]
+            if self._role(want) == "denoiser" and any(key in self._loaded for key in others):
+                self._free([*others, *(one.key for one in self._wanted if self._role(one) == "decoder")])
+            return self._load(want)
+
+    def _role(self, want: Wanted) -> str:
+        return self.bundle.part(want.part).role
+
+    def verified(self, want: Wanted) -> Path:
+        """The folder of an engine that this machine proved, after checking its files."""
+        return loadable(self.bundle, self._unchanged(want))
+
+    def _unchanged(self, want: Wanted) -> Artifact:
+        """An engine's artifact; raises `BundleError` where it isn't the one that was proved."""
         artifact = self._artifact(want)
         proved = self._proved.get(want.key)
         if proved is not None and proved != self._engine_key(artifact):
             place = self.bundle.engines / artifact.name
             raise BundleError(f"{place} was replaced after it was {self.bundle.standing.verb}. Open the bundle again.")
+        return artifact
+
+    def _opened(self, want: Wanted) -> Engine:
+        artifact = self._unchanged(want)
         self._files[want.key] = artifact, _marks(self.bundle, artifact)
         return load_engine(self.bundle, artifact, self._adapter, want)
 

@@ -39,6 +39,10 @@ class Key(Record):
     length: int | None = None
     """Length of the prompt embeddings of one chunk, for an engine of every size where it isn't CLIP's 77."""
 
+    calibration: dict[str, str | float] | None = None
+    """Of a recipe that is calibrated: digest of the `traces` that are recorded, and the floor, `floor_db`, by which
+    layers are chosen that stay exact."""
+
     @field_validator("device")
     @classmethod
     def _named(cls, device: dict[str, str]) -> dict[str, str]:

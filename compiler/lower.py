@@ -20,10 +20,12 @@ from ..core.external import map_values, values_of
 from ..core.install import install
 from ..core.norms import stage_norms
 from ..core.recipes import WIDE, Pass
+from ..core.shapes import FREE
 from ..runtimes.base import LINK, TOGETHER, Runtime, Target
 from .half import to_half
 from .kernels import rewrite
 from .scratch import scratch_folder
+from .upsample import fold_upsampling, upsamples
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -49,6 +51,7 @@ def needed_passes(adapter: Runtime, target: Target, weights: str = "f32") -> tup
     own: dict[Pass, bool] = {
         "fold": not facts.infers_shapes,
         "widen": weights == "bf16" and not facts.reads_bf16,
+        "upsample": set(target.device.split(TOGETHER)) <= facts.transposes,
     }
     return (
         *(name for name in target.recipe.passes if recipe[name]),
@@ -71,14 +74,16 @@ def lowered(
 
     The passes: `half` computes in f16 where accuracy allows; `norms` leaves norms in f32; `fold` evaluates everything
     that follows from the shape; `widen` converts weights stored in bf16 to f32, for libraries that don't read bf16;
-    `stage` expands group norms for runtimes that sum sequentially (`core.norms`). Operators that the device `lacks`
+    `stage` expands group norms for runtimes that sum sequentially (`core.norms`); `upsample` merges nearest upsampling
+    with the convolution behind it (`compiler.upsample`). Operators that the device `lacks`
     kernels for are replaced by others.
     The graph is named `name`, in a new folder inside `scratch`, or inside the system's temporary folder where `scratch`
     is None or can't be written. It is removed after the block. `weights_of` finds the weights.
 
     Raises `CompileError` for an operator that opset 18 can't express, or a weight out of range of f16.
     """
-    if opset >= 23 and shape is None and not ({"half", "widen", "stage"} & set(passes) or lacks):
+    merges = "upsample" in passes and upsamples(graph)
+    if opset >= 23 and shape is None and not ({"half", "widen", "stage"} & set(passes) or lacks or merges):
         yield graph
         return
     try:
@@ -90,6 +95,8 @@ def lowered(
         widen_bf16(model)
     if "stage" in passes:
         stage_norms(model)
+    if merges:
+        fold_upsampling(model, graph, None if shape is None else _any_rows(shape))
     rewrite(model, lacks)
     if shape is not None:
         fix_shapes(model, shape)
@@ -171,14 +178,21 @@ def _as_f32(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
 
 
 def fix_shapes(model: ir.Model, shape: Mapping[str, tuple[int, ...]]) -> ir.Model:
-    """Give every input a fixed shape; the runtime infers all other shapes."""
+    """Give every input a fixed shape, in which the names of free sizes are kept; the runtime infers all others."""
     import onnx_ir as ir
 
     for value in model.graph.inputs:
-        value.shape = ir.Shape(shape[str(value.name)])
+        before, fixed = value.shape, shape[str(value.name)]
+        kept = (one if before is None or one != FREE else before[axis] for axis, one in enumerate(fixed))
+        value.shape = ir.Shape(list(kept))
     for value in model.graph.outputs:
         value.shape = None
     return model
+
+
+def _any_rows(shape: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """The shapes with a number for each free size, to follow those that don't depend on it."""
+    return {name: tuple(1 if size == FREE else size for size in sides) for name, sides in shape.items()}
 
 
 def fold(model: ir.Model) -> ir.Model:

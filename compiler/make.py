@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,20 @@ from ..core.progress import Progress, quiet
 from ..core.quarantine import quarantined
 from ..core.record import Record
 from ..profiles import Profile
-from ..runtimes import Job, Refits, Runtime
+from ..runtimes import Calibration, Job, Refits, Runtime
 from ..runtimes.base import files_in
 from .cache import Parity
+from .calibrate import calibration
 from .cases import reference
 from .lower import lowered, needed_passes
 from .parity import is_exported_here, measure_typed
 from .proof import prove_engine
 from .targets import Wanted, floor_db, job_of, wanted
+
+LACKING_DB = 12.0
+"""How far an int8 engine may be below its floor to be built again with more exact layers, and how much further these
+go in all. One that is further off has a fault.
+"""
 
 
 class Made(Record):
@@ -106,18 +113,41 @@ def _make(
             return Made(parity=parity, seconds=0.0)
     else:
         reference(bundle, want.part, want.target.shape, on_progress)
+    given = None
+    if want.target.recipe.calibrated:
+        given = calibration(bundle, want.part, want.target, floor_db(bundle, profile, want), on_progress)
     start = time.perf_counter()
     on_progress(f"{want.part}: {'refit' if refitted else 'compile'}", None)
-    compile_into(folder, bundle, profile, adapter, want, on_progress, refitted=refitted)
+    compile_into(folder, bundle, profile, adapter, want, on_progress, refitted=refitted, given=given)
     seconds = time.perf_counter() - start
     if parity is None:
-        on_progress(f"{want.part}: compare", None)
-        engine = adapter.load(folder, want.target, files_in(folder))
-        try:
-            parity = prove_engine(bundle, adapter, want, engine)
-        finally:
-            engine.close()
+        parity = _proved(bundle, adapter, want, folder, on_progress)
+    while given is not None and (more := _stricter(given, floor_db(bundle, profile, want), parity)) is not None:
+        given = more
+        for path in folder.iterdir():
+            path.unlink()
+        on_progress(f"{want.part}: compile with more exact layers", None)
+        compile_into(folder, bundle, profile, adapter, want, on_progress, given=given)
+        parity, seconds = _proved(bundle, adapter, want, folder, on_progress), time.perf_counter() - start
     return Made(parity=parity, seconds=seconds)
+
+
+def _proved(bundle: Bundle, adapter: Runtime, want: Wanted, folder: Path, on_progress: Progress) -> Parity:
+    """Load the engine in a folder, and compare it with its reference."""
+    on_progress(f"{want.part}: compare", None)
+    engine = adapter.load(folder, want.target, files_in(folder))
+    try:
+        return prove_engine(bundle, adapter, want, engine)
+    finally:
+        engine.close()
+
+
+def _stricter(given: Calibration, floor: float, parity: Parity) -> Calibration | None:
+    """What to build an int8 engine with again; None where it reaches its floor, or exact layers can't be the reason."""
+    lacking = floor - parity.psnr_db
+    if not 0 < lacking < LACKING_DB or given.floor_db - floor > LACKING_DB:
+        return None
+    return replace(given, floor_db=given.floor_db + lacking + 1)
 
 
 def compile_into(
@@ -129,24 +159,27 @@ def compile_into(
     on_progress: Progress = quiet,
     *,
     refitted: Path | None = None,
+    given: Calibration | None = None,
 ) -> None:
     """Lower a part's graph and compile it into a folder; nothing is compared."""
-    graph = checked_graph(bundle, want.part)
-    if not adapter.facts.reads_onnx:
-        adapter.compile(job_of(bundle, want.part, graph, want.target), folder, on_progress)
-        return
-    with lowered_job(bundle, profile, adapter, want, graph) as job:
+    with lowered_job(bundle, profile, adapter, want, checked_graph(bundle, want.part)) as job:
         if refitted:
             assert isinstance(adapter, Refits)
             adapter.refit(job, refitted, folder)
         else:
-            adapter.compile(job, folder, on_progress)
+            adapter.compile(replace(job, calibration=given), folder, on_progress)
 
 
 @contextmanager
 def lowered_job(bundle: Bundle, profile: Profile, adapter: Runtime, want: Wanted, graph: Path) -> Generator[Job]:
-    """Yield the job of a part whose graph is lowered for a target: its own graph, or one with other weights."""
+    """Yield the job of a part whose graph is lowered for a target: its own graph, or one with other weights.
+
+    For a runtime that doesn't compile graphs it isn't lowered.
+    """
     target = want.target
+    if not adapter.facts.reads_onnx:
+        yield job_of(bundle, want.part, graph, target)
+        return
     with lowered(
         graph,
         want.key,

@@ -19,6 +19,7 @@ from ..core.quarantine import quarantined
 from ..core.recipes import Precision
 from ..core.records import GRAPH_DB, GraphFigure, graph_key, recall, record_key, remember
 from ..core.references import CHANGES, IDS, TABLE, Case, changed, stored_at, text_pairs
+from ..core.shapes import filled
 from ..core.tensors import Array, change_db, cosine, psnr_db
 from ..runtimes import Target, runtime
 from ..runtimes.base import files_in
@@ -51,6 +52,12 @@ widens f16, so it wouldn't detect an overflow.
 
 KEEPS_IDS = ("Reshape", "Cast", "Unsqueeze", "Squeeze", "Equal", "Concat")
 """Operators of a text encoder's graph whose output is still token ids, or the position of one."""
+
+KEEPS_MASK = ("Unsqueeze", "Cast", "Expand", "And")
+"""Operators between the signs of token ids and the mask of attention."""
+
+ATTENTION_MASK = 3
+"""Index of ONNX `Attention`'s input for its mask."""
 
 
 def measure(part: str, engine: Engine, origin: str, cases: Iterable[Case], latents: str) -> Parity:
@@ -185,7 +192,14 @@ def _check_table(bundle: Bundle, part: str) -> None:
     import onnx_ir as ir
 
     model: ir.Model = cast("Any", ir).load(checked_graph(bundle, part))
-    ids, places, tables = {IDS}, set[str](), list[tuple[str, int | None]]()
+    encoder = next(one for one in bundle.manifest.model.every_text_encoder if one.part == part)
+    start = _shown(model) if encoder.hides else IDS
+    if start is None:
+        raise ParityError(
+            f"The graph of {part} computes more of token ids, which no exported graph does: it takes those below 0 for "
+            f"hidden ones. The bundle was changed. {AGAIN}"
+        )
+    ids, places, tables = {start}, set[str](), list[tuple[str, int | None]]()
     for node in model.graph:
         names = [value.name if value is not None else None for value in node.inputs]
         outputs = {str(value.name) for value in node.outputs}
@@ -204,12 +218,43 @@ def _check_table(bundle: Bundle, part: str) -> None:
                 f"The graph of {part} computes {node.op_type} of token ids, which no exported graph does. The bundle "
                 f"was changed. {AGAIN}"
             )
-    rows = next(encoder.vocabulary for encoder in bundle.manifest.model.text_encoders if encoder.part == part)
-    if tables != [(str(digest), rows)]:
+    if tables != [(str(digest), encoder.vocabulary)]:
         raise ParityError(
             f"The graph of {part} looks up token ids in another table than the checkpoint's. The bundle was changed. "
             f"{AGAIN}"
         )
+
+
+def _shown(model: ir.Model) -> str | None:
+    """The name of where(ids >= 0, ids, -1 - ids), the ids of a graph that takes hidden ones; None if it computes
+    anything else of its input.
+    """
+    (given,) = (value for value in model.graph.inputs if value.name == IDS)
+    uses = [(node.op_type, index, node) for node, index in given.uses() if node.op_type != "Shape"]
+    if sorted(use[:2] for use in uses) != [("GreaterOrEqual", 0), ("Sub", 1), ("Where", 1)]:
+        return None
+    sign, other, shown = (node for *_, node in sorted(uses, key=lambda use: use[0]))
+    tensors = [value and value.const_value for value in (sign.inputs[1], other.inputs[0])]
+    constants = [None if tensor is None else tensor.numpy().tolist() for tensor in tensors]
+    joined = (shown.inputs[0], shown.inputs[2]) == (sign.outputs[0], other.outputs[0])
+    spare = [node for node, _ in other.outputs[0].uses()] != [shown] or not _only_masks(sign.outputs[0], shown)
+    return shown.outputs[0].name if joined and constants == [0, -1] and not spare else None
+
+
+def _only_masks(sign: ir.Value, shown: ir.Node) -> bool:
+    """Whether the signs of ids, apart from the node `shown`, reach the mask of attention only."""
+    values = [sign]
+    while values:
+        value = values.pop()
+        if value.is_graph_output():
+            return False
+        for node, index in value.uses():
+            if node is shown or (node.op_type == "Attention" and index == ATTENTION_MASK):
+                continue
+            if node.op_type not in KEEPS_MASK:
+                return False
+            values += node.outputs
+    return True
 
 
 def _table(value: ir.Value | None) -> tuple[str, int | None]:
@@ -252,7 +297,7 @@ def measure_typed(bundle: Bundle, part: str, target: Target) -> Parity:
     run_by, key = _typed_key(bundle, part, target, name)
     if remembered := recall(key, Parity):
         return remembered
-    shape = dict(target.shape or stored_shape(bundle, part))
+    shape = stored_shape(bundle, part) if target.shape is None else filled(target.shape, stored_shape(bundle, part))
     found = reference(bundle, part, shape)
     on_cpu = replace(target, runtime=name, device="CPU", precision=target.recipe.graph, options={}, shape=shape)
     passes = needed_passes(adapter, on_cpu, bundle.part(part).weights)

@@ -9,7 +9,7 @@ reported the memory that it will hold, that figure is given too.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,10 @@ from typing import Any
 from ..core.bundle import Bundle, checked_graph
 from ..core.reading import read_plain
 from ..core.recipes import RECIPES, Precision
-from ..core.shapes import Setting, shape_of, sizes
+from ..core.shapes import Setting, all_of, filled, shape_of, sizes
 from ..core.tensors import Shape
 from ..core.units import sized
-from ..profiles import Profile
+from ..profiles import ANY, Profile
 from ..runtimes import Costs, Runtime, Target, runtime
 from ..runtimes.base import MEMORY, TOGETHER, numbered
 from ..runtimes.machine import Machine, machine
@@ -122,7 +122,7 @@ def planned(
     unbuildable: str | None = None,
 ) -> BuildPlan:
     """`plan` for known engines: each part and target, and the artifact where one exists."""
-    costs = adapter.costs(profile.device, profile.options, free=not profile.shapes.sizes)
+    costs = adapter.costs(profile.device, profile.options, free=ANY in (profile.shapes.sizes or (ANY,)))
     here = machine()
     absent = adapter.missing(profile.device) is not None
     earlier = artifacts(bundle)
@@ -195,11 +195,14 @@ class Predicted:
     measured: bool
     """Whether the runtime was measured; if not, the bytes are a lower bound."""
     on_host: bool
+    engines: tuple[int, ...]
+    """Indices of the engines that are used, in what was asked."""
 
 
 def predict(
     bundle: Bundle,
     asked: Iterable[Asked],
+    parts: Collection[str],
     rows: int,
     height: int,
     width: int,
@@ -207,36 +210,36 @@ def predict(
     sequential: bool = False,
     tile: int | None = None,
     decoder: str | None = None,
-    encodes: bool = False,
     spare: bool = False,
 ) -> Predicted | None:
     """Predict the memory that generation takes, with all engines loaded, or if `sequential` the largest one; None where
     a part has no engine for these sizes.
 
-    `rows`, `height` and `width` are those of the denoiser's sample, in latents; `tile` is the side in latents of the
-    tiles that the VAE decodes, and `decoder` that of the request, which `encodes` an image or not. With `spare`, the
-    VAE's decoder is loaded although another decodes.
+    `parts` are those that generate it (`Bundle.used_by`); `rows`, `height` and `width` are those of the denoiser's
+    sample, in latents; `tile` is the side in latents of the tiles that the VAE decodes, and `decoder` that of the
+    request. With `spare`, the VAE's decoder is loaded although another decodes.
     """
     asked, model = list(asked), bundle.manifest.model
     used = bundle.decoders[decoder]
     base, more, measured, on_host, held = 0, 0, True, True, dict[str, int]()
-    for part in drawing_parts(bundle, encodes=encodes):
+    engines = list[int]()
+    for part in parts:
         role = bundle.part(part).role
         latents = (1, model.latent_channels, height, width)
         cut = [shape[-2:] for shape in decoded_shapes(latents, None, tile)] if role == "decoder" else [(height, width)]
-        mine = [one for one in asked if one[0] == part]
+        mine = [(index, one) for index, one in enumerate(asked) if one[0] == part]
         needed: list[int] = []
         for tall, wide in cut if mine else ():
             free = sizes(model, role, Setting(wide * model.downscale, tall * model.downscale))
             free |= {"batch": rows} if role in ("denoiser", "control") else {}
             found = _fitting(mine, free)
             if found is None and role in ("text_encoder", "image_encoder") and mine:  # for other numbers of rows
-                found = mine[-1], dict(mine[-1][1].shape or {})
+                found = *mine[-1], _shape(bundle, part, mine[-1][1][1])
             if found is None and role == "decoder" and part != used:  # not called
                 break
             if found is None:
                 return None
-            (_, target, artifact), shape = found
+            index, (_, target, artifact), shape = found
             adapter = runtime(target.runtime)
             costs = adapter.costs(target.device, target.options, free=target.shape is None)
             measured, on_host = measured and costs is not None, on_host and costs is not None and costs.on_host
@@ -247,26 +250,23 @@ def predict(
             if role == "decoder" and part != used:  # the VAE's own is loaded all the same, but not called
                 more += priced.held - priced.alive if spare and part != model.tiny_decoder and not sequential else 0
                 needed.clear()
+            else:
+                engines.append(index)
             if target.shape is None:  # one engine serves all, and the first is the largest
                 break
         if needed:
             held[part] = max(needed) if sequential else sum(needed)
-    return Predicted(base + more + _at_once(bundle, held, sequential=sequential), measured, on_host)
+    total = base + more + _at_once(bundle, held, sequential=sequential)
+    return Predicted(total, measured, on_host, tuple(engines))
 
 
-def drawing_parts(bundle: Bundle, *, encodes: bool) -> tuple[str, ...]:
-    """The parts that generate an image, with the VAE's encoder if an image is encoded."""
-    encoder = bundle.variants("encoder").get(None) if encodes else None
-    return tuple(dict.fromkeys([*bundle.drawing, *([encoder] if encoder else [])]))
-
-
-def _fitting(asked: Sequence[Asked], free: Mapping[str, int]) -> tuple[Asked, dict[str, Shape]] | None:
-    """The engine for these sizes, of fixed sizes if there is one, with its input shapes."""
-    for one in sorted(asked, key=lambda one: one[1].shape is None):
+def _fitting(asked: Sequence[tuple[int, Asked]], free: Mapping[str, int]) -> tuple[int, Asked, dict[str, Shape]] | None:
+    """The engine for these sizes, of fixed sizes if there is one, with its index and its input shapes."""
+    for index, one in sorted(asked, key=lambda one: one[1][1].shape is None):
         target = one[1]
         shape = {tensor.name: shape_of(tensor.shape, free) for tensor in target.inputs}
-        if target.shape is None or dict(target.shape) == shape:
-            return one, shape
+        if target.shape is None or all_of(shape, target.shape):
+            return index, one, shape
     return None
 
 
@@ -280,22 +280,22 @@ def drawing_bytes(
     sequential: bool = False,
     tile: int | None = None,
     decoder: str | None = None,
-    encodes: bool = False,
+    parts: Collection[str] = (),
 ) -> int | None:
-    """`predict` for engines of free sizes in the machine's own memory; None where a device has memory of its own, or
-    the runtime was never measured.
+    """`predict` for engines in the machine's own memory, of all parts that draw unless some are named; None where a
+    device has memory of its own, the runtime was never measured, or no engine takes the size.
     """
-    asked = [(want.part, want.target, None) for want in wanted_ if want.target.shape is None]
+    asked = [(want.part, want.target, None) for want in wanted_]
     found = predict(
         bundle,
         asked,
+        parts or bundle.drawing,
         rows,
         height,
         width,
         sequential=sequential,
         tile=tile,
         decoder=decoder,
-        encodes=encodes,
         spare=True,
     )
     return found.bytes or None if found and found.measured and found.on_host else None
@@ -421,9 +421,9 @@ def _compared(engine: _Priced, target: Target, *, absent: bool) -> tuple[list[_P
     if absent and is_typed_measured(engine.bundle, part, target):
         return [], 0.0
     seconds, referees = 0.0, list[_Priced]()
-    if target.shape is not None and dict(target.shape) != at:
-        at = dict(target.shape)
-        if needs_referee(engine.bundle, part, at):
+    if target.shape is not None:
+        at = at if all_of(at, target.shape) else filled(target.shape, at)
+        if needs_referee(engine.bundle, part, target.shape):
             referees.append(_on_cpu(engine, shape_referee() or next(iter(REFEREES)), "f32", at, free=True))
     if absent:
         name = graph_referee(RECIPES[engine.precision].graph) or next(reversed(GRAPH_REFEREES))
@@ -450,11 +450,10 @@ def _weights(bundle: Bundle, part: str, costs: Costs | None, precision: Precisio
 
 
 def _shape(bundle: Bundle, part: str, target: Target, frames: int | None = None) -> dict[str, Shape]:
-    if target.shape is not None:
-        return dict(target.shape)
     model = bundle.manifest.model
     free = sizes(model, bundle.part(part).role, Setting(*model.own_size, frames=frames))
-    return {tensor.name: shape_of(tensor.shape, free) for tensor in target.inputs}
+    shape = {tensor.name: shape_of(tensor.shape, free) for tensor in target.inputs}
+    return shape if target.shape is None else filled(target.shape, shape)
 
 
 def _alive(

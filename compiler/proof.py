@@ -164,7 +164,7 @@ def steps_key(bundle: Bundle, profile: Profile, adapter: Runtime, artifacts: Ite
 
 def _code(bundle: Bundle) -> dict[str, object]:
     """The code that computes outside the engines: latentc, by its version, and the sources of wires, by file digest."""
-    used = sorted({wire.source for wire in bundle.manifest.model.wires} & SOURCES.keys())
+    used = sorted({wire.source for wire in bundle.manifest.model.every_wire} & SOURCES.keys())
     return {"latentc": __version__, "sources": {name: _written_in(SOURCES[name]) for name in used}}
 
 
@@ -189,7 +189,7 @@ def prove_steps(
         with opened() as loaded:  # only one size is loaded at a time
             try:
                 shape, guided = want.target.shape, profile.shapes.guided
-                figures = measure_steps(bundle, host, want.part, loaded.engine, shape, guided=guided)
+                figures = measure_steps(bundle, host.of(want.part), want.part, loaded.engine, shape, guided=guided)
             except NotFiniteError:
                 figures = StepFigures(step_db=float("-inf"))
         found.setdefault(want.part, []).append(figures)

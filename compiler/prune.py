@@ -14,7 +14,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..core.bundle import ADAPTERS, PART_NAME, PLAIN, Bundle
+from ..core.bundle import ADAPTERS, PART_NAME, PLAIN, Bundle, open_bundle
 from ..core.errors import BundleError, LatentcError
 from ..core.files import unwritable
 from ..core.locks import LockedError, held, is_held
@@ -35,6 +35,7 @@ ENGINE = rf"({PART_NAME.pattern})-{KEY.pattern}"
 REFERENCE = rf"reference-{ENGINE}"
 REFUSED = re.compile(rf"{ENGINE}{re.escape(SUFFIX)}")
 ADAPTED = re.compile(r"\.[0-9a-f]{16}\.(tmp|lock)")
+MADE = re.compile(r"[0-9a-f]{16}")
 FRESH = re.compile(rf"\.{ENGINE}\.tmp")
 PLAINS = re.compile(rf"{re.escape(PLAIN)}({PART_NAME.pattern}|{ENGINE})")
 LOCKS = re.compile(rf"\.({ENGINE}|{REFERENCE}|{ADAPTERS}-[0-9a-f]{{16}})(\.build)?\.lock")
@@ -73,11 +74,32 @@ def prune(bundle: Bundle, *, dry_run: bool = False) -> Pruned:
     """
     removed: list[Leftover] = []
     busy: list[Leftover] = []
-    for one in (found := (*leftovers(bundle), *lost(bundle))):
+    found = unneeded(bundle)
+    for one in found:
         gone = (one.lock is None or not is_held(one.lock)) if dry_run else _remove(one)
         (removed if gone else busy).append(one)
     known = {one.path for one in found}
     return Pruned(tuple(removed), tuple(busy), tuple(path for path in _unknown(bundle) if path not in known))
+
+
+def unneeded(bundle: Bundle) -> tuple[Leftover, ...]:
+    """Leftovers and lost engines of a bundle, and of those that were made of it with adapters."""
+    each = (bundle, *adapted_bundles(bundle)[0])
+    found = {one.path: one for of in each for one in (*leftovers(of), *lost(of))}
+    return tuple(found.values())
+
+
+def adapted_bundles(bundle: Bundle) -> tuple[list[Bundle], list[str]]:
+    """The bundles in `BUNDLE/adapters`, and a sentence for each that can't be opened."""
+    opened: list[Bundle] = []
+    broken: list[str] = []
+    for path in _entries(bundle.folder / ADAPTERS):
+        if MADE.fullmatch(path.name):
+            try:
+                opened.append(open_bundle(path))
+            except BundleError as exc:
+                broken.append(f"{exc} It was made with adapters, and may be removed.")
+    return opened, broken
 
 
 def leftovers(bundle: Bundle) -> tuple[Leftover, ...]:

@@ -12,7 +12,6 @@ from ..core.bundle import Bundle
 from ..core.errors import LatentcError, RequestError
 from ..core.limits import memory, swap
 from ..core.request import Request
-from ..core.shapes import GUIDED_ROWS
 from ..core.units import sized
 from ..sampling.denoise import is_guided
 from ..sampling.draw import tile_of
@@ -29,8 +28,8 @@ def check_room(bundle: Bundle, wanted: Sequence[Wanted], request: Request, *, se
     """
     model = bundle.manifest.model
     width, height = request.width or model.own_size[0], request.height or model.own_size[1]
-    rows = request.count * (GUIDED_ROWS if is_guided(model, request) else 1)
-    if rows * height * width <= GUIDED_ROWS * math.prod(model.own_size):
+    rows = request.count * (model.guided_rows if is_guided(model, request) else 1)
+    if rows * height * width <= model.guided_rows * math.prod(model.own_size):
         return
     needed: int | None = None
     with suppress(LatentcError):  # without a prediction the request runs
@@ -43,7 +42,7 @@ def check_room(bundle: Bundle, wanted: Sequence[Wanted], request: Request, *, se
             sequential=sequential,
             tile=tile_of(model, request),
             decoder=request.decoder,
-            encodes=request.encodes,
+            parts=bundle.used_by(request),
         )
     room = _room()
     if needed is not None and room is not None and needed > room:

@@ -10,7 +10,7 @@ from ..core.tensors import Array
 
 
 class Sequential:
-    """Stands for an engine that is loaded when it is called, unless it still is; loading it frees all others.
+    """Stands for an engine that is loaded when it is called, unless it still is; loading it may free others.
 
     `load` returns the engine; `lock` is held during each call, so that no other thread frees it.
     """

@@ -12,8 +12,8 @@ from ..core.errors import ProfileError, RuntimeMissing
 from ..core.manifest import ROLE_NAMES, Model, Role
 from ..core.recipes import RECIPES, Precision
 from ..core.record import suggest
-from ..core.shapes import Setting, embedding_length, shape_of, size_complaint, sizes
-from ..profiles import OWN, Profile
+from ..core.shapes import Setting, embedding_length, freed, shape_of, size_complaint, sizes
+from ..profiles import ANY, OWN, Profile
 from ..runtimes import RUNTIMES, CheckpointOrigin, Job, Runtime, Target, distribution, runtime
 from ..runtimes.base import COUNTS, NUMBERED, TOGETHER, misfit, numbered
 from ..runtimes.ranges import CHUNKS
@@ -22,6 +22,7 @@ from .cache import Parity, folder_name
 from .key import Key
 from .lower import LOWERING_VERSION, weights_of
 from .refused import Refusal, refusal
+from .traces import DIGEST
 
 USUAL_LENGTH = 77
 """Length of the prompt embeddings of one chunk of CLIP: engines for another length have it in their key."""
@@ -83,6 +84,9 @@ def wanted(bundle: Bundle, profile: Profile, *, to_run: bool) -> tuple[Runtime, 
             options={name: value for name, value in target.options.items() if name not in adapter.facts.at_load},
             opset=profile.opset if adapter.facts.reads_onnx else None,
             lowering=LOWERING_VERSION if adapter.facts.reads_onnx else None,
+            calibration={"traces": DIGEST, "floor_db": profile.parity_db[target.precision]}
+            if target.recipe.calibrated
+            else None,
             length=length if target.shape is None and length != USUAL_LENGTH else None,  # ranges of free sizes
         )
         return Wanted(name, target, fields)
@@ -163,10 +167,19 @@ def targets(
     device, number = numbered(profile.device) if adapter.facts.numbered else (profile.device, None)
     chosen = {name: profile.options_for(name, part.role) for name, part in bundle.manifest.parts.items()}
     free = {name: adapter.takes_free_sizes(profile.device, options) for name, options in chosen.items()}
-    if not (profile.shapes.sizes or all(free.values())):
+    if ANY in (profile.shapes.sizes or (ANY,)) and not all(free.values()):
         raise ProfileError(
             f"On {profile.device} with these options, {profile.runtime} compiles for fixed sizes only. Write "
             f'sizes = ["own"] under [shapes] of {profile.name}.'
+        )
+    if (
+        static_sizes(bundle.manifest.model, profile)
+        and profile.shapes.free
+        and profile.device not in adapter.facts.partial
+    ):
+        raise ProfileError(
+            f"Profile {profile.name} keeps axes free with fixed sizes, which {profile.runtime} does not support on "
+            f"{profile.device}. Leave free out of [shapes], and set images and guided there."
         )
     if adapter.facts.reads_onnx and profile.opset > adapter.facts.newest_opset:
         newest = adapter.facts.newest_opset
@@ -217,7 +230,6 @@ def takers(operators: Collection[str]) -> tuple[str, ...]:
 def job_of(bundle: Bundle, part: str, graph: Path, target: Target) -> Job:
     """The job with which a runtime compiles a part's lowered graph."""
     manifest, info = bundle.manifest, bundle.part(part)
-    source = manifest.source
     return Job(
         part=part,
         graph=graph,
@@ -226,15 +238,21 @@ def job_of(bundle: Bundle, part: str, graph: Path, target: Target) -> Job:
         digest=info.digest,
         usual=sizes(manifest.model, info.role, Setting(*manifest.model.own_size)),
         shared=bundle.engines,
-        origin=CheckpointOrigin(
-            location=source.argument,
-            family=manifest.family,
-            variant=source.variant,
-            left_out=manifest.left_out,
-            components={name: other.argument for name, other in manifest.components.items()},
-            embeddings=tuple(one.argument for one in manifest.embeddings),
-            adapters={one.argument: one.strength for one in source.adapters},
-        ),
+        origin=origin_of(bundle),
+    )
+
+
+def origin_of(bundle: Bundle) -> CheckpointOrigin:
+    """The checkpoint that a bundle was exported from."""
+    manifest, source = bundle.manifest, bundle.manifest.source
+    return CheckpointOrigin(
+        location=source.argument,
+        family=manifest.family,
+        variant=source.variant,
+        left_out=manifest.left_out,
+        components={name: other.argument for name, other in manifest.components.items()},
+        embeddings=tuple(one.argument for one in manifest.embeddings),
+        adapters={one.argument: one.strength for one in source.adapters},
     )
 
 
@@ -295,25 +313,36 @@ def shapes(bundle: Bundle, profile: Profile, part: str, *, free: bool) -> list[M
         prompts = (False, True) if guided else (False,)
         settings = [] if free else [Setting(*model.own_size, guided=both) for both in prompts]
     else:
-        sides = fixed_sizes(model, profile)
+        sides = static_sizes(model, profile)
         if wrong := next(filter(None, (size_complaint(model, *side) for side in sides)), None):
             raise ProfileError(f"Profile {profile.name} has a size under [shapes] that {bundle.folder} lacks: {wrong}")
         chunks: Iterable[int | None] = (None,)
         if info.role == "decoder" and model.frames is not None:
             chunks = dict.fromkeys(len(one) for one in frame_chunks(model.frames, profile.shapes.decode_frames))
         settings = [Setting(*side, images, guided, frames=frames) for side in sides for frames in chunks]
+    axes = profile.shapes.free if info.role in ("denoiser", "control") else ()
     found = [
-        {tensor.name: shape_of(tensor.shape, sizes(model, info.role, one)) for tensor in info.inputs}
+        {
+            tensor.name: freed(tensor.shape, shape_of(tensor.shape, sizes(model, info.role, one)), axes)
+            for tensor in info.inputs
+        }
         for one in settings
     ]
     if info.role == "image_encoder":  # which sees every size of image resized to its own
         found = found[:1]
-    return [*found] or [None]
+    dynamic = ANY in profile.shapes.sizes and info.role not in ("text_encoder", "image_encoder")
+    return [*found, *([None] if dynamic or not found else [])]
 
 
 def fixed_sizes(model: Model, profile: Profile) -> tuple[tuple[int, int], ...]:
     """Widths and heights in pixels that the engines of a profile are built for; empty for every size."""
-    return tuple(model.own_size if size == OWN else _sides(size) for size in profile.shapes.sizes)
+    return () if ANY in profile.shapes.sizes else static_sizes(model, profile)
+
+
+def static_sizes(model: Model, profile: Profile) -> tuple[tuple[int, int], ...]:
+    """Widths and heights in pixels that a profile has static engines for."""
+    sides = (model.own_size if size == OWN else _sides(size) for size in profile.shapes.sizes if size != ANY)
+    return tuple(dict.fromkeys(sides))
 
 
 def _sides(size: str) -> tuple[int, int]:

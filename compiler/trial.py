@@ -23,8 +23,19 @@ from ..core.errors import BundleError, ParityError, ShapeError
 from ..core.images import pixels_sha256
 from ..core.manifest import Model
 from ..core.record import Record, shown
-from ..core.references import CONTROL_ARRAY, DRAWINGS, DRAWN, IDS, STYLE_ARRAY, Case, Drawings, ReferenceDrawing
+from ..core.references import (
+    CONTROL_ARRAY,
+    DRAWINGS,
+    DRAWN,
+    IDS,
+    OF_REFINER,
+    STYLE_ARRAY,
+    Case,
+    Drawings,
+    ReferenceDrawing,
+)
 from ..core.request import TINY, Request
+from ..core.shapes import FREE, all_of, filled
 from ..core.standing import Standing
 from ..core.tensors import PERFECT_DB, Array, change_db, psnr_db
 from ..core.wires import CONTROL, TIMESTEP
@@ -116,20 +127,22 @@ def check_host(bundle: Bundle, host: Host) -> float:
     Raises `ParityError` below 80 dB, or for different token ids, naming the drawing and the value.
     """
     try:
-        return _check_host(bundle, host)
+        worst = _check_host(bundle, host)
+        return worst if host.refiner is None else min(worst, _check_host(bundle, host.refiner))
     except (KeyError, IndexError, StopIteration, ValueError, TypeError, AssertionError) as exc:
         raise BundleError(f"{bundle.folder / DRAWN} lacks references ({exc!r}). {bundle.standing.again}") from exc
 
 
 def _check_host(bundle: Bundle, host: Host) -> float:
     stored, arrays = stored_drawings(bundle)
-    drawings, by = stored.drawings, bundle.standing
+    drawings, by = _own(host, stored), bundle.standing
     if lacking := [name for part in host.denoisers.values() for name in _lacking(host, part, stored, arrays)]:
         raise BundleError(
             f"{bundle.folder / DRAWINGS} lacks the reference images {', '.join(lacking)} that every export generates, "
             f"so nothing can be {bundle.standing.verb}. {bundle.standing.again}"
         )
     _check_tokens(host, stored, by)
+    _check_hidden(bundle, host.model)
     if dict(host.scheduler) != stored.scheduler:
         raise ParityError(
             f"The scheduler config is not the one that {by.pipeline} used {by.when}. Differing fields: "
@@ -249,8 +262,8 @@ def _lacking(host: Host, part: str, stored: Drawings, arrays: Mapping[str, Array
     """Names of missing drawings that a proof of this denoiser requires: made with it, the first complete, and guided or
     not as in `DRAWN_ALWAYS`. A tiny decoder requires one more, complete too, which it decoded.
     """
-    own = {drawing.name: drawing for drawing in stored.drawings if host.denoisers.get(drawing.request.variant) == part}
-    at = "".join(part.partition("@")[1:])
+    own = {one.name: one for one in _own(host, stored) if host.denoisers.get(one.request.variant) == part}
+    at = OF_REFINER if host.model.refines else "".join(part.partition("@")[1:])
     lacking: list[str] = []
     always = dict(VIDEOS_ALWAYS if host.model.reads_image else DRAWN_ALWAYS)
     complete: dict[str, str | None] = {WHOLE: None}
@@ -267,6 +280,11 @@ def _lacking(host: Host, part: str, stored: Drawings, arrays: Mapping[str, Array
         if drawing is None or drawing.calls < 1 or drawing.request.guided != guided or not whole:
             lacking.append(f"{name}{at}")
     return lacking
+
+
+def _own(host: Host, stored: Drawings) -> tuple[ReferenceDrawing, ...]:
+    """The drawings of a host: of the model, or of its refiner."""
+    return tuple(one for one in stored.drawings if one.name.endswith(OF_REFINER) == host.model.refines)
 
 
 def _check_image(drawing: ReferenceDrawing, given: Given, by: Standing) -> None:
@@ -291,6 +309,18 @@ def _check_tokens(host: Host, stored: Drawings, by: Standing) -> None:
             raise ParityError(
                 f"The tokenizer of {encoder.part} gives other token ids than {by.tokenizer} gave {by.when}, for "
                 f"{(other or ['start, end and padding'])[0]!r}. It is not the checkpoint's tokenizer. {by.again}"
+            )
+
+
+def _check_hidden(bundle: Bundle, model: Model) -> None:
+    """Raise `ParityError` where the manifest differs from the references on text encoders that take hidden ids."""
+    for encoder in model.text_encoders:
+        fed = any((case.feeds[IDS] < 0).any() for case in stored_cases(bundle, encoder.part))
+        if fed != encoder.hides:
+            raise ParityError(
+                f"By the manifest, {encoder.part} {'hides' if encoder.hides else 'does not hide'} words from its "
+                f"attention (negative token ids), and by its references it does{' not' * (not fed)}. The bundle was "
+                f"changed. {bundle.standing.again}"
             )
 
 
@@ -352,7 +382,9 @@ def _steps(host: Host, engine: EngineOf, trial: StepTrial) -> tuple[float, tuple
         step(_answering(trial.outputs[index]), walk, call, before)  # the history is the reference's
     if not text.guided:
         return worst, None
-    wanted, found = (np.stack([_difference(one) for one in each]) for each in (trial.outputs, answers))
+    wanted, found = (
+        np.stack([_difference(one, host.model.guided_rows) for one in each]) for each in (trial.outputs, answers)
+    )
     return worst, change_db(wanted, found, np.stack(trial.outputs))
 
 
@@ -384,44 +416,60 @@ def _picture(host: Host, engine: EngineOf, trial: StepTrial) -> float | None:
 def _fitting(bundle: Bundle, host: Host, part: str, shape: InputShapes | None, *, guided: bool) -> list[StepTrial]:
     """Every drawing where shapes are free; else those of the shape, or one that is resized to it."""
     stored, arrays = stored_drawings(bundle)
-    drawings = [drawing for drawing in stored.drawings if host.denoiser(drawing.request) == part]
+    drawings = [drawing for drawing in _own(host, stored) if host.denoiser(drawing.request) == part]
     cases = {case.name: case for case in stored_cases(bundle, part)}
     trials = [_trial(drawing, arrays, cases) for drawing in drawings]
     if shape is None:
         return trials
     both = guided and not host.model.takes_guidance
+    rows_free = shape[host.model.latents_input][0] == FREE
+    kinds = {is_guided(host.model, trial.request) for trial in trials} if rows_free else {both}
     able = [
         trial
         for drawing, trial in zip(drawings, trials, strict=True)
-        if shapes_of(cases[f"{drawing.name}.0"].feeds) == dict(shape) and is_guided(host.model, trial.request) == both
+        if all_of(_called_with(cases, drawing.name), shape) and is_guided(host.model, trial.request) in kinds
     ]
-    return able or [_made(bundle, host, trials, shape, guided=both)]
+    missing = kinds - {is_guided(host.model, trial.request) for trial in able}
+    return able + [_made(bundle, host, trials, shape, cases, guided=one) for one in sorted(missing)]
 
 
-def _made(bundle: Bundle, host: Host, trials: list[StepTrial], shape: InputShapes, *, guided: bool) -> StepTrial:
+def _called_with(cases: Mapping[str, Case], drawing: str) -> InputShapes:
+    """Input shapes of a drawing's first call."""
+    return shapes_of(cases[f"{drawing}.0"].feeds)
+
+
+def _made(
+    bundle: Bundle,
+    host: Host,
+    trials: list[StepTrial],
+    shape: InputShapes,
+    cases: Mapping[str, Case],
+    *,
+    guided: bool,
+) -> StepTrial:
     """Resize a drawing to another shape, with the denoiser's outputs from its own references."""
     like = next(trial for trial in trials if is_guided(host.model, trial.request) == guided)
-    rows, *_, height, width = shape[host.model.latents_input]
+    rows, *_, height, width = filled(shape, _called_with(cases, like.name))[host.model.latents_input]
     size = {"width": width * host.model.downscale, "height": height * host.model.downscale}
-    request = like.request.model_copy(update={**size, "count": rows // (2 if guided else 1)})
+    request = like.request.model_copy(update={**size, "count": rows // (host.model.guided_rows if guided else 1)})
     found = reference(bundle, host.denoiser(request), shape).cases
     case = next((one for one in found if one.name == f"{like.name}.0"), None)
     if case is None:
         raise BundleError(f"{bundle.folder} has no reference of the whole step at {size}. {bundle.standing.again}")
-    start, noise = (stretched(array, latent_shape(host.model, request)) for array in (like.start, like.noise[0]))
-    sigma = np.float32(_walk(host, like).schedule.init_noise_sigma)
+    shape_of_latents = latent_shape(host.model, request)
+    start, noise, before = (stretched(one, shape_of_latents) for one in (like.start, like.noise[0], like.befores[0]))
     given, beside = like.given, None
     if given is not None:  # resized with the whole input, not encoded at that size
         given = replace(given, noise=stretched(given.noise, image_shape(host.model, request)))
         channels = start.shape[-3]
         beside = np.ascontiguousarray(case.feeds[host.model.latents_input][..., channels:, :, :])
-    if host.model.inpaints:  # from noise: what it begins from isn't encoded at that size
-        request = request.model_copy(update={"strength": 1})
+        beside = beside if beside.shape[-3] else None
     made = replace(
-        like, request=request, start=start, befores=(start * sigma,), outputs=(_output(case),),
+        like, request=request, start=start, befores=(before,), outputs=(_output(case),),
         noise=noise[None], images=None, given=given, beside=beside, shown=_shown(host.model, case),
     )  # fmt: skip
-    return replace(made, afters=(step(_answering(made.outputs[0]), _walk(host, made), 0, made.befores[0]),))
+    walk = _walk(host, made)
+    return replace(made, afters=(step(_answering(made.outputs[0]), walk, walk.first, made.befores[0]),))
 
 
 def _shown(model: Model, case: Case) -> dict[str, Array]:
@@ -524,6 +572,8 @@ def _recorded_text(bundle: Bundle, model: Model) -> Answer:
 def _recorded_images(bundle: Bundle, host: Host) -> dict[str, dict[str, list[Case]]]:
     """Recorded calls of each part that reads the image, keyed by part and drawing."""
     parts = dict.fromkeys(wire.owner for wire in host.model.wires if wire.of_part)
+    if (host.model.encodes_controls or host.model.needs_image) and host.encoder is not None:
+        parts[host.encoder] = None
     found: dict[str, dict[str, list[Case]]] = {}
     for part in (one for one in parts if host.roles[one] in READS_IMAGE):
         called = found.setdefault(part, {})
@@ -542,7 +592,7 @@ def _output(case: Case) -> Array:
     return next(iter(case.outputs.values()))
 
 
-def _difference(output: Array) -> Array:
-    """What the prompt changes: the output of the positive rows less that of the negative rows."""
-    negative, positive = np.split(output, 2)
+def _difference(output: Array, rows: int) -> Array:
+    """What the prompt changes: the output of the positive rows less that of negative rows of the same image."""
+    *_, negative, positive = np.split(output, rows)
     return positive - negative

@@ -40,7 +40,7 @@ from .reading import (
     refuse_pointer,
 )
 from .record import complaints, in_a_line, shown
-from .request import TINY
+from .request import TINY, Request
 from .standing import Standing
 from .wires import complaint
 
@@ -87,10 +87,12 @@ class Bundle:
 
     @property
     def drawing(self) -> tuple[str, ...]:
-        """Names of the parts used to generate images: all but an encoder of the VAE that no wire reads."""
+        """Names of the parts used to generate images: all but an encoder of the VAE that nothing reads."""
         model = self.manifest.model
         return tuple(
-            name for name, part in self.manifest.parts.items() if part.role != "encoder" or model.read_of(name)
+            name
+            for name, part in self.manifest.parts.items()
+            if part.role != "encoder" or model.encodes_controls or model.read_of(name)
         )
 
     @property
@@ -100,20 +102,38 @@ class Bundle:
         spare = {name for name, part in parts.items() if model.takes_style and part.role == "image_encoder"}
         return tuple(name for name in self.drawing if "@" not in name and name not in {*spare, model.tiny_decoder})
 
-    def one(self, role: Role) -> str:
-        """Name of the part with this role, not counting variants and the tiny decoder; raises `BundleError` if there is
-        not exactly one.
+    def used_by(self, request: Request) -> tuple[str, ...]:
+        """The parts of `drawing` that generate the images of a completed request, with the encoder of the VAE if it
+        encodes an image, whichever decoder it names; without parts that only read images that it doesn't have, other
+        variants of the denoiser, and a refiner that is not used.
         """
-        also = self.manifest.model.tiny_decoder
-        parts = self.manifest.parts.items()
-        found = [name for name, part in parts if part.role == role and "@" not in name and name != also]
+        encoder = self.variants("encoder").get(None)
+        used = [*self.drawing, *([encoder] if encoder and request.encodes and encoder not in self.drawing else [])]
+        model, unused = self.manifest.model, set[str]()
+        if model.takes_style and request.style_strength is None:
+            unused |= {name for name in used if self.part(name).role == "image_encoder"}
+        if not request.refined:
+            unused |= {*model.refiner_parts}
+        if encoder and model.encodes_controls and request.control_sha256 is None:
+            unused |= set[str]() if request.encodes or model.read_of(encoder) else {encoder}
+        denoisers = self.variants("denoiser")
+        unused |= {*denoisers.values()} - {denoisers.get(request.variant)}
+        return tuple(name for name in used if name not in unused)
+
+    def one(self, role: Role) -> str:
+        """Name of the part with this role, not counting variants, the tiny decoder and the refiner; raises
+        `BundleError` if there is not exactly one.
+        """
+        model, parts = self.manifest.model, self.manifest.parts.items()
+        also = (model.tiny_decoder, model.refiner and model.refiner.part)
+        found = [name for name, part in parts if part.role == role and "@" not in name and name not in also]
         if len(found) != 1:
             raise BundleError(f"{self.folder} has {len(found)} parts with the role {role}; expected one. {AGAIN}")
         return found[0]
 
     def variants(self, role: Role) -> dict[str | None, str]:
-        """Names of the parts with this role, keyed by variant; None is the part itself."""
-        names = [name for name, part in self.manifest.parts.items() if part.role == role]
+        """Names of the parts with this role but the refiner, keyed by variant; None is the part itself."""
+        names = [name for name, part in _own(self.manifest).items() if part.role == role]
         return {name.partition("@")[2] or None: name for name in names}
 
     @property
@@ -186,7 +206,7 @@ def open_bundle(folder: Bundle | Path | str) -> Bundle:
     bundle = Bundle(folder, manifest)
     for name in manifest.files:
         check_path(folder, name)
-    tokenizers = {encoder.tokenizer for encoder in manifest.model.text_encoders}
+    tokenizers = {encoder.tokenizer for encoder in manifest.model.every_text_encoder}
     for name, part in manifest.parts.items():
         if (
             not PART_NAME.fullmatch(name)
@@ -200,13 +220,32 @@ def open_bundle(folder: Bundle | Path | str) -> Bundle:
             )
         if part.digest != digest(bundle.files(name)):
             raise BundleError(f"{path}: the digest of {name} does not match its files. Export the checkpoint again.")
-    if wrong := _unlike_variants(manifest.parts):
+    if wrong := _unlike_variants(_own(manifest)):
         raise BundleError(f"{path} {wrong}. {AGAIN}")
-    for encoder in manifest.model.text_encoders:
-        check_path(folder, encoder.tokenizer)
-    if wrong := complaint(manifest.model.wires, manifest.parts):
+    for tokenizer in sorted(tokenizers):
+        check_path(folder, tokenizer)
+    if wrong := _miswired(manifest):
         raise BundleError(f"{path} {wrong}. {AGAIN}")
     return bundle
+
+
+def _own(manifest: Manifest) -> dict[str, Part]:
+    """The parts but the refiner's denoiser."""
+    refiner = manifest.model.refiner
+    return {name: part for name, part in manifest.parts.items() if refiner is None or name != refiner.part}
+
+
+def _miswired(manifest: Manifest) -> str | None:
+    """What is wrong with the wires of the model or of its refiner, as a clause; None if nothing is."""
+    own, refiner = _own(manifest), manifest.model.refiner
+    if refiner is None or (wrong := complaint(manifest.model.wires, own)):
+        return complaint(manifest.model.wires, own)
+    denoiser = manifest.parts.get(refiner.part)
+    if denoiser is None or denoiser.role != "denoiser" or "@" in refiner.part:
+        return f"has the refiner {shown(refiner.part)}, which is not a denoiser"
+    return wrong or complaint(
+        refiner.wires, {name: one for name, one in manifest.parts.items() if one is denoiser or one.role != "denoiser"}
+    )
 
 
 def _unlike_variants(parts: Mapping[str, Part]) -> str | None:

@@ -9,15 +9,31 @@ from pydantic import Field, StringConstraints, model_validator
 
 from .record import Record
 from .standing import FUSED, PROVED, SELF_CONSISTENT, Standing
-from .wires import GUIDANCE, LATENTS, MASK, MASKED, MAX_CONTROLS, MAX_LENGTH, MOTION, STYLE, TIMESTEP, Wire, skipped
+from .wires import (
+    GUIDANCE,
+    LATENTS,
+    MASK,
+    MASKED,
+    MAX_CONTROLS,
+    MAX_LENGTH,
+    MODE,
+    MOTION,
+    SCORE,
+    STYLE,
+    TIMESTEP,
+    Wire,
+    skipped,
+)
 
 SCHEMA_VERSION = 4
 
 Role = Literal["text_encoder", "image_encoder", "denoiser", "control", "encoder", "decoder"]
 """The function of a part in the pipeline, independent of the name in its family."""
 
-Task = Literal["text", "inpaint", "image_to_video"]
-"""A task that a model supports: "text" is text to image; "inpaint" needs an image and a mask too."""
+Task = Literal["text", "inpaint", "image", "edit", "image_to_video", "refine"]
+"""A task that a model supports: "text" is text to image; "inpaint" needs an image and a mask too. "image" is image to
+image alone, and "edit" generates from noise what a prompt asks to change of an image. "refine" is that of a refiner as
+a part of another model (`Model.refining`), whose latents it takes over."""
 
 ROLE_NAMES: tuple[Role, ...] = get_args(Role)
 
@@ -123,6 +139,8 @@ class TextEncoder(Record):
     tokenizer: str
     masked: bool = False
     """Whether it also takes an `attention_mask`, which hides padding."""
+    hides: Annotated[bool, Field(exclude_if=_unless(False))] = False
+    """Whether a negative id, -1 - id, is an id that is hidden from the attention: no token attends to it."""
     vocabulary: Annotated[int, Field(ge=1, lt=1 << 31)] | None = None
     """Number of token ids: rows of its embedding table."""
     length: Annotated[Annotated[int, Field(ge=2, le=MAX_LENGTH)] | None, Field(exclude_if=_unless(None))] = None
@@ -145,12 +163,35 @@ class ImageReader(Record):
 
 
 class ControlNet(Record):
-    """A ControlNet in the denoiser's graph: its image guides the composition of the generated one."""
+    """A ControlNet, or T2I-Adapter, in the denoiser's graph: its image guides the composition of the generated one."""
 
-    residuals: Annotated[int, Field(ge=2, le=1024)]
+    kind: Annotated[Literal["ControlNet", "T2I-Adapter"], Field(exclude_if=_unless("ControlNet"))] = "ControlNet"
+    residuals: Annotated[int, Field(ge=1, le=1024)]
     """Number of residuals that it adds to the denoiser's, each with its own factor."""
     pooled: bool = False
     """Whether each residual is averaged over the image, as in ControlNets that transfer colours or style."""
+    channels: Annotated[Literal[1, 3], Field(exclude_if=_unless(3))] = 3
+    """Channels of the image that it reads: 1 for grey."""
+    colours: Annotated[tuple[Finite, Finite], Field(exclude_if=_unless((0, 1)))] = (0, 1)
+    """Values of black and white in the image that it, or the VAE's encoder, reads."""
+    latent_shift: Annotated[Finite | None, Field(exclude_if=_unless(None))] = None
+    """Subtracted from the image's latents, which are then multiplied by `scaling_factor`; None for one that reads the
+    image itself."""
+
+    @property
+    def guesses(self) -> bool:
+        """Whether diffusers has a guess mode for it."""
+        return self.kind == "ControlNet" and self.latent_shift is None
+
+
+class Refiner(Record):
+    """A further denoiser, which takes over the last steps, with text encoders and wires of its own."""
+
+    part: str
+    """Name of the denoiser."""
+    text_encoders: Annotated[tuple[TextEncoder, ...], Field(min_length=1, max_length=8)]
+    """In the order in which they read the prompt: the model's own, or others."""
+    wires: Annotated[tuple[Wire, ...], Field(max_length=256)]
 
 
 class Model(Record):
@@ -195,10 +236,32 @@ class Model(Record):
     tiny_decoder: Annotated[str | None, Field(exclude_if=_unless(None))] = None
     """Name of a further decoder, faster and less exact (taesd): it takes the denoiser's latents, neither scaled nor
     shifted."""
+    preview: Annotated[
+        tuple[tuple[Finite, ...], tuple[Finite, ...], tuple[Finite, ...]] | None, Field(exclude_if=_unless(None))
+    ] = None
+    """For red, green and blue in [-1, 1], a factor for each channel of the denoiser's latents and a constant: a picture
+    of the latents' size. None if the export didn't fit them."""
+    refiner: Annotated[Refiner | None, Field(exclude_if=_unless(None))] = None
+    """What takes over the last steps; None for a model without a refiner."""
     tasks: Annotated[tuple[Task, ...], Field(min_length=1)] = ("text",)
     """Supported tasks; the first is the default."""
     wires: Annotated[tuple[Wire, ...], Field(max_length=256)]
     """Sources of the inputs of the denoiser, and of other parts that are called at each step."""
+
+    @property
+    def every_text_encoder(self) -> tuple[TextEncoder, ...]:
+        """The text encoders, and the refiner's."""
+        return (*self.text_encoders, *(self.refiner.text_encoders if self.refiner else ()))
+
+    @property
+    def hides(self) -> bool:
+        """Whether all its text encoders take hidden ids."""
+        return all(encoder.hides for encoder in self.every_text_encoder)
+
+    @property
+    def every_wire(self) -> tuple[Wire, ...]:
+        """The wires, and the refiner's."""
+        return (*self.wires, *(self.refiner.wires if self.refiner else ()))
 
     @property
     def latents_input(self) -> str:
@@ -223,12 +286,12 @@ class Model(Record):
 
     def read_of(self, part: str) -> tuple[str, ...]:
         """Names of the outputs of a part that wires read."""
-        own = (wire for wire in self.wires if wire.owner == part)
+        own = (wire for wire in self.every_wire if wire.owner == part)
         return tuple(dict.fromkeys(name for wire in own for name in (wire.output, wire.negative) if name))
 
     def skipped_of(self, part: str) -> tuple[str, ...]:
         """Names of the outputs of a text encoder that replace those that wires read, for each `clip_skip`."""
-        most = next((one.clip_skip or 0 for one in self.text_encoders if one.part == part), 0)
+        most = next((one.clip_skip or 0 for one in self.every_text_encoder if one.part == part), 0)
         every = (skipped(name, layers) for name in self.read_of(part) for layers in range(1, most + 1))
         return tuple(name for name in every if name is not None)
 
@@ -261,9 +324,57 @@ class Model(Record):
         return any(wire.source == STYLE for wire in self.wires)
 
     @property
+    def encodes_controls(self) -> bool:
+        """Whether its ControlNets read the latents of their images, so that the VAE's encoder is used."""
+        return any(one.latent_shift is not None for one in self.controls)
+
+    @property
     def inpaints(self) -> bool:
         """Whether it always needs an image and a mask: its denoiser sees both beside the latents."""
         return self.tasks[0] == "inpaint"
+
+    def refining(self) -> Model:
+        """The refiner, as a model that takes over this one's latents."""
+        assert self.refiner is not None
+        made = {"text_encoders": self.refiner.text_encoders, "wires": self.refiner.wires}
+        return self.model_copy(update={**made, "refiner": None, "controls": (), "tasks": ("refine",)})
+
+    def of(self, part: str) -> Model:
+        """The model whose wires feed a part: the refiner's for its denoiser."""
+        return self.refining() if self.refiner is not None and part == self.refiner.part else self
+
+    @property
+    def refiner_parts(self) -> tuple[str, ...]:
+        """The parts that only the refiner uses: its denoiser, and text encoders of its own."""
+        if self.refiner is None:
+            return ()
+        own = {encoder.part for encoder in self.text_encoders}
+        return (self.refiner.part, *(one.part for one in self.refiner.text_encoders if one.part not in own))
+
+    @property
+    def refines(self) -> bool:
+        """Whether it takes over the latents of another model."""
+        return self.tasks[0] == "refine"
+
+    @property
+    def edits(self) -> bool:
+        """Whether its denoiser always sees the image beside the latents, and the prompt says what to change of it."""
+        return self.tasks[0] == "edit"
+
+    @property
+    def needs_image(self) -> bool:
+        """Whether it generates from a prompt and always from an image too."""
+        return self.tasks[0] in ("inpaint", "image", "edit")
+
+    @property
+    def guided_rows(self) -> int:
+        """Rows of the denoiser's batch for each image with guidance: see `sampling.guidance.guide`."""
+        return 3 if self.edits else 2
+
+    @property
+    def takes_scores(self) -> bool:
+        """Whether the denoiser takes an aesthetic score."""
+        return any(wire.source == SCORE for wire in self.wires)
 
     @property
     def takes_motion(self) -> bool:
@@ -277,11 +388,16 @@ class Model(Record):
 
     @model_validator(mode="after")
     def _tasks_fit(self) -> Model:
+        if "refine" in self.tasks or (self.refiner is not None and self.tasks != ("text",)):
+            raise ValueError("tasks: a model with a refiner has the task text, and none has the task refine")
         if not self.reads_image and not self.text_encoders:
             raise ValueError(f"text_encoders: the task {self.tasks[0]} needs at least one")
         beside = [any(wire.source == MASK for wire in self.wires), any(wire.name == MASKED for wire in self.wires)]
         if beside != [self.inpaints] * 2:
             raise ValueError("tasks: the wires of the mask and of the masked image, and the task inpaint, go together")
+        seen = any(wire.name == MODE and wire.axis == "channels" and wire.empty == "zeros" for wire in self.wires)
+        if not self.reads_image and seen != self.edits:
+            raise ValueError("tasks: the wire of the image, and the task edit, go together")
         if self.reads_image and (self.frames is None or self.image_reader is None):
             raise ValueError("frames and image_reader are needed for the task image_to_video")
         if self.takes_style and self.image_reader is None:
@@ -297,6 +413,8 @@ class Model(Record):
                 raise ValueError(
                     f"{name} should have {self.latent_channels} numbers, and latents_mean and latents_std go together"
                 )
+        if any(len(row) != self.latent_channels + 1 for row in self.preview or ()):
+            raise ValueError(f"each row of preview should have {self.latent_channels + 1} numbers")
         return self
 
 
@@ -443,6 +561,12 @@ class Manifest(Record):
         name = self.model.tiny_decoder
         if name is not None and (name not in self.parts or self.parts[name].role != "decoder"):
             raise ValueError("tiny_decoder should name a part with the role decoder")
+        return self
+
+    @model_validator(mode="after")
+    def _encoder_fits(self) -> Manifest:
+        if self.model.encodes_controls and not self.encodes:
+            raise ValueError("ControlNets that read latents need a part with the role encoder")
         return self
 
     @property

@@ -199,15 +199,16 @@ def read_bounded(path: Path | str, limit_bytes: int) -> bytes:
     return raw
 
 
-def parse_json(raw: bytes | str, *, constants: Collection[str] = ()) -> Any:
+def parse_json(raw: bytes | str, *, constants: Collection[str] = (), most_marks: int = MAX_MARKS) -> Any:
     """Parse JSON: UTF-8, at most `MAX_DEPTH` deep, without duplicate names, infinity or NaN.
 
-    `constants` lists those of `INFINITE` and `NAN` that are accepted nevertheless. Raises only `ValueError`.
+    `constants` lists those of `INFINITE` and `NAN` that are accepted nevertheless; `most_marks` limits quotes, commas
+    and brackets. Raises only `ValueError`.
     """
     raw = raw.encode("utf-8") if isinstance(raw, str) else raw
     text = _text(raw)
-    if sum(map(raw.count, (b'"', b",", b"[", b"{"))) > MAX_MARKS:
-        raise ValueError(f"more than {MAX_MARKS:,} quotes, commas and brackets")
+    if sum(map(raw.count, (b'"', b",", b"[", b"{"))) > most_marks:
+        raise ValueError(f"more than {most_marks:,} quotes, commas and brackets")
     depth = 0
     for token in _TOKEN.finditer(raw):
         mark = raw[token.start()]

@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from .record import suggest
 
-Pass = Literal["half", "norms", "stage", "fold", "widen"]
+Pass = Literal["half", "norms", "stage", "fold", "widen", "upsample"]
 """Passes of the lowering (`compiler.lower`), beside opset and fixed shapes."""
 
 
@@ -25,7 +25,7 @@ def _known(name: Any) -> Any:
     raise PydanticCustomError("recipe", "{message}", {"message": message})
 
 
-Precision = Annotated[Literal["f32", "tf32", "bf16", "f16"], BeforeValidator(_known)]
+Precision = Annotated[Literal["f32", "tf32", "bf16", "f16", "w8", "int8"], BeforeValidator(_known)]
 """Name of a recipe, as in a profile's [precision]."""
 
 
@@ -67,13 +67,19 @@ class Recipe:
     floor is never lower than `floor_db`. None: the export does not measure those modules.
     """
 
+    int8_weights: bool = False
+    """Whether weights are int8 with a scale for each output channel. All else is computed in the device's default."""
+
+    calibrated: bool = False
+    """Whether activations are int8 too, in ranges that are calibrated with recorded calls."""
+
     exact_instead: str = ""
     """For a recipe that a runtime may force: how to have f32 computed in f32."""
 
     @property
     def graph(self) -> Precision:
-        """The types of the lowered graph: this name's, except for TF32, which is a way to compute an f32 graph."""
-        return "f32" if self.products_in_tf32 else self.name
+        """The types of the lowered graph: this name's, except for ways to compute an f32 graph, or to quantize one."""
+        return "f32" if self.products_in_tf32 or self.int8_weights else self.name
 
 
 RECIPES: dict[Precision, Recipe] = {
@@ -121,6 +127,29 @@ RECIPES: dict[Precision, Recipe] = {
             floor_db=40.0,
             rounding=0.0025,
             gate=Gate(part_psnr_db=35.0, psnr_db=30.0, ssim=0.95, flip=0.15, mean_absolute_difference=4.0),
+        ),
+        Recipe(
+            name="w8",
+            int8_weights=True,
+            weight_bytes=1,
+            activation_bytes=4,
+            dtype="float32",
+            passes=(),
+            floor_db=30.0,
+            rounding=0.02,
+            gate=Gate(part_psnr_db=25.0, psnr_db=20.0, ssim=0.80, flip=0.35, mean_absolute_difference=12.0),
+        ),
+        Recipe(
+            name="int8",
+            int8_weights=True,
+            calibrated=True,
+            weight_bytes=1,
+            activation_bytes=4,
+            dtype="float32",
+            passes=(),
+            floor_db=30.0,
+            rounding=0.05,
+            gate=Gate(part_psnr_db=25.0, psnr_db=20.0, ssim=0.80, flip=0.35, mean_absolute_difference=12.0),
         ),
     )
 }

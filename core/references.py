@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from .record import Record
@@ -34,6 +35,9 @@ ENDS = "ends"
 CONTROL_ARRAY = "control_"
 """Start of the name of the array with the image of a drawing's ControlNet, such as `whole/control_1`."""
 
+OF_REFINER = "@refiner"
+"""End of the names of drawings that a refiner made, from latents that it took over."""
+
 STYLE_ARRAY = "style"
 """Name of the array with the style image of a drawing, such as `whole/style`."""
 
@@ -41,6 +45,11 @@ IN, OUT = "in.", "out."
 IDS, MASK = "input_ids", "attention_mask"
 TABLE = "table"
 """Key of a text encoder's embedding table: hex SHA-256 of its token embeddings as f32, row by row."""
+
+
+def hide(ids: NDArray[np.int64], where: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Token ids with some hidden from a text encoder's attention: -1 - id, for one that `hides`."""
+    return np.where(where, -1 - ids, ids)
 
 
 def stored_at(part: str) -> str:

@@ -28,8 +28,10 @@ TINY = "tiny"
 SPACINGS = ("leading", "trailing", "linspace")
 """Timestep spacings, with diffusers' names."""
 
-PromptSyntax = Literal["plain", "a1111"]
-"""How prompts are read: as plain text, or with weights as in AUTOMATIC1111's web UI."""
+PromptSyntax = Literal["plain", "a1111", "compel"]
+"""How prompts are read: as plain text, or with weights as in AUTOMATIC1111's web UI, or as compel does."""
+Downweight = Literal["mask", "remove"]
+"""What compel does with words of weights below 1: its `DownweightMode`."""
 
 _NOT_YET = "latentc does not support this setting yet; omit it"
 _OTHER_NAMES = {
@@ -42,6 +44,11 @@ _OTHER_NAMES = {
     "strength": "denoisingstrength denoise denoisestrength imagestrength img2imgstrength",
     "fps": "framespersecond framerate fpsid",
     "motion_bucket_id": "motionbucket motion",
+    "image_guidance": "imageguidancescale imagecfg imagecfgscale imgcfg imgcfgscale",
+    "refine_from": "denoisingend denoisingstart refinerswitchat refinerswitch refinerstart highnoisefrac refineat",
+    "the refiner is part of a bundle (export --refiner)": "refiner refinermodel refinercheckpoint",
+    "aesthetic_score": "positiveaestheticscore ascore scorepositive",
+    "negative_aesthetic_score": "negativeascore scorenegative",
     "noise_aug_strength": "noiseaug noiseaugmentation augmentation condaug augmentationlevel",
     "decode_chunk_size": "decodechunk decodingt chunksize",
     "guidance_rescale": "cfgrescale rescale rescalecfg guidancerescalephi",
@@ -53,6 +60,7 @@ _OTHER_NAMES = {
     "width": "w imagewidth",
     "height": "h imageheight",
     "prompt_syntax": "syntax promptparser parser emphasis weighting promptweighting promptattention",
+    "downweight": "downweightmode downweightingmode",
     "hires": "hiresupscale hrscale enablehr hiresfix hrupscale upscale upscaleby",
     "hires_strength": "hiresdenoise hiresdenoisingstrength hrdenoisingstrength",
     "hires_steps": "hrsecondpasssteps hrsteps secondpasssteps",
@@ -78,12 +86,24 @@ _OTHER_NAMES = {
     "use 'clip_skip', which is 1 less": "clipstopatlastlayers stopatcliplayer",
     "vae_tile": "tile tilesize vaetilesize vaetiling tilesampleminsize",
     "decoder": "vaedecoder sdvaedecodemethod decodemethod vaetype",
-    _NOT_YET: "vae tiling refiner prompt2 negativeprompt2 promptembeds "
+    _NOT_YET: "vae tiling prompt2 negativeprompt2 promptembeds "
     "negativepromptembeds originalsize targetsize cropscoordstopleft subseed ipadapterimageembeds",
 }
 
 STRENGTH, STRENGTH_MASKED = 0.8, 1.0
 """Default strengths of image to image, and of inpainting, as in diffusers' pipelines of Stable Diffusion 1."""
+
+STRENGTH_REFINED = 0.3
+"""Default strength of a refiner's image to image, as in diffusers' StableDiffusionXLImg2ImgPipeline."""
+
+IMAGE_GUIDANCE = 1.5
+"""Default guidance scale of the image that is edited, as in diffusers' StableDiffusionInstructPix2PixPipeline."""
+
+REFINE_FROM = 0.8
+"""Default share of the steps before the refiner takes over, as in the paper and in diffusers' examples."""
+
+SCORES = {"aesthetic_score": 6.0, "negative_aesthetic_score": 2.5}
+"""Defaults of the aesthetic scores, as in diffusers' StableDiffusionXLImg2ImgPipeline."""
 
 STYLE_STRENGTH = 1.0
 """Default strength of a style image, as in diffusers' `load_ip_adapter`."""
@@ -101,6 +121,7 @@ Side = Annotated[int, Field(ge=64, le=MAX_SIDE, multiple_of=8)]
 
 Scale = Annotated[float, Field(ge=0.0, le=10.0, allow_inf_nan=False)]
 AdapterStrength = Annotated[float, Field(ge=-100.0, le=100.0, allow_inf_nan=False)]
+Score = Annotated[float, Field(ge=0.0, le=10.0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 
 
@@ -152,8 +173,12 @@ class Request(Record):
     each step, or the noise level of each step and 0 at the end, each lower than the one before.
 
     `prompt_syntax` is how both prompts are read: `plain` as text, `a1111` with weights in the syntax of AUTOMATIC1111's
-    web UI, such as `(a small dog:1.2)`. `clip_skip` is the number of CLIP's last layers that are skipped for the
-    prompt, as in diffusers: 1 is the web UI's "Clip skip: 2". The negative prompt is read with all layers.
+    web UI, such as `(a small dog:1.2)`, and `compel` in the syntax of the library compel, such as `(a small dog)1.2`.
+    `downweight` is compel's `DownweightMode`, what a prompt with weights below 1 is blended with: itself with these
+    words hidden from the text encoder's attention, `mask`, or without them, `remove`. None is `mask`, as in compel, or
+    `remove` for text encoders that can't hide words, with a notice.
+    `clip_skip` is the number of CLIP's last layers that are skipped for the prompt, as in diffusers: 1 is the web UI's
+    "Clip skip: 2". The negative prompt is read with all layers.
 
     `strength` is for image to image, where an image is passed to the pipeline: the share of the steps that are run on
     it, from near 0 (the image hardly changes) to 1 (little of it is left); None is 0.8 if there is an image, and 1 with
@@ -166,10 +191,19 @@ class Request(Record):
     `hires` is for text to image: each image is enlarged by this factor (Lanczos), and generated again from there with
     the strength `hires_strength` (0.7) and the number of steps `hires_steps` (`steps`).
 
-    A model with ControlNets takes an image for each of them, which is passed to the pipeline. `control_scale` (1),
-    `control_start` (0) and `control_end` (1) have a value for each ControlNet, or one for all: the factor of its
-    effect, and the shares of the steps at which it begins and ends. In `guess_mode`, ControlNets affect only the rows
-    of the prompt, and early layers less. `control_sha256` are the digests of the images.
+    A model with ControlNets or T2I-Adapters takes an image for each of them, which is passed to the pipeline.
+    `control_scale` (1), `control_start` (0) and `control_end` (1) have a value for each, or one for all: the factor of
+    its effect, and the shares of the steps at which it begins and ends. In `guess_mode`, ControlNets affect only the
+    rows of the prompt, and early layers less. `control_sha256` are the digests of the images.
+
+    A model for editing (InstructPix2Pix) takes an image, which the prompt says what to change of. `image_guidance`
+    (1.5), from 1 on, is the guidance scale of the image: higher values keep more of it.
+
+    A model with a refiner hands over its latents to it at `refine_from` (0.8), a share of the training timesteps, from
+    noise on, as diffusers' `denoising_end` and `denoising_start`; at 1, the refiner is left out.
+
+    Stable Diffusion XL's refiner takes the aesthetic scores of its training, from 0 to 10: `aesthetic_score` (6) with
+    the prompt, and `negative_aesthetic_score` (2.5) with the negative prompt.
 
     A model with an IP-Adapter takes a style image, which is passed to the pipeline. `style_strength`, from 0 to 1 (1),
     is the factor of its effect, and `style_sha256` the digest of the image.
@@ -209,6 +243,7 @@ class Request(Record):
     )
     variant: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")] | None = None
     prompt_syntax: PromptSyntax = Field(default="plain", exclude_if=_is_plain)
+    downweight: Downweight | None = Field(default=None, exclude_if=_is_none)
     clip_skip: int | None = Field(default=None, exclude_if=_is_none, ge=0, le=256)
     decoder: Literal["tiny"] | None = Field(default=None, exclude_if=_is_none)
     vae_tile: int | None = Field(default=None, exclude_if=_is_none, ge=64, le=MAX_SIDE, multiple_of=8)
@@ -221,6 +256,10 @@ class Request(Record):
     fill: Literal["noise", "edge"] | None = Field(default=None, exclude_if=_is_none)
     outpaint: tuple[Pixels, Pixels, Pixels, Pixels] | None = Field(default=None, exclude_if=_is_none)
     crop: Pixels | None = Field(default=None, exclude_if=_is_none)
+    image_guidance: float | None = Field(default=None, exclude_if=_is_none, ge=1.0, le=100.0, allow_inf_nan=False)
+    refine_from: float | None = Field(default=None, exclude_if=_is_none, gt=0.0, le=1.0, allow_inf_nan=False)
+    aesthetic_score: Score | None = Field(default=None, exclude_if=_is_none)
+    negative_aesthetic_score: Score | None = Field(default=None, exclude_if=_is_none)
     hires: float | None = Field(default=None, exclude_if=_is_none, gt=1.0, le=4.0, allow_inf_nan=False)
     hires_strength: float | None = Field(default=None, exclude_if=_is_none, gt=0.0, le=1.0, allow_inf_nan=False)
     hires_steps: int | None = Field(default=None, exclude_if=_is_none, ge=1, le=1000)
@@ -272,6 +311,11 @@ class Request(Record):
         return self.strength is not None or self.hires is not None
 
     @property
+    def refined(self) -> bool:
+        """Whether a refiner takes over the last steps, of a completed request."""
+        return self.refine_from is not None and self.refine_from < 1
+
+    @property
     def guided(self) -> bool:
         """Whether the denoiser also sees the negative prompt."""
         return self.guidance > 1.0
@@ -287,10 +331,13 @@ class Step:
     """Passed to `on_step` after each denoiser call: the progress, and the current latents."""
 
     index: int
-    """Number of finished calls, from 1."""
+    """Number of finished calls, from 1, of all passes of a request."""
     total: int
     latents: NDArray[np.float32]
     """[count, channels, height / 8, width / 8], in the scheduler's scale."""
+    estimate: NDArray[np.float32]
+    """The finished latents as the denoiser predicts them at this call (x0), of the same shape, in the denoiser's scale:
+    what previews are made of, see `Pipeline.preview`."""
 
 
 class Fitted(Record):
@@ -347,6 +394,11 @@ class Origin:
     embeddings: Mapping[str, str] = field(default_factory=dict[str, str])
     """Textual inversions in the bundle: the SHA-256 of each file by its token."""
     adapters: tuple[Fused, ...] = ()
+    adapters_by: str | None = None
+    """How adapters were added to the bundle for this request: `weights exchanged` or `a build of its own`; None where
+    none were."""
+    refiner: str | None = None
+    """Name of the refiner's checkpoint; None where none took over."""
 
 
 @dataclass(frozen=True)

@@ -5,15 +5,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from .errors import ShapeError
 from .manifest import Dim, Model, Role, TensorInfo
 from .wires import ZEROS
 
-GUIDED_ROWS = 2
-"""Rows per image with guidance: the negative prompt's and the prompt's."""
+FREE = -1
+"""Stands for a free size in the input shapes that an engine was built for."""
+
+GUIDED_PROMPTS = 2
+"""Prompts that are encoded with guidance: the negative one and the prompt."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +38,12 @@ class Setting:
 def sizes(model: Model, role: Role, setting: Setting) -> dict[str, int]:
     """The free sizes that a part of this role is called with, keyed by axis name.
 
-    A denoiser is called with all images at once, and twice as many rows with guidance; text encoders with the prompts;
-    the VAE and the image encoder with one image at a time, or the frames of one video.
+    A denoiser is called with all images at once, and `guided_rows` of each with guidance; text encoders with the
+    prompts; the VAE and the image encoder with one image at a time, or the frames of one video.
     """
-    prompts = GUIDED_ROWS if setting.guided else 1
-    rows = {"denoiser": setting.images * prompts, "control": setting.images * prompts, "text_encoder": prompts}
+    stepping = setting.images * (model.guided_rows if setting.guided else 1)
+    prompts = GUIDED_PROMPTS if setting.guided else 1
+    rows = {"denoiser": stepping, "control": stepping, "text_encoder": prompts}
     return {
         "batch": rows.get(role, 1),
         "frames": (role == "decoder" and setting.frames) or model.frames or 1,
@@ -113,6 +117,30 @@ def _agrees(dim: Dim, size: int, sizes: dict[str, int]) -> bool:
 def shape_of(dims: tuple[Dim, ...], sizes: Mapping[str, int]) -> tuple[int, ...]:
     """A tensor's shape for given free sizes."""
     return tuple(dim if isinstance(dim, int) else _value(dim, sizes) for dim in dims)
+
+
+def freed(dims: tuple[Dim, ...], shape: tuple[int, ...], axes: Collection[str]) -> tuple[int, ...]:
+    """A tensor's shape with `FREE` for each of these axes."""
+    named = (dim.rpartition("*")[2] if isinstance(dim, str) else "" for dim in dims)
+    return tuple(FREE if name in axes else size for name, size in zip(named, shape, strict=True))
+
+
+def is_of(shape: tuple[int, ...], built: tuple[int, ...]) -> bool:
+    """Whether a shape is the one that an engine was built for, whose free sizes may have any value."""
+    return len(shape) == len(built) and all(has in (FREE, size) for size, has in zip(shape, built, strict=True))
+
+
+def all_of(shapes: Mapping[str, tuple[int, ...]], built: Mapping[str, tuple[int, ...]]) -> bool:
+    """`is_of` for the shapes of all inputs, keyed by name."""
+    return shapes.keys() == built.keys() and all(is_of(shape, built[name]) for name, shape in shapes.items())
+
+
+def filled(built: Mapping[str, tuple[int, ...]], usual: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """The shapes that an engine was built for, with `usual` values for its free sizes."""
+    return {
+        name: tuple(other if size == FREE else size for size, other in zip(shape, usual[name], strict=True))
+        for name, shape in built.items()
+    }
 
 
 def _value(dim: str, sizes: Mapping[str, int]) -> int:

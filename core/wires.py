@@ -48,6 +48,8 @@ GUIDANCE = "request.guidance"
 """The guidance scale, for guidance-distilled models, which take it as an input and have no negative rows."""
 SIZE = "request.size"
 """The image size, as SDXL's micro-conditioning takes it."""
+SCORE = "request.aesthetic_score"
+"""The image size and the aesthetic score, as SDXL's refiner takes them."""
 
 ZEROS = "zeros"
 """Owner of the source `zeros.<length>`: the number of token ids per row of the missing text encoder."""

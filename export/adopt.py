@@ -131,6 +131,8 @@ def adopt_apart(
         on_progress(f"{name}: rewrite", None)
         parts[name], exporters[name], narrow[name] = _write_part(one, place, hashed)
     facts = facts.with_clip_skip({name: {tensor.name for tensor in part.outputs} for name, part in parts.items()})
+    plain = (one.model_copy(update={"hides": False}) for one in facts.text_encoders)  # ids have no such meaning there
+    facts = facts.model_copy(update={"text_encoders": tuple(plain)})
     write_configs(checkpoint, [one.spec for one in fits.values()], tokenizers, place)
     stated = stated.model_copy(
         update={"adopted": cast("Adopted", stated.adopted).model_copy(update={"exporters": exporters})}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..core.request import Request
@@ -29,7 +29,18 @@ WRONG_FROM_AN_IMAGE = ("PNDMScheduler", "LMSDiscreteScheduler")
 """Schedulers that diffusers starts wrongly in the middle, from an image: there, references use `DRAWS_INSTEAD`."""
 
 STRENGTH = 0.6
-"""Strength of the reference images of inpainting that begin from their image."""
+"""Strength of the reference images of inpainting that begin from their image, and of image to image."""
+
+OTHER_SCALES: Mapping[str, float] = {"image_guidance": 2.25, "aesthetic_score": 4.5, "negative_aesthetic_score": 3.25}
+"""Scales and scores of one reference image, unlike the defaults, by the name of the request's field."""
+
+REFINED_STEPS = 4
+"""Further steps of the reference images of a refiner, which runs only some of them."""
+REFINED_FROM = (0.55, 0.3)
+"""Shares from which it runs: of most reference images, and of one."""
+
+ARGUMENTS = {"image_guidance": "image_guidance_scale", "refine_from": "denoising_start"}
+"""Names of these in diffusers' pipelines, where they differ."""
 
 DRAWS_INSTEAD = "ddim"
 """The scheduler of references where the checkpoint's own can't be used."""
@@ -64,7 +75,9 @@ class Asked:
     calls: int | None = None
     """Number of denoiser calls to record; None records all of them and the image."""
     strength: float | None = None
-    """Of inpainting; None without an image."""
+    """Of inpainting and image to image; None for an image from noise."""
+    more: Mapping[str, float] = field(default_factory=dict[str, float])
+    """Scales and scores that only some models take, by the name of the request's field."""
 
     def request(
         self,
@@ -90,6 +103,7 @@ class Asked:
             variant=variant,
             strength=self.strength,
             decoder=self.decoder,
+            **self.more,
             **more,
         )
 

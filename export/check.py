@@ -21,6 +21,7 @@ from ..core.records import GRAPH_DB, GraphFigure
 from ..core.references import Case
 from ..core.tensors import PERFECT_DB, Array, psnr_db
 from .sessions import unoptimized
+from .weights import computing
 
 if TYPE_CHECKING:
     from ..checkpoints.open import Checkpoint
@@ -82,10 +83,13 @@ def check(part: str, graph: Path, cases: Iterable[Case]) -> GraphFigure:
 
 
 def bf16_figure(checkpoint: Checkpoint, spec: PartSpec, cases: Iterable[Case]) -> float:
-    """Worst PSNR in dB over a part's cases of the checkpoint's own module run in bf16, timesteps included."""
+    """Worst PSNR in dB over a part's cases of the checkpoint's own module run in bf16, timesteps included.
+
+    Weights are cast where they are used, as a copy of all of them in bf16 may not fit in memory.
+    """
     import torch
 
-    module = as_part(checkpoint, spec, load=partial(checkpoint.module, dtype=torch.bfloat16))
+    module = as_part(checkpoint, spec, load=partial(computing, checkpoint, dtype=torch.bfloat16))
     from_numpy = cast("Any", torch).from_numpy
     worst = PERFECT_DB
     for case in cases:

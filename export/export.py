@@ -7,20 +7,32 @@ import json
 import logging
 from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..checkpoints.embeddings import rounded
-from ..checkpoints.families import IMAGE_ENCODER, IP_ADAPTER, PROCESSOR, TINY_VAE
-from ..checkpoints.open import Checkpoint, open_checkpoint
+from ..checkpoints.controls_sd3 import about_colours
+from ..checkpoints.embeddings import TextualInversion
+from ..checkpoints.families import (
+    IMAGE_ENCODER,
+    IP_ADAPTER,
+    PROCESSOR,
+    REFINED,
+    REFINER,
+    REFINER_TEXT,
+    REFINER_TOKENIZER,
+    TINY_VAE,
+)
+from ..checkpoints.open import Checkpoint, CheckpointSource, open_checkpoint
 from ..checkpoints.others import controls_of
 from ..checkpoints.parts import PartSpec, as_part, model_facts, part_specs
+from ..checkpoints.stored import kept_as
 from ..core.bundle import MANIFEST, Bundle, digest, graph_path, open_bundle, proof_digest
 from ..core.errors import BundleError, CheckpointError
+from ..core.external import Kept
 from ..core.files import fresh_folder, sha256, write_sealed
 from ..core.limits import is_out_of_memory
 from ..core.manifest import AdapterSource, Embedding, FileInfo, License, Manifest, Model, Other, Part, Source
@@ -33,6 +45,7 @@ from ..core.version import __version__
 from ..core.wires import complaint
 from ..sampling.wires import uncomputed
 from .check import bf16_figure, check, installed, ready
+from .embedded import about_rounding
 from .scheduler import settle
 
 if TYPE_CHECKING:
@@ -64,6 +77,7 @@ def export(
     tiny_vae: str | None = None,
     ip_adapter: str | None = None,
     image_encoder: str | None = None,
+    refiner: str | None = None,
     on_progress: Progress = quiet,
 ) -> Bundle:
     """Export a checkpoint to a bundle in `folder`, which must not exist.
@@ -76,6 +90,7 @@ def export(
     each takes an image of a request. `tiny_vae` is the file, folder or hub id of a tiny decoder (taesd), which becomes
     a part that requests may name. `ip_adapter` is the file of an IP-Adapter, which becomes part of the denoiser's graph
     and of that of its image encoder: `image_encoder`, a folder or hub id, by default the folder of that name beside it.
+    `refiner` is a folder, file or hub id of Stable Diffusion XL's refiner, which takes over the last steps.
     Each exported part is compared with PyTorch on fixed inputs.
     A component's weights are kept in f16 or bf16 if all of them are stored so, else in f32; the graph computes in f32.
     Memory: one part at a time in its stored type (the VAE in addition to the UNet, all text encoders together), plus
@@ -90,6 +105,7 @@ def export(
     """
     installed()
     given = {TINY_VAE.name: tiny_vae, IP_ADAPTER.name: ip_adapter, IMAGE_ENCODER.name: image_encoder}
+    given |= {REFINER.name: refiner}
     added = controls_of(controlnets) | {name: place for name, place in given.items() if place is not None}
     on_progress = _logged(on_progress)
     opened = open_checkpoint(
@@ -110,12 +126,17 @@ def export(
     checked_facts(opened, specs)
     ready()  # which takes seconds
     opened.check_modules()
-    opened = replace(opened, notices=(*opened.notices, *_about_embeddings(opened)))
+    kept: dict[str, Kept] = {component: kept_as(opened.weights[component].values()) for component in opened.tables}
+    more = (*about_colours(opened), *about_rounding(opened.embeddings, kept))
+    opened = replace(opened, notices=(*opened.notices, *more))
     tokenizers = {facts.name: opened.tokenizer_files(facts.name) for facts in opened.family.tokenizers}
+    if opened.refiner is not None and REFINER_TEXT.name in opened.weights:
+        tokenizers[REFINER_TOKENIZER] = opened.refiner.tokenizer_files(opened.refiner.family.tokenizers[0].name)
     from .reference import references_of
 
     folder = Path(folder).resolve()
-    stored = sum(_bytes(opened, component.name) for component in opened.family.components)
+    refined = [name for name in REFINED if name in opened.weights]
+    stored = sum(_bytes(opened, name) for name in (*(one.name for one in opened.family.components), *refined))
     with fresh_folder(folder, BundleError, stored) as fresh:
         references = references_of(opened)
         (fresh / "reference").mkdir()
@@ -123,27 +144,24 @@ def export(
         on_progress("prompts: reference" if prompts else "videos: reference", None)
         with computing_in_torch("text encoders" if prompts else "components"):
             references.read_prompts()
-        hashed: dict[str, FileInfo] = {}
-        parts = {spec.name: _export_part(opened, spec, references, fresh, hashed, on_progress) for spec in specs}
+        made = _Made()
+        parts = {spec.name: _export_part(opened, spec, references, fresh, made, on_progress) for spec in specs}
         np.savez(fresh / DRAWN, allow_pickle=False, **references.drawn)
         write_json(fresh / DRAWINGS, references.made().model_dump(mode="json"))
         write_configs(opened, specs, tokenizers, fresh)
         on_progress("digest", None)
-        _write_manifest(opened, parts, hashed, fresh)
+        _write_manifest(opened, parts, made, fresh)
     return open_bundle(folder)
 
 
-def _about_embeddings(opened: Checkpoint) -> Generator[str]:
-    """Notices about textual inversions that are not kept exactly."""
-    import torch
+@dataclass
+class _Made:
+    """What the parts of an export add to the manifest, beside themselves."""
 
-    from ..checkpoints.stored import kept_as
-
-    for component in opened.tables:
-        kept = kept_as(opened.weights[component].values())
-        dtype = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}[kept]
-        if changed := rounded(opened.embeddings, component, dtype):
-            yield f"The vectors of {', '.join(changed)} are rounded to {kept}, as {component} is stored in it."
+    files: dict[str, FileInfo] = field(default_factory=dict[str, FileInfo])
+    """Graphs, weights and references, by their paths in the bundle."""
+    preview: tuple[tuple[float, ...], ...] | None = None
+    """`Model.preview`, of the VAE's encoder."""
 
 
 def checked_facts(opened: Checkpoint, specs: Sequence[PartSpec]) -> Model:
@@ -152,7 +170,7 @@ def checked_facts(opened: Checkpoint, specs: Sequence[PartSpec]) -> Model:
     Raises CheckpointError for wires that don't fit the parts, and for a size of its own that it can't generate.
     """
     facts, named, where = model_facts(opened), {spec.name: spec for spec in specs}, opened.source.location
-    if wrong := complaint(facts.wires, named):
+    if wrong := complaint(facts.wires, {name: one for name, one in named.items() if name != REFINER.name}):
         raise CheckpointError(f"{where} {wrong}. Its components do not fit together.")
     if wrong := uncomputed(facts.wires, named):
         raise CheckpointError(f"{where} {wrong}. Add the source to sampling.wires.SOURCES.")
@@ -181,11 +199,11 @@ def _export_part(
     spec: PartSpec,
     references: References | VideoReferences,
     fresh: Path,
-    hashed: dict[str, FileInfo],
+    made: _Made,
     on_progress: Progress,
 ) -> Part:
-    """Export a part; adds its graph, weights and references to `hashed`, by their paths in the bundle."""
-    from ..checkpoints.stored import kept_as
+    """Export a part; adds what belongs to it to `made`."""
+    from .preview import fit_preview
     from .trace import OPSET, trace
     from .weights import DATA, beside, computing, parameters, plain_names, store_narrow, write, write_variant
 
@@ -199,6 +217,8 @@ def _export_part(
     with computing_in_torch(spec.component):
         stored = references.take(spec, component, module)
         narrow = bf16_figure(checkpoint, spec, unpack(stored))
+        if spec.role == "encoder":
+            made.preview = fit_preview(spec, module, references.facts)
     np.savez(fresh / stored_at(spec.name), allow_pickle=False, **stored)
     on_progress(f"{spec.name}: trace", None)
     model = trace(spec, module)
@@ -214,9 +234,10 @@ def _export_part(
     found = check(spec.name, path, unpack(stored))
     own = {str(one.relative_to(fresh)): one for one in (path, path.with_name(DATA)) if one.exists()}
     new = own | {stored_at(spec.name): fresh / stored_at(spec.name)}
-    hashed |= {name: info_of(one) for name, one in new.items() if name not in hashed}  # variants share their weights
-    graph = digest({name: hashed[name] for name in own})
-    fixed = hashed[stored_at(spec.name)].sha256
+    # Variants share their weights.
+    made.files |= {name: info_of(one) for name, one in new.items() if name not in made.files}
+    graph = digest({name: made.files[name] for name in own})
+    fixed = made.files[stored_at(spec.name)].sha256
     remember(graph_key(graph, fixed), found.model_copy(update={"exported_here": True}))
     return Part(
         path=graph_path(spec.name),
@@ -267,7 +288,7 @@ def write_configs(
             else {}
         )
         write_json(fresh / spec.name / "config.json", checkpoint.configs[spec.component] | size)
-        if spec.component == TINY_VAE.name:  # diffusers' pipeline has no such component
+        if spec.component in (TINY_VAE.name, *REFINED):  # diffusers' pipeline has no such component
             continue
         component = components[spec.component]
         index[spec.name] = [component.library, component.cls]
@@ -289,35 +310,36 @@ def write_configs(
         (fresh / name).write_bytes(content)
 
 
-def _write_manifest(
-    checkpoint: Checkpoint, parts: dict[str, Part], hashed: Mapping[str, FileInfo], fresh: Path
-) -> None:
-    """Write the manifest of all files in `fresh`; files in `hashed` aren't read again."""
+def _write_manifest(checkpoint: Checkpoint, parts: dict[str, Part], made: _Made, fresh: Path) -> None:
+    """Write the manifest of all files in `fresh`; those of the parts aren't read again."""
     source, card = checkpoint.source, checkpoint.card
     paths = {str(path.relative_to(fresh)): path for path in sorted(fresh.rglob("*")) if path.is_file()}
-    files = {name: hashed.get(name) or info_of(path) for name, path in paths.items()}
+    files = {name: made.files.get(name) or info_of(path) for name, path in paths.items()}
     manifest = Manifest(
         latentc=__version__,
         family=checkpoint.family.name,
         source=Source.model_validate(asdict(source) | {"adapters": tuple(map(adapter_source, checkpoint.adapters))}),
         components={
-            name: Other.model_validate(asdict(other.source) | {"digest": checkpoint.digest(name)})
-            for name, other in checkpoint.others.items()
+            name: Other.model_validate(asdict(source) | {"digest": checkpoint.digest(name)})
+            for name, source in _others(checkpoint).items()
         },
-        embeddings=tuple(
-            Embedding(token=one.token, vectors=one.vectors, location=str(one.file), sha256=one.sha256)
-            for one in checkpoint.embeddings
-        ),
+        embeddings=tuple(map(embedding_source, checkpoint.embeddings)),
         left_out=checkpoint.left_out,
         license=License(declared=card.license, name=card.name, link=card.link, files=tuple(card.files)),
         notices=checkpoint.notices,
-        model=model_facts(checkpoint),
+        model=model_facts(checkpoint).model_copy(update={"preview": made.preview}),
         parts=parts,
         files=files,
         versions=versions_of(LIBRARIES),
         trained_for=checkpoint.trained_for,
     )
     write_sealed(fresh / MANIFEST, manifest.model_dump(mode="json"))
+
+
+def _others(checkpoint: Checkpoint) -> dict[str, CheckpointSource]:
+    """Sources of the components that aren't the checkpoint's own, by name."""
+    found = {name: other.source for name, other in checkpoint.others.items()}
+    return found if checkpoint.refiner is None else {**found, REFINER.name: checkpoint.refiner.source}
 
 
 def adapter_source(adapter: Adapter) -> AdapterSource:
@@ -330,6 +352,13 @@ def adapter_source(adapter: Adapter) -> AdapterSource:
         sha256=file.sha256,
         strength=adapter.strength,
         kind=file.kind,
+    )
+
+
+def embedding_source(embedding: TextualInversion) -> Embedding:
+    """The record of a textual inversion in the manifest."""
+    return Embedding(
+        token=embedding.token, vectors=embedding.vectors, location=str(embedding.file), sha256=embedding.sha256
     )
 
 

@@ -7,9 +7,10 @@ ONNX Runtime without optimization, and by latentc's own sampling. An export with
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -22,11 +23,11 @@ from ..checkpoints.adapters.adapter import Adapter, Shapes, applied
 from ..checkpoints.adapters.fuse import Edit, apart, too_large
 from ..checkpoints.adapters.fuse import fuse as fused_weights
 from ..checkpoints.adapters.open import open_adapters
+from ..checkpoints.embeddings import TextualInversion
 from ..checkpoints.families import Family, find_family
-from ..checkpoints.stored import Kept
 from ..core.bundle import MANIFEST, Bundle, checked_graph, digest, graph_path, open_bundle, proof_digest, verify_files
-from ..core.errors import BundleError, CheckpointError
-from ..core.external import map_values
+from ..core.errors import BundleError, CheckpointError, CompileError
+from ..core.external import Kept, map_values, parameter_of
 from ..core.files import fresh_folder, sha256, write_sealed
 from ..core.manifest import FileInfo, Fusion, Manifest, Part
 from ..core.progress import Progress, quiet
@@ -36,8 +37,9 @@ from ..core.standing import FUSED
 from ..core.tensors import PERFECT_DB, Array, Shape
 from ..core.version import __version__
 from .adopt import installed
-from .export import adapter_source, info_of, versions_of, write_json
-from .weights import DATA, INLINE_BYTES, kind_of, parameter_of, write
+from .embedded import about_rounding, changed_files, changed_since, embeddings_of, enlarge, table_of, with_rows
+from .export import adapter_source, embedding_source, info_of, versions_of, write_json
+from .weights import DATA, INLINE_BYTES, kind_of, write
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -50,19 +52,21 @@ CHANGED = "changed.onnx_data"
 ALIGNED = 4096
 """Boundary in bytes at which each of them begins: a file is mapped in pages."""
 
-EXPORT = "Export the checkpoint with --lora instead."
+EXPORT = "Export the checkpoint with --lora or --embedding instead."
 
 
 def fuse(
     bundle: Bundle | Path | str,
     folder: Path | str,
-    loras: Mapping[str, float],
+    loras: Mapping[str, float] = {},
     *,
+    embeddings: Collection[str | Path] = (),
     on_progress: Progress = quiet,
 ) -> Bundle:
     """Make a bundle in `folder`, which must not exist, of another bundle and adapters.
 
-    `loras` are LoRAs and other adapters, files or files on the hub, and their strengths. The weights are fused in f32,
+    `loras` are LoRAs and other adapters, files or files on the hub, and their strengths. `embeddings` are textual
+    inversions, each `FILE` or `FILE:TOKEN`, whose vectors and tokens are appended. The weights are fused in f32,
     and then rounded to the type in which the bundle stores them. Neither PyTorch nor the checkpoint is needed, and
     PyTorch does not stand behind the result: see `core.standing`. Files that don't change are hard links where
     possible.
@@ -73,13 +77,17 @@ def fuse(
     """
     installed()
     opened = open_bundle(bundle)
-    adapters = adapters_of(opened, loras)
-    changed = [name for name in opened.manifest.parts if any(name in one.edits for one in adapters)]
+    changed = _changed(opened, *_adapters(opened, loras, embeddings))
     stored = sum(info.bytes for name in changed for info in opened.files(name).values())
     with fresh_folder(Path(folder).resolve(), BundleError, stored) as fresh:
         quarantined(
             f"{__name__}:fuse_apart",
-            {"bundle": str(opened.folder), "fresh": str(fresh), "loras": dict(loras)},
+            {
+                "bundle": str(opened.folder),
+                "fresh": str(fresh),
+                "loras": dict(loras),
+                "embeddings": [str(one) for one in embeddings],
+            },
             seconds=LIMIT_SECONDS,
             what="Fusing adapters",
             advice=EXPORT,
@@ -88,14 +96,33 @@ def fuse(
     return open_bundle(folder)
 
 
-def fuse_apart(bundle: str, fresh: str, loras: Mapping[str, float], on_progress: Progress) -> dict[str, Any]:
+def _adapters(
+    bundle: Bundle, loras: Mapping[str, float], embeddings: Collection[str | Path]
+) -> tuple[list[Adapter], tuple[TextualInversion, ...]]:
+    """The adapters for a bundle, and the textual inversions; see `adapters_of` and `embeddings_of`."""
+    refuse(bundle)
+    adapters = adapters_of(bundle, loras) if loras or not embeddings else []
+    return adapters, embeddings_of(bundle, embeddings)
+
+
+def _changed(bundle: Bundle, adapters: Sequence[Adapter], inverted: Sequence[TextualInversion]) -> set[str]:
+    """The parts that adapters and textual inversions change."""
+    names = {name for one in adapters for name in one.edits} | {name for one in inverted for name in one.rows}
+    return names & {*bundle.manifest.parts}
+
+
+def fuse_apart(
+    bundle: str, fresh: str, loras: Mapping[str, float], embeddings: Sequence[str], on_progress: Progress
+) -> dict[str, Any]:
     """Run in a separate process: fill the folder `fresh`, manifest included."""
     from .own_references import OwnReferences
 
     base, place = open_bundle(bundle), Path(fresh)
     manifest = base.manifest
-    adapters = adapters_of(base, loras)
-    changed = {name for one in adapters for name in one.edits}
+    adapters, inverted = _adapters(base, loras, embeddings)
+    changed = _changed(base, adapters, inverted)
+    kept: dict[str, Kept] = {name: base.part(name).weights for one in inverted for name in one.rows}
+    rounding = about_rounding(inverted, kept)
     verify_files(base, list(manifest.files))
     hashed: dict[str, FileInfo] = {}
     parts: dict[str, Part] = {}
@@ -103,11 +130,15 @@ def fuse_apart(bundle: str, fresh: str, loras: Mapping[str, float], on_progress:
         if name in changed:
             on_progress(f"{name}: fuse", None)
             edits = [edit for adapter in adapters for edit in adapter.edits.get(name, ())]
-            hashed |= _write_fused(base, name, edits, place)
+            hashed |= _write_fused(base, name, edits, inverted, place)
             own = digest({path: hashed[path] for path in base.files(name) if path in hashed})
             parts[name] = part.model_copy(update={"digest": own})
         else:
             parts[name] = part
+    for name, content in changed_files(base, inverted).items():
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).write_bytes(content)
+        hashed[name] = info_of(place / name)
     for name, info in manifest.files.items():
         if name not in hashed and not name.startswith("reference/"):
             _link(base.folder / name, place / name)
@@ -121,7 +152,9 @@ def fuse_apart(bundle: str, fresh: str, loras: Mapping[str, float], on_progress:
         update={
             "latentc": __version__,
             "source": source.model_copy(update=update),
-            "notices": (*manifest.notices, *(notice for one in adapters for notice in one.notices)),
+            "model": with_rows(manifest.model, inverted),
+            "embeddings": (*manifest.embeddings, *map(embedding_source, inverted)),
+            "notices": (*manifest.notices, *rounding, *(notice for one in adapters for notice in one.notices)),
             "parts": parts,
             "files": hashed,
             "versions": {**manifest.versions, **versions_of(LIBRARIES)},
@@ -137,6 +170,8 @@ def fuse_apart(bundle: str, fresh: str, loras: Mapping[str, float], on_progress:
     for one in adapters:
         if sha256(one.file.path) != one.file.sha256:
             raise CheckpointError(f"{one.file.path} was changed while it was fused. Fuse it again.")
+    if moved := changed_since(inverted):
+        raise CheckpointError(f"{moved} was changed while it was fused. Fuse it again.")
     on_progress("digest", None)
     files = hashed | {f"reference/{path.name}": info_of(path) for path in sorted((place / "reference").iterdir())}
     for name, part in parts.items():
@@ -158,7 +193,7 @@ def adapters_of(bundle: Bundle, loras: Mapping[str, float]) -> list[Adapter]:
     Raises `CheckpointError` for adapters that don't fit, and `BundleError` for a bundle whose weights can't be changed.
     """
     if not loras:
-        raise CheckpointError("No adapter was given. Pass one with --lora FILE:0.8.")
+        raise CheckpointError("No adapter was given. Pass one with --lora FILE:0.8 or --embedding FILE.")
     refuse(bundle)
     installed()
     family = find_family(bundle.manifest.family)
@@ -194,8 +229,9 @@ def refuse(bundle: Bundle) -> None:
     special = {
         "has ControlNets": bool(model.controls),
         "has an IP-Adapter": model.takes_style,
-        "is a model for inpainting": model.inpaints,
+        "is a model that needs an image": model.needs_image,
         "is a model of videos": model.reads_image,
+        "has a refiner": model.refiner is not None,
         "has a tiny decoder": model.tiny_decoder is not None,
         "has variants of the denoiser": any("@" in name for name in manifest.parts),
     }
@@ -274,7 +310,9 @@ def _weights(model: ir.Model) -> dict[str, _Weight]:
     return found
 
 
-def _write_fused(base: Bundle, part: str, edits: Sequence[Edit], place: Path) -> dict[str, FileInfo]:
+def _write_fused(
+    base: Bundle, part: str, edits: Sequence[Edit], inverted: Sequence[TextualInversion], place: Path
+) -> dict[str, FileInfo]:
     """Write a part's graph with fused weights; returns its files. The weights of one group are in memory at a time."""
     import onnx_ir as ir
 
@@ -295,6 +333,9 @@ def _write_fused(base: Bundle, part: str, edits: Sequence[Edit], place: Path) ->
                 name=own.value.name,
                 cache=False,
             )
+    rows = [one for one in inverted if part in one.rows]
+    if rows and (table := table_of(model)):
+        enlarge(table, part, kind, rows)
     path = place / graph_path(part)
     path.parent.mkdir(exist_ok=True)
     write(model, path.parent)
@@ -302,11 +343,34 @@ def _write_fused(base: Bundle, part: str, edits: Sequence[Edit], place: Path) ->
     return {str(one.relative_to(place)): info_of(one) for one in written}
 
 
-def write_changed(base: Bundle, part: str, edits: Sequence[Edit], place: Path) -> Path:
-    """Write a part's graph with fused weights into the folder `place`; returns the graph's path.
+@dataclass(frozen=True)
+class Changed:
+    """A part's graph with fused weights, on disk."""
 
-    Changed weights are in a file of their own, beside a hard link to the bundle's, or a copy where there are none. The
-    caller has checked the digests of the part's files. Raises `CheckpointError` as `fuse` does.
+    graph: Path
+    files: Mapping[str, str]
+    """SHA-256 of each file in the graph's folder by name: what was to be written, and the manifest's of the others."""
+
+    def verify(self) -> None:
+        """Raise `CompileError` for a file that is not what was written, or can't be read."""
+        for name, stated in self.files.items():
+            path = self.graph.with_name(name)
+            try:
+                same = sha256(path) == stated
+            except (OSError, ValueError):
+                same = False
+            if not same:
+                raise CompileError(
+                    f"{path}, which holds weights with adapters, is damaged: it is not what was written. Check the "
+                    "disk, and open the pipeline again."
+                )
+
+
+def write_changed(base: Bundle, part: str, edits: Sequence[Edit], place: Path) -> Changed:
+    """Write a part's graph with fused weights into the folder `place`.
+
+    Changed weights are in a file of their own, beside a hard link to the bundle's, or a copy where there are none.
+    The part's own files were not checked: `Changed.verify` does that. Raises `CheckpointError` as `fuse` does.
     """
     onnx: Any = import_module("onnx")
     model = _load(base, part)
@@ -314,6 +378,7 @@ def write_changed(base: Bundle, part: str, edits: Sequence[Edit], place: Path) -
     weights, kind = _weights(model), base.part(part).weights
     proto = onnx.load(str(checked_graph(base, part)), load_external_data=False)
     tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
+    written = hashlib.sha256()
     with (place / CHANGED).open("wb") as file:
         for group in apart(edits):
             for name in sorted({name for edit in group for name in edit.names}):
@@ -323,19 +388,23 @@ def write_changed(base: Bundle, part: str, edits: Sequence[Edit], place: Path) -
                 if len(content) <= INLINE_BYTES:
                     tensor.data_location, tensor.raw_data = onnx.TensorProto.DEFAULT, content
                     continue
-                file.write(bytes(-file.tell() % ALIGNED))
-                about = {"location": CHANGED, "offset": file.tell(), "length": len(content)}
-                file.write(content)
+                padding = bytes(-file.tell() % ALIGNED)
+                about = {"location": CHANGED, "offset": file.tell() + len(padding), "length": len(content)}
+                for piece in (padding, content):
+                    file.write(piece)
+                    written.update(piece)
                 tensor.ClearField("raw_data")
                 tensor.data_location = onnx.TensorProto.EXTERNAL
                 for key, value in about.items():
                     tensor.external_data.add(key=key, value=str(value))
-    for name in base.files(part):
+    files = {CHANGED: written.hexdigest()}
+    for name, info in base.files(part).items():
         if name != graph_path(part):
             _link(base.folder / name, place / Path(name).name)
-    path = place / Path(graph_path(part)).name
-    path.write_bytes(proto.SerializeToString())
-    return path
+            files[Path(name).name] = info.sha256
+    path, content = place / Path(graph_path(part)).name, proto.SerializeToString()
+    path.write_bytes(content)
+    return Changed(path, files | {path.name: hashlib.sha256(content).hexdigest()})
 
 
 def _fused(weights: Mapping[str, _Weight], name: str, group: Sequence[Edit], kept: Kept) -> ir.TensorProtocol:

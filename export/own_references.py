@@ -187,7 +187,7 @@ class OwnReferences:
                 for name, given in {
                     "pair": unique[:2],
                     "prompts": unique,
-                    "vocabulary": spread(frame, encoder.vocabulary or VOCABULARY),
+                    "vocabulary": spread(frame, encoder.vocabulary or VOCABULARY, hides=encoder.hides),
                 }.items():
                     fed = {key: np.stack([row[key] for row in given]) for key in names}
                     outputs = sessions[encoder.part].answer(fed)

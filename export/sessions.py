@@ -25,6 +25,8 @@ def unoptimized(path: Path) -> Any:
         options.intra_op_num_threads = count
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.add_session_config_entry("session.disable_prepacking", "1")
+    # In the order of the graph, each weight is cast where it is used; by default, many are cast before that.
+    options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
     options.log_severity_level = 4  # errors are raised too
     return ort.InferenceSession(str(path), options, providers=[CPU])
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ..core.references import IDS, MASK, ReferenceTokens
-from ..core.tensors import Array
+from ..core.errors import CheckpointError
+from ..core.references import IDS, MASK, ReferenceTokens, hide
+from ..core.tensors import Array, psnr_db
 
 GENERAL = (
     "a lighthouse on a cliff, sunset, long exposure",
@@ -58,6 +61,14 @@ SPREAD_IDS = 1200
 They fill 16 rows of CLIP, or 5 of T5, each of which takes 2.4 TFLOP in T5-XXL.
 """
 
+HIDDEN_EACH, HIDDEN_KINDS = 3, 4
+"""Where the text encoder takes hidden ids, rows take turns in what is hidden: one in so many ids, a single one, a run,
+or all but the first and the last.
+"""
+
+SAME_DB = 100.0
+"""PSNR between the outputs for hidden ids and those for the mask that the text encoder's library takes."""
+
 
 @dataclass(frozen=True)
 class Frame:
@@ -98,8 +109,10 @@ def read_tokens(pipeline: Any, tokenizer: Any, frame: Frame) -> ReferenceTokens:
     )
 
 
-def spread(frame: Frame, size: int) -> list[dict[str, Array]]:
-    """Rows of ids spread over a vocabulary of `size` ids, each framed as a prompt: every id if `MAX_ROWS` hold them."""
+def spread(frame: Frame, size: int, *, hides: bool) -> list[dict[str, Array]]:
+    """Rows of ids spread over a vocabulary of `size` ids, each framed as a prompt: every id if `MAX_ROWS` hold them.
+    With `hides`, some are hidden, but neither the first nor the last of a row.
+    """
     ids = np.array([number for number in range(size) if number not in (frame.start, frame.end)], np.int64)
     room = frame.room
     rows = -(-len(ids) // room)
@@ -107,12 +120,52 @@ def spread(frame: Frame, size: int) -> list[dict[str, Array]]:
         rows = -(-SPREAD_IDS // room)
         ids = ids[np.linspace(0, len(ids) - 1, rows * room).astype(int)]
     made: list[dict[str, Array]] = []
-    for part in np.split(ids, range(room, len(ids), room)):
+    places = np.arange(frame.length)
+    parts = np.split(ids, range(room, len(ids), room))
+    least = HIDDEN_KINDS if hides else 1  # a short vocabulary is repeated, for each way to hide some
+    for part in parts * -(-least // len(parts)):
         row = np.full(frame.length, frame.pad, np.int64)
         framed = [*([] if frame.start is None else [frame.start]), *part, frame.end]
         row[: len(framed)] = framed
-        made.append({IDS: row, MASK: (np.arange(frame.length) < len(framed)).astype(np.int64)})
+        hidden = _hidden(places, len(made)) if hides else places < 0
+        made.append({IDS: hide(row, hidden), MASK: (places < len(framed)).astype(np.int64)})
     return made
+
+
+def _hidden(places: NDArray[np.int64], row: int) -> NDArray[np.bool_]:
+    """Which places of a row are hidden, neither the first nor the last: in turn some of them, one, a run, and all."""
+    last = len(places) - 1
+    inner = (places > 0) & (places < last)
+    begin = 1 + 11 * row % (last - 1)
+    match row % HIDDEN_KINDS:
+        case 0:
+            return inner & ((places + row) % HIDDEN_EACH == 0)
+        case 1:
+            return places == begin
+        case 2:
+            return inner & (places >= begin) & (places < begin + last // 2)
+        case _:
+            return inner
+
+
+def check_hidden(encoder: Any, feeds: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
+    """Raise `CheckpointError` if hidden ids are not what a text encoder's own library hides by `attention_mask`.
+
+    `outputs` are the part's for `feeds`, [rows, ids]; `encoder` is the module of transformers.
+    """
+    import torch
+
+    ids = torch.as_tensor(feeds[IDS])
+    attended = (ids >= 0) & torch.as_tensor(feeds.get(MASK, np.ones_like(feeds[IDS]))).bool()
+    with torch.no_grad():
+        own = encoder(input_ids=ids.where(ids >= 0, -1 - ids), attention_mask=attended.long(), return_dict=True)
+    name = "last_hidden_state"
+    if (found := psnr_db(own[name].float().numpy(), outputs[name])) < SAME_DB:
+        raise CheckpointError(
+            f"With hidden words, the text encoder does not compute what transformers does with the "
+            f"same mask ({found:.1f} dB). This version of transformers is not supported: install the one in "
+            "constraints.txt."
+        )
 
 
 def full_chunk(tokenizer: Any, text: str) -> str:

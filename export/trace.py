@@ -15,10 +15,10 @@ import numpy as np
 
 from ..checkpoints.parts import PartSpec
 from ..core.errors import CompileError
+from ..core.external import TRANSPOSED
 from ..core.manifest import TensorInfo
 from ..core.recipes import WIDE
 from ..core.shapes import shape_of
-from .weights import TRANSPOSED
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -85,16 +85,11 @@ class VideoReferences:
 
     def read_prompts(self) -> None:
         """Run diffusers' pipeline on each image, and record the calls of all parts."""
-        # The pipeline rounds the image to the stored type of the image encoder's first weight, so that is widened.
-        modules = {
-            one.name: self.checkpoint.module(one.name)
-            if one.library == "transformers"
-            else computing(self.checkpoint, one.name)
-            for one in self.checkpoint.family.components
-        }
         with muted(*LOGGERS):
+            pipeline = diffusers_pipeline(self.checkpoint)
             for asked in self._wishes():
-                self._record(self._pipeline(modules), asked)
+                pipeline.scheduler = _scheduler(self.checkpoint)  # without history
+                self._record(pipeline, asked)
 
     def take(self, spec: PartSpec, component: torch.nn.Module, module: torch.nn.Module) -> dict[str, Array]:
         """The references of a part, as arrays to be stored. `component` is the module that `module` calls."""
@@ -150,19 +145,6 @@ class VideoReferences:
         """Side of most references in latents: all frames together have `MAX_LATENTS`."""
         own = min(self.facts.own_size) // self.facts.downscale
         return max(LEAST_SIDE, min(own, int((MAX_LATENTS / (self.facts.frames or 1)) ** 0.5)))
-
-    def _pipeline(self, modules: Mapping[str, Any]) -> Any:
-        """Diffusers' pipeline with these modules, and with a scheduler without history."""
-        import diffusers
-        from transformers import CLIPImageProcessor
-
-        library: Any = diffusers
-        scheduler = getattr(library, self.scheduler["_class_name"]).from_config(self.scheduler)
-        processor = cast("Any", CLIPImageProcessor).from_dict(dict(self.checkpoint.processor))
-        cls = getattr(library, self.checkpoint.family.pipeline)
-        pipeline = cls(**modules, scheduler=scheduler, feature_extractor=processor)
-        pipeline.set_progress_bar_config(disable=True)
-        return pipeline
 
     def _record(self, pipeline: Any, asked: AskedVideo) -> None:
         import torch
@@ -305,6 +287,34 @@ class VideoReferences:
             feeds = {**case.feeds, "encoder_hidden_states": other.feeds["encoder_hidden_states"][-1:]}
             made.append(Case(f"{ENDS}.{len(made)}", feeds, self._run(module, spec, feeds)))
         return made
+
+
+def diffusers_pipeline(checkpoint: Checkpoint) -> Any:
+    """Diffusers' pipeline of a checkpoint, which computes in f32."""
+    import diffusers
+    from transformers import CLIPImageProcessor
+
+    library: Any = diffusers
+    family = checkpoint.family
+    # The pipeline rounds the image to the stored type of the image encoder's first weight, so that is widened.
+    modules = {
+        one.name: checkpoint.module(one.name) if one.library == "transformers" else computing(checkpoint, one.name)
+        for one in family.components
+    }
+    pipeline = getattr(library, family.pipeline)(
+        **modules,
+        scheduler=_scheduler(checkpoint),
+        feature_extractor=cast("Any", CLIPImageProcessor).from_dict(dict(checkpoint.processor)),
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def _scheduler(checkpoint: Checkpoint) -> Any:
+    import diffusers
+
+    config: dict[str, Any] = dict(checkpoint.scheduler)
+    return getattr(cast("Any", diffusers), config["_class_name"]).from_config(config)
 
 
 def _exact(timestep: float) -> float:

@@ -6,11 +6,12 @@ import hashlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast, get_args
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from ..checkpoints.stored import Kept, kept_as
+from ..checkpoints.stored import FLOATS, kept_as
+from ..core.external import Kept
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -22,12 +23,6 @@ if TYPE_CHECKING:
 DATA = "model.onnx_data"
 INLINE_BYTES = 1024
 """Initializers up to this size stay in the graph: shapes and small constants."""
-
-TRANSPOSED = ".T"
-"""Suffix of the name of a weight that is stored transposed."""
-
-_WRAPPER = "model."
-"""Prefix of the names of a part's weights: the module that is traced holds the checkpoint's as `model`."""
 
 
 def store_narrow(model: ir.Model, kept: Kept) -> None:
@@ -105,59 +100,63 @@ def _content(tensor: ir.TensorProtocol) -> tuple[str, tuple[int, ...], str]:
     return tensor.dtype.name, tuple(tensor.shape.numpy()), hashlib.sha256(tensor.tobytes()).hexdigest()
 
 
-def parameter_of(name: str) -> tuple[str, bool]:
-    """The parameter of the component that an initializer of this name holds, and whether it is transposed."""
-    for kept in get_args(Kept):
-        name = name.removesuffix(f".{kept}")
-    return name.removeprefix(_WRAPPER).removesuffix(TRANSPOSED), name.endswith(TRANSPOSED)
-
-
 def parameters(model: ir.Model) -> int:
     """Number of parameters."""
     return sum(value.const_value.size for value in model.graph.initializers.values() if value.const_value is not None)
 
 
-def widening(module: torch.nn.Module) -> torch.nn.Module:
-    """Make a module with f16 or bf16 parameters compute in f32: each is cast where it is used, then released.
+def casting(module: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
+    """Make a module compute in `dtype`: each parameter of another type is cast where it is used, then released.
 
-    So a large model takes the memory of its stored weights, mapped from the file, and of one layer in f32. The traced
-    graph does the same: a stored weight, cast to f32 where it is used.
+    So a large model takes the memory of its stored weights, mapped from the file, and of one layer in `dtype`. The
+    traced graph does the same: a stored weight, cast to f32 where it is used.
     """
     import torch
     from torch.nn.utils import parametrize
 
-    class Widen(torch.nn.Module):
-        def forward(self, narrow: torch.Tensor) -> torch.Tensor:
-            return narrow.float()
+    class Cast(torch.nn.Module):
+        def forward(self, stored: torch.Tensor) -> torch.Tensor:
+            return stored.to(dtype)
 
     for owner in list(module.modules()):
         for name, parameter in list(owner.named_parameters(recurse=False)):
-            if parameter.dtype in (torch.float16, torch.bfloat16):
-                parametrize.register_parametrization(owner, name, Widen(), unsafe=True)
+            if parameter.is_floating_point() and parameter.dtype != dtype:
+                parametrize.register_parametrization(owner, name, Cast(), unsafe=True)
+        for buffer in owner.buffers(recurse=False):
+            if torch.promote_types(buffer.dtype, dtype) != dtype:
+                buffer.data = buffer.to(dtype)
     for owner in module.modules():
         if isinstance(owner, torch.nn.ModuleList):  # diffusers' TemporalDecoder rounds to the type of its blocks
-            cast("Any", owner).parameters = partial(_widened, list(owner.parameters()))
+            cast("Any", owner).parameters = partial(_cast, list(owner.parameters()), dtype)
     return module.eval()
 
 
-def _widened(stored: list[torch.nn.Parameter]) -> Iterator[torch.Tensor]:
+def _cast(stored: list[torch.nn.Parameter], dtype: torch.dtype) -> Iterator[torch.Tensor]:
     """The parameters in the type that they compute in."""
-    return (one.float() for one in stored)
+    return (one.to(dtype) for one in stored)
 
 
-def computing(checkpoint: Checkpoint, component: str) -> torch.nn.Module:
-    """A component that computes in f32; its weights stay in f16 or bf16 if all of them are stored so."""
+def computing(checkpoint: Checkpoint, component: str, dtype: torch.dtype | None = None) -> torch.nn.Module:
+    """A component that computes in `dtype` (float32 if None); its weights stay in the type that a bundle keeps.
+
+    Where they aren't stored in that type, another `dtype` is a copy of them like any other.
+    """
     import torch
 
-    kept = kept_as(checkpoint.weights[component].values())
-    if kept == "f32":
-        return checkpoint.module(component)
-    narrow = torch.bfloat16 if kept == "bf16" else torch.float16
-    module = widening(checkpoint.module(component, dtype=narrow))
+    held = checkpoint.weights[component].values()
+    kept = kept_as(held)
+    if dtype is not None and any(one.dtype in FLOATS and one.dtype != kept.upper() for one in held):
+        return checkpoint.module(component, dtype=dtype)
+    stored = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}[kept]
+    dtype = dtype or torch.float32
+    module = checkpoint.module(component, dtype=stored)
+    if stored == dtype:
+        return module
+    module = casting(module, dtype)
     # diffusers reads a module's dtype, and would round its inputs to that of the stored weights. transformers looks up
     # which classes record hidden states by their names, with that of their module.
     kind = type(module)
-    own = {"dtype": torch.float32, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
+    own = {"dtype": dtype, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
     module.__class__ = type(kind.__name__, (kind,), own)
     return module
 
@@ -176,6 +175,6 @@ def beside(checkpoint: Checkpoint, spec: PartSpec) -> Callable[[str], torch.nn.M
 
 
 def plain_names(model: ir.Model) -> None:
-    """Give widened weights their names in the checkpoint again."""
+    """Give cast weights their names in the checkpoint again."""
     for value in list(model.graph.initializers.values()):
         value.name = str(value.name).replace("parametrizations.", "").removesuffix(".original")

@@ -48,6 +48,14 @@ OUTPAINT = "Outpaint"
 """Our own key: pixels on the left, the top, the right and the bottom."""
 _CONTENTS = {"edge": "fill", "noise": "latent noise"}
 
+REFINER_AT, IMAGE_GUIDANCE = "Refiner switch at", "Image CFG scale"
+"""The web UI's keys of the refiner and of InstructPix2Pix."""
+SCORE, NEGATIVE_SCORE = "Aesthetic score", "Negative aesthetic score"
+"""Our own keys."""
+
+SYNTAX, DOWNWEIGHT = "Prompt syntax", "Downweight"
+"""Our own keys of how prompts are read."""
+
 MAX_PAIRS = 1000
 """Pairs that are read; the web UI writes a few dozen."""
 MAX_VALUE = 1 << 20
@@ -126,7 +134,7 @@ class Parsed:
 def write(request: Request, extra: Mapping[str, str]) -> str:
     """The text for a completed request; `extra` pairs follow its own."""
     width, height, seed = size_and_seed(request)
-    pairs = {"Steps": str(request.steps)} | _sampler_pairs(request.scheduler)
+    pairs = {"Steps": str(request.steps)} | sampler_pairs(request.scheduler)
     pairs |= {"CFG scale": _number(request.guidance), "Seed": str(seed), "Size": f"{width}x{height}"}
     if request.strength is not None:
         pairs[STRENGTH] = _number(request.strength)
@@ -141,6 +149,8 @@ def write(request: Request, extra: Mapping[str, str]) -> str:
         pairs |= {AREA: ONLY_MASKED, PADDING: str(request.crop)}
     if request.outpaint is not None:
         pairs[OUTPAINT] = ",".join(map(str, request.outpaint))
+    for key, scale in _scales(request).items():
+        pairs[key] = _number(scale)
     if request.guidance_rescale:
         pairs["CFG rescale"] = _number(request.guidance_rescale)
     if request.eta is not None:
@@ -157,12 +167,22 @@ def write(request: Request, extra: Mapping[str, str]) -> str:
     if request.clip_skip:
         pairs["Clip skip"] = str(request.clip_skip + 1)  # 1 is the last layer
     if request.prompt_syntax != "plain":
-        pairs["Prompt syntax"] = request.prompt_syntax
+        pairs[SYNTAX] = request.prompt_syntax
+    if request.downweight is not None:
+        pairs[DOWNWEIGHT] = request.downweight
     lines = [request.prompt]
     if request.negative_prompt:
         lines.append(f"{NEGATIVE} {request.negative_prompt}")
     lines.append(", ".join(f"{key}: {_quoted(value)}" for key, value in (pairs | dict(extra)).items()))
     return "\n".join(lines)
+
+
+def _scales(request: Request) -> dict[str, float]:
+    """The image's guidance scale, and what a refiner that is used takes, by the key."""
+    found = {IMAGE_GUIDANCE: request.image_guidance, SCORE: request.aesthetic_score}
+    found |= {NEGATIVE_SCORE: request.negative_aesthetic_score}
+    found[REFINER_AT] = request.refine_from if request.refined else None
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def parse(text: str) -> Parsed:
@@ -182,6 +202,8 @@ def parse(text: str) -> Parsed:
         keys.pop(PADDING.lower(), None)  # which has no effect on a whole picture
     readers = _READERS
     if any(key.startswith(_SECOND_PASS) for key in keys):  # the strength is that of the second pass
+        if _is_zero(rest.get(keys.get(STRENGTH.lower(), ""), "")):
+            keys.pop(HIRES.lower(), None)  # which then only enlarges the image
         readers = _HIRES_READERS | {key: read for key, read in _READERS.items() if key != STRENGTH}
     for own, read in readers.items():
         key = keys.get(own.lower())
@@ -200,7 +222,34 @@ def parse(text: str) -> Parsed:
             del rest[scaler]
         if own == PADDING and rest.get(area := keys.get(AREA.lower(), "")) == ONLY_MASKED:
             del rest[area]
-    return Parsed(Request.model_validate(values), rest, frozenset(values), notices)
+    return Parsed(as_made(Request.model_validate(values)), rest, frozenset(values), notices)
+
+
+def as_made(request: Request) -> Request:
+    """A stored request, as it was meant: in compel's syntax, those of earlier versions have no `downweight`, and left
+    words of low weight out.
+    """
+    if request.prompt_syntax != "compel" or request.downweight is not None:
+        return request
+    return request.model_copy(update={"downweight": "remove"})
+
+
+def pairs_of(text: str) -> dict[str, str]:
+    """Everything in a text by its key, with the web UI's keys of prompt, negative prompt, width and height."""
+    prompt, negative, rest = _divided(text.replace("\r\n", "\n"))
+    size = re.fullmatch(r"(\d+)x(\d+)", rest.get("Size", ""))
+    sides = {"Size-1": size[1], "Size-2": size[2]} if size else {}
+    return {"Prompt": prompt, "Negative prompt": negative, **rest, **sides}
+
+
+def samplers() -> dict[str, str]:
+    """The web UI's names of samplers, by ours."""
+    return dict(_SAMPLERS)
+
+
+def scheduler_of(sampler: str, schedule: str = "automatic") -> str | None:
+    """Our name for the web UI's sampler and schedule type; None for one that doesn't exist here."""
+    return _scheduler({"Sampler": sampler, "Schedule type": schedule, "Version": "v1.10"})[0]
 
 
 def _scheduler(rest: Mapping[str, str]) -> tuple[str | None, tuple[str, ...], tuple[str, ...]]:
@@ -247,7 +296,8 @@ def _assumed(name: str, title: str) -> tuple[str, ...]:
     return (f"{message}. In the web UI since version 1.9, it means {recent}.",)
 
 
-def _sampler_pairs(scheduler: str | None) -> dict[str, str]:
+def sampler_pairs(scheduler: str | None) -> dict[str, str]:
+    """The web UI's names of a scheduler's sampler, and of its schedule type if that isn't what `Automatic` means."""
     titles = _TITLES.get(scheduler, (scheduler,)) if scheduler else ()
     return dict(zip(("Sampler", "Schedule type"), titles, strict=False))
 
@@ -355,6 +405,13 @@ def _closed(line: str, start: int) -> int:
     return 0
 
 
+def _is_zero(text: str) -> bool:
+    try:
+        return float(text) == 0
+    except ValueError:
+        return False
+
+
 def _size(text: str) -> dict[str, object]:
     width, _, height = text.partition("x")
     return {"width": int(width), "height": int(height)}
@@ -370,6 +427,22 @@ def _guidance(text: str) -> dict[str, object]:
 
 def _rescale(text: str) -> dict[str, object]:
     return {"guidance_rescale": float(text)}
+
+
+def _refine_from(text: str) -> dict[str, object]:
+    return {"refine_from": float(text)}
+
+
+def _image_guidance(text: str) -> dict[str, object]:
+    return {"image_guidance": float(text)}
+
+
+def _score(text: str) -> dict[str, object]:
+    return {"aesthetic_score": float(text)}
+
+
+def _negative_score(text: str) -> dict[str, object]:
+    return {"negative_aesthetic_score": float(text)}
 
 
 def _spacing(text: str) -> dict[str, object]:
@@ -394,6 +467,10 @@ def _clip_skip(text: str) -> dict[str, object]:
 
 def _syntax(text: str) -> dict[str, object]:
     return {"prompt_syntax": text}
+
+
+def _downweight(text: str) -> dict[str, object]:
+    return {"downweight": text}
 
 
 def _seed(text: str) -> dict[str, object]:
@@ -443,6 +520,10 @@ _READERS = {
     OUTPAINT: _outpaint,
     DECODER: _decoder,
     TILE: _tile,
+    REFINER_AT: _refine_from,
+    IMAGE_GUIDANCE: _image_guidance,
+    SCORE: _score,
+    NEGATIVE_SCORE: _negative_score,
     "Steps": _steps,
     "CFG scale": _guidance,
     "Guidance scale": _guidance,
@@ -454,7 +535,8 @@ _READERS = {
     TIMESTEPS: _timestep_list,
     SIGMAS: _sigma_list,
     "Timestep spacing": _spacing,
-    "Prompt syntax": _syntax,
+    SYNTAX: _syntax,
+    DOWNWEIGHT: _downweight,
     "Clip skip": _clip_skip,
 }
 _HIRES_READERS = {HIRES: _hires, STRENGTH: _hires_strength, HIRES_STEPS: _hires_steps}

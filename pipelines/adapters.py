@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..checkpoints.adapters.open import open_adapters
+from ..compiler.way import Way
 from ..core.errors import CheckpointError, RequestError
 from ..core.request import Fused, Request
 
@@ -15,10 +16,15 @@ STRONGEST = 100
 
 
 def given(adapters: Mapping[str, float] | Sequence[str]) -> dict[str, float]:
-    """Strengths by file; 1 for files without."""
+    """Strengths by file; 1 for files without. Raises `CheckpointError` for a file that is listed twice."""
     if isinstance(adapters, str | Path):
         raise CheckpointError(f"adapters is {str(adapters)!r}; it must be a list of files, or a dict of strengths.")
-    return dict(adapters) if isinstance(adapters, Mapping) else dict.fromkeys(adapters, 1.0)
+    if isinstance(adapters, Mapping):
+        return dict(adapters)
+    found = dict.fromkeys(adapters, 1.0)
+    if len(found) < len(adapters):
+        raise CheckpointError("adapters lists a file twice. Pass a dict with the sum of its strengths.")
+    return found
 
 
 def opened(adapters: Mapping[str, float]) -> tuple[Fused, ...]:
@@ -38,10 +44,10 @@ def opened(adapters: Mapping[str, float]) -> tuple[Fused, ...]:
     return found
 
 
-def with_strengths(request: Request, adapters: Sequence[Fused], *, swaps: bool = True) -> Request:
+def with_strengths(request: Request, adapters: Sequence[Fused], *, how: Way | None = None) -> Request:
     """The request with the strength of each adapter, which are those of the pipeline where it states none.
 
-    An adapter that the request doesn't list has strength 0. `swaps` is whether the pipeline's strengths can change.
+    An adapter that the request doesn't list has strength 0. `how` is how the pipeline takes adapters.
     Raises `RequestError` for an adapter that the pipeline does not have, and for strengths that it can't have.
     """
     own = {one.name: one.strength for one in adapters}
@@ -54,11 +60,10 @@ def with_strengths(request: Request, adapters: Sequence[Fused], *, swaps: bool =
             f"Pass the file ({words}; in Python: Pipeline.open(adapters=...))."
         )
     asked = {name: request.adapters.get(name, 0.0) for name in own}
-    if not swaps and asked != own:
+    if how is not None and not how.exchanges and asked != own:
         raise RequestError(
-            "Adapters are not swapped by this runtime, or within a memory budget, and the pipeline was opened with the "
-            "strengths "
-            f"{', '.join(f'{name}:{strength:g}' for name, strength in own.items())}. Open it with the ones that the "
-            "request states."
+            "Adapters took a build of their own, with the strengths "
+            f"{', '.join(f'{name}:{strength:g}' for name, strength in own.items())}. {how.reason} Open the pipeline "
+            "with the ones that the request states."
         )
     return request.model_copy(update={"adapters": asked or None})

@@ -9,7 +9,9 @@ import os
 import struct
 import zlib
 from collections.abc import Collection, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -44,23 +46,38 @@ class Texts:
     """Problems that were found, in sentences."""
 
 
-def read_texts(path: Path | str, wanted: Collection[str]) -> Texts:
-    """The texts of a PNG with these keywords, before or after the pixels.
+@contextmanager
+def opened(source: Path | str | bytes) -> Generator[tuple[BinaryIO, int]]:
+    """Open a file for reading, or the content of one, and yield it with its size in bytes; errors as `regular`'s."""
+    if isinstance(source, bytes):
+        yield BytesIO(source), len(source)
+        return
+    with regular(source) as file:
+        yield file, os.fstat(file.fileno()).st_size
+
+
+def named(source: Path | str | bytes) -> Path | str:
+    """What messages call it."""
+    return "The file" if isinstance(source, bytes) else source
+
+
+def read_texts(source: Path | str | bytes, wanted: Collection[str]) -> Texts:
+    """The texts of a PNG, a file or its content, with these keywords, before or after the pixels.
 
     Raises `RequestError` for a file that isn't a PNG, is damaged or too large. A file that is truncated in or after
     its pixels is read, with a notice, if a requested text was found before.
     """
+    path = named(source)
     try:
-        with regular(path) as file:
-            return _read(path, file, wanted)
+        with opened(source) as (file, size):
+            return _read(path, file, size, wanted)
     except Damaged as exc:
         raise RequestError(f"{path} is a damaged PNG ({exc}). Download or save it again.") from exc
     except (OSError, ValueError) as exc:
         raise RequestError(unreadable(path, exc, "Check the path.")) from exc
 
 
-def _read(path: Path | str, file: BinaryIO, wanted: Collection[str]) -> Texts:
-    size = os.fstat(file.fileno()).st_size
+def _read(path: Path | str, file: BinaryIO, size: int, wanted: Collection[str]) -> Texts:
     width, height = _size(path, file, size)
     keys, texts, notices = set[str](), dict[str, str](), list[str]()
     try:

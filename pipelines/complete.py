@@ -5,16 +5,29 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping, Sequence
 
-from ..core.errors import RequestError
+from ..core.errors import RequestError, ShapeError
 from ..core.manifest import Manifest, Model
-from ..core.request import HIRES_STRENGTH, MAX_SIDE, MOTION, STRENGTH, STRENGTH_MASKED, TINY, Fitted, Request
+from ..core.request import (
+    HIRES_STRENGTH,
+    IMAGE_GUIDANCE,
+    MAX_SIDE,
+    MOTION,
+    REFINE_FROM,
+    SCORES,
+    STRENGTH,
+    STRENGTH_MASKED,
+    STRENGTH_REFINED,
+    TINY,
+    Fitted,
+    Request,
+)
 from ..core.shapes import size_complaint
-from ..core.units import sized
-from ..sampling.draw import check_clip_skip, first_of, schedule_of
+from ..core.units import listed, sized
+from ..sampling.draw import check_calls, check_clip_skip
 from ..sampling.prompt import Tokens, pieces_of
 from ..sampling.schedulers import KNOWN_KEYS, samplers
 from ..sampling.schedulers.settings import settings
-from ..sampling.tiles import LEAST_TILE, PARTS, is_tiled, smallest_side
+from ..sampling.tiles import LEAST_TILE, PARTS, is_tiled, smallest_side, tile_shapes
 from ..sampling.vocabulary import Vocabulary
 from . import syntax
 from .control import with_controls
@@ -60,6 +73,13 @@ def complete(
             "This is an inpainting model: it generates the area of an image that a mask selects. Pass both, with "
             "--image and --mask (in Python: image=..., mask=...)."
         )
+    if model.needs_image and not image:
+        raise RequestError(
+            f"This model {'edits an image, as the prompt says' if model.edits else 'refines an image'}. Pass it with "
+            "--image (in Python: image=...)."
+        )
+    if model.edits and mask:
+        raise RequestError("This model edits the whole image, and does not take a mask. Leave the mask out.")
     if not (image or model.reads_image) and (given := request.strength or request.image_sha256):
         what = f"a strength of {given}" if request.strength else f"an image with the SHA-256 {str(given)[:12]}..."
         raise RequestError(
@@ -71,6 +91,7 @@ def complete(
     filled = request.model_copy(
         update={
             **_video(request, model),
+            **_scales(request, model),
             **_strength(request, model, image=image is not None, mask=mask or request.extends),
             "width": own_width,
             "height": own_height,
@@ -78,6 +99,8 @@ def complete(
             "scheduler": request.scheduler or own_scheduler(scheduler),
         }
     )
+    if filled.prompt_syntax == "compel" and filled.downweight is None:
+        filled = filled.model_copy(update={"downweight": "mask" if model.hides else "remove"})
     if (filled.min_guidance or 0) > 1 and not filled.guided:
         raise RequestError(
             f"min_guidance is {filled.min_guidance}, but a guidance of {filled.guidance} for the last frame disables "
@@ -99,8 +122,9 @@ def complete(
         )
     if wrong := size_complaint(model, width, height):
         raise RequestError(wrong)
-    if filled.vae_tile is not None:
-        _check_last_tiles(filled.vae_tile, width, height, model.downscale)
+    if sizes and (width, height) not in sizes:
+        raise ShapeError(_unbuilt(f"The request is for {width}x{height}", [(width, height)], sizes))
+    _check_tiles(filled, model, sizes)
     if seed + filled.count - 1 > MAX_SEED:
         raise RequestError(
             f"Seed {seed} is too large for {filled.count} images: use {MAX_SEED - filled.count + 1} at most."
@@ -157,13 +181,9 @@ def _check_hires(
     if wrong := size_complaint(model, width, height):
         raise RequestError(f"{named}. {wrong}")
     if sizes and (width, height) not in sizes:
-        listed = ", ".join(f"{one}x{other}" for one, other in sizes)
-        raise RequestError(
-            f"{named}, but the engines of this profile are built for {listed}. Add the size to [shapes] of a profile "
-            "of your own, or use a profile with free sizes."
-        )
-    asked = second.model_copy(update={"scheduler": named_by})
-    first_of(model, scheduler, asked, schedule_of(model, scheduler, asked))
+        raise RequestError(_unbuilt(named, [(width, height)], sizes))
+    _check_tiles(second, model, sizes)
+    check_calls(model, scheduler, second.model_copy(update={"scheduler": named_by}))
 
 
 def _check_masked(request: Request, *, image: bool, mask: bool) -> None:
@@ -171,14 +191,15 @@ def _check_masked(request: Request, *, image: bool, mask: bool) -> None:
     if request.outpaint is not None and not request.extends:
         raise RequestError("outpaint extends the image by 0 pixels on all sides. Extend one, or leave it out.")
     given = {name: value for name in ("fill", "outpaint", "crop") if (value := getattr(request, name)) is not None}
+    need = "needs" if len(given) == 1 else "need"
     if given and not image:
         raise RequestError(
-            f"{' and '.join(given)} need an image. Pass it with --image (in Python: image=...), or leave "
+            f"{listed(given)} {need} an image. Pass it with --image (in Python: image=...), or leave "
             f"{'it' if len(given) == 1 else 'them'} out."
         )
     if given and not (mask or request.extends):
         raise RequestError(
-            f"{' and '.join(given)} need a mask, which selects what is generated. Pass it with --mask (in Python: "
+            f"{listed(given)} {need} a mask, which selects what is generated. Pass it with --mask (in Python: "
             f"mask=...), or leave {'it' if len(given) == 1 else 'them'} out."
         )
 
@@ -192,13 +213,15 @@ def _check_fields(request: Request, model: Model) -> None:
         "prompt": reads,
         "negative_prompt": reads,
         "prompt_syntax": reads,
+        "downweight": reads,
         "clip_skip": reads,
         **dict.fromkeys(MOTION, model.takes_motion),
         "min_guidance": model.frame_guidance is not None,
         "decode_chunk_size": model.frames is not None,
-        **dict.fromkeys(("strength", "fill", "outpaint", "crop"), reads),
-        "hires": reads and not model.inpaints and model.frames is None,
-        "mask_sha256": reads,
+        **dict.fromkeys(("strength", "fill", "outpaint", "crop", "mask_sha256"), reads and not model.edits),
+        "hires": reads and not model.needs_image and model.frames is None,
+        "image_guidance": model.edits,
+        **dict.fromkeys(SCORES, model.takes_scores or model.refiner is not None),
     }
     given = [name for name, ok in allowed.items() if not ok and getattr(request, name) not in (None, "", "plain")]
     if request.hires is None and (second := request.hires_strength or request.hires_steps):
@@ -206,14 +229,53 @@ def _check_fields(request: Request, model: Model) -> None:
             f"The request has {'hires_strength' if request.hires_strength else 'hires_steps'} {second}, but no hires. "
             "Pass the factor by which images are enlarged with --hires (in Python: hires=2), or leave it out."
         )
+    if request.refined and model.refiner is None:
+        raise RequestError(
+            f"The request has a refine_from of {request.refine_from:g}, and this bundle has no refiner. Export Stable "
+            "Diffusion XL with --refiner, or leave refine_from out (of an image of --from: --without refine-from "
+            "--without aesthetic-score --without negative-aesthetic-score)."
+        )
     if given:
         kind = "a video from an image, without a prompt" if model.reads_image else "images from a prompt"
-        kind = "a part of an image, which a mask selects" if model.inpaints else kind
+        kinds = {"inpaint": "a part of an image, which a mask selects", "image": "from an image and a prompt"}
+        kinds["edit"] = "what a prompt asks to change of a whole image"
+        kind = kinds.get(model.tasks[0], kind)
         them = "it" if len(given) == 1 else "them"
         raise RequestError(f"This model generates {kind}. It does not take {' or '.join(given)}: leave {them} out.")
     check_clip_skip(model, request)
+    _check_compel(request, model)
     for which, text in (("prompt", request.prompt), ("negative prompt", request.negative_prompt)):
         pieces_of(text, request.prompt_syntax, which)
+
+
+def _check_compel(request: Request, model: Model) -> None:
+    """Raise `RequestError` for compel's syntax or its `downweight` where the model or the request doesn't take it."""
+    if request.prompt_syntax != "compel":
+        if request.downweight is not None:
+            raise RequestError(
+                f"The request has the downweight {request.downweight}, but its prompts are not in compel's syntax. "
+                "Leave it out (of an image of --from: --without downweight), or pass --prompt-syntax compel."
+            )
+        return
+    if any(wire.pad is not None or wire.axis == "length" for wire in model.wires):
+        raise RequestError(
+            "compel does not support models like this one, whose text encoders are joined along the tokens. Use the "
+            "prompt syntax a1111 or plain."
+        )
+    if request.downweight == "mask" and not model.hides and _lowers(request):
+        raise RequestError(
+            "The request has the downweight mask, and the text encoders of this bundle, which another tool or an "
+            "earlier version exported, can't hide words. Export the checkpoint with this version of latentc, or pass "
+            "--downweight remove."
+        )
+
+
+def _lowers(request: Request) -> bool:
+    """Whether a prompt has words of a weight below 1."""
+    prompts = {"prompt": request.prompt, "negative prompt": request.negative_prompt}
+    return any(
+        piece.weight < 1 for which, text in prompts.items() for piece in pieces_of(text, request.prompt_syntax, which)
+    )
 
 
 def _check_decoder(request: Request, model: Model) -> None:
@@ -245,6 +307,33 @@ def _check_tile(request: Request, model: Model) -> None:
         raise RequestError(f"vae_tile is {tile}, but this model needs a multiple of {least} pixels. Use {nearest}.")
 
 
+def _unbuilt(named: str, needed: Sequence[tuple[int, int]], sizes: Sequence[tuple[int, int]]) -> str:
+    """A sentence on sizes that no engine takes; `named` says what needs them, without a full stop."""
+    has = listed(f"{width}x{height}" for width, height in sizes)
+    asked = ",".join(f"{width}x{height}" for width, height in needed if (width, height) not in sizes)
+    return (
+        f"{named}, but the engines of this profile are built for {has}. Build them for it: latentc build --sizes "
+        f"{asked}, with this bundle and profile. Where the runtime supports it, --sizes free builds one engine for "
+        "every size."
+    )
+
+
+def _check_tiles(request: Request, model: Model, sizes: Sequence[tuple[int, int]]) -> None:
+    """Raise `RequestError` for tiles that the engines of a completed request, or of its second pass, don't take."""
+    if request.vae_tile is None:
+        return
+    width, height, _ = size_and_seed(request)
+    scale = model.downscale
+    _check_last_tiles(request.vae_tile, width, height, scale)
+    latents, tile = (1, 1, height // scale, width // scale), request.vae_tile // scale
+    shapes = tile_shapes(latents, tile) if sizes and is_tiled(latents[-2:], tile) else ()
+    sides = [(shape[-1] * scale, shape[-2] * scale) for shape in shapes]
+    if any(one not in sizes for one in sides):
+        needed = listed(f"{one}x{other}" for one, other in sides)
+        named = f"A vae_tile of {request.vae_tile} pixels takes tiles of {needed} for {width}x{height} pixels"
+        raise RequestError(f"{_unbuilt(named, sides, sizes)} Or leave vae_tile out.")
+
+
 def _check_last_tiles(tile: int, width: int, height: int, scale: int) -> None:
     """Raise `RequestError` for tiles of which the last are smaller than any image, with one that isn't."""
 
@@ -264,9 +353,21 @@ def _check_last_tiles(tile: int, width: int, height: int, scale: int) -> None:
 
 def _strength(request: Request, model: Model, *, image: bool, mask: bool) -> dict[str, object]:
     """The default strength of a request with an image."""
-    if not image or model.reads_image or request.strength is not None:
+    if not image or model.reads_image or model.edits or request.strength is not None:
         return {}
-    return {"strength": STRENGTH_MASKED if mask else STRENGTH}
+    return {"strength": STRENGTH_MASKED if mask else STRENGTH_REFINED if model.needs_image else STRENGTH}
+
+
+def _scales(request: Request, model: Model) -> dict[str, object]:
+    """Defaults of the image's guidance scale, of the refiner and of aesthetic scores, for models that take them."""
+    refined = model.refiner is not None and request.refine_from != 1
+    defaults: dict[str, float] = {"image_guidance": IMAGE_GUIDANCE} if model.edits else {}
+    defaults |= SCORES if model.takes_scores or refined else {}
+    defaults |= {"refine_from": REFINE_FROM} if refined else {}
+    made: dict[str, object] = {name: value for name, value in defaults.items() if getattr(request, name) is None}
+    if model.refiner is None:
+        return made | ({} if request.refined else {"refine_from": None})
+    return made if refined else {**dict.fromkeys(SCORES)}  # which are the refiner's
 
 
 def _video(request: Request, model: Model) -> dict[str, object]:
@@ -299,8 +400,7 @@ def check(
     The other arguments are those of `complete`.
     """
     named = complete(request, model, scheduler, image=image, mask=mask, controls=controls, style=style, sizes=sizes)
-    asked = named.model_copy(update={"scheduler": request.scheduler})
-    first_of(model, scheduler, asked, schedule_of(model, scheduler, asked))
+    check_calls(model, scheduler, named.model_copy(update={"scheduler": request.scheduler}))
 
 
 def size_and_seed(request: Request) -> tuple[int, int, int]:
@@ -333,7 +433,7 @@ def notices(
     remarks: list[str] = []
     width, height, _ = size_and_seed(request)
     if vocabulary is not None and tokens is not None:
-        remarks += _about_prompt(request, vocabulary, tokens, guided)
+        remarks += _about_prompt(request, manifest.model, vocabulary, tokens, guided)
         plain = [
             one.part
             for one, weights in zip(manifest.model.text_encoders, tokens.weights, strict=True)
@@ -378,7 +478,7 @@ def _about_tile(tile: int, width: int, height: int) -> str:
     )
 
 
-def _about_prompt(request: Request, vocabulary: Vocabulary, tokens: Tokens, guided: bool) -> list[str]:
+def _about_prompt(request: Request, model: Model, vocabulary: Vocabulary, tokens: Tokens, guided: bool) -> list[str]:
     """Notices about the prompts of a request."""
     remarks: list[str] = []
     if tokens.chunks > 1:
@@ -390,11 +490,21 @@ def _about_prompt(request: Request, vocabulary: Vocabulary, tokens: Tokens, guid
     if request.negative_prompt and not guided:
         why = "takes guidance as an input" if request.guided else "uses it only with a guidance above 1"
         remarks.append(f"The negative prompt was not used: the model {why}.")
+    if request.image_guidance is not None and not guided:
+        remarks.append("The image guidance was not used: the model uses it only with a guidance above 1.")
     for which, text in (("prompt", request.prompt), ("negative prompt", request.negative_prompt if guided else "")):
+        pieces = pieces_of(text, request.prompt_syntax, which)
+        if request.prompt_syntax == "compel" and not model.hides and any(piece.weight < 1 for piece in pieces):
+            remarks.append(
+                f"The {which} has weights below 1: it was blended with itself without these words, as by compel's "
+                "DownweightMode.REMOVE. compel's default hides them from the text encoder instead, which this bundle "
+                "does not support, so images differ. For that, export the checkpoint with this version of latentc."
+            )
         remarks += syntax.notice(
             which,
             text,
             lambda token: vocabulary.tokenizer.token_to_id(token) is not None,
             request.prompt_syntax,
+            left=" ".join(piece.text for piece in pieces),
         )
     return remarks

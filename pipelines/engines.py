@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from ..compiler.budget import fit
+from ..compiler.cache import find
+from ..compiler.targets import Wanted
+from ..core.bundle import Bundle
 from ..core.engine import Engine
 from ..core.request import Fitted, Request
+from ..profiles import Profile
 
 
 class EngineProvider(Protocol):
@@ -41,3 +46,12 @@ class EngineProvider(Protocol):
     def close(self) -> None:
         """Release memory. None of the engines can be used afterwards."""
         ...
+
+
+def fitted(
+    bundle: Bundle, wanted: Sequence[Wanted], profile: Profile, budget: int, passes: Sequence[Request]
+) -> Fitted | None:
+    """What `EngineProvider.fit` would return or raise within a budget in bytes, without an effect on engines."""
+    asked = [(want.part, want.target, find(bundle, want.part, want.key)) for want in wanted]
+    found = fit(bundle, asked, passes, budget, sequential=profile.sequential, profile=profile.name)
+    return None if found is None else found[0]

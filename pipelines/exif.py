@@ -17,9 +17,9 @@ from typing import BinaryIO, cast
 from PIL import Image
 
 from ..core.errors import RequestError
-from ..core.reading import regular, unreadable
+from ..core.reading import unreadable
 from . import chunks, containers
-from .chunks import MAX_CHUNKS, MAX_TEXT, CutShort, Damaged, Texts
+from .chunks import MAX_CHUNKS, MAX_TEXT, CutShort, Damaged, Texts, named, opened
 
 COMMENT, NOTE, EXIF_IFD = 0x9286, 0x927C, 0x8769
 TAGS = {"parameters": COMMENT, "latentc": NOTE}
@@ -43,14 +43,14 @@ def packed(texts: Mapping[str, str]) -> bytes:
     return exif.tobytes()
 
 
-def read_texts(path: Path | str, wanted: Collection[str]) -> Texts:
-    """The texts of a PNG, JPEG, WebP, GIF or MP4 file by keyword.
+def read_texts(source: Path | str | bytes, wanted: Collection[str]) -> Texts:
+    """The texts of a PNG, JPEG, WebP, GIF or MP4, a file or its content, by keyword.
 
     Raises `RequestError` for a file of another format, or one that is damaged or too large.
     """
-    kind = "image"
+    kind, path = "image", named(source)
     try:
-        with regular(path) as file:
+        with opened(source) as (file, size):
             head = file.read(12)
             if head.startswith(b"\xff\xd8\xff"):
                 kind, read = "JPEG", _jpeg
@@ -58,10 +58,10 @@ def read_texts(path: Path | str, wanted: Collection[str]) -> Texts:
                 kind, read = "WebP", _webp
             elif (found := containers.kind_of(head)) is not None:
                 kind = found
-                return containers.read_texts(found, file, os.fstat(file.fileno()).st_size, wanted)
+                return containers.read_texts(found, file, size, wanted)
             else:
-                return chunks.read_texts(path, wanted)
-            return _texts(*read(file, os.fstat(file.fileno()).st_size), wanted)
+                return chunks.read_texts(source, wanted)
+            return _texts(*read(file, size), wanted)
     except Damaged as exc:
         raise RequestError(f"{path} is a damaged {kind} ({exc}). Download or save it again.") from exc
     except (OSError, ValueError) as exc:

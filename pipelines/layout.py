@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFilter
+from PIL import Image
 
 from ..core.errors import RequestError
 from ..core.manifest import Model
@@ -61,6 +62,13 @@ def enlarged(request: Request, size: tuple[int, int]) -> tuple[int, int]:
     """Width and height of the canvas of an image of this size."""
     left, top, right, bottom = request.outpaint or (0, 0, 0, 0)
     return size[0] + left + right, size[1] + top + bottom
+
+
+def result_size(request: Request, image: tuple[int, int] | None) -> tuple[int, int]:
+    """Width and height of the results of a completed request: with `crop`, those of the canvas of its image."""
+    if request.crop is not None and image is not None:
+        return enlarged(request, image)
+    return request.width or 0, request.height or 0
 
 
 def size_of(
@@ -159,11 +167,22 @@ def _check_area(mask: NDArray[np.uint8], width: int, height: int, downscale: int
     if not latents.any():
         raise RequestError(_nothing(downscale, width, height, about))
     covered = latents.repeat(downscale, axis=0).repeat(downscale, axis=1)[:height, :width]
-    near = Image.fromarray(covered.astype(np.uint8)).filter(ImageFilter.MaxFilter(2 * downscale + 1))
-    if (area & (np.asarray(near) == 0)).any():
+    if (area & ~spread(covered, downscale)).any():
         thin = f"Parts of the mask that are thinner than {downscale} pixels at {width}x{height} select nothing"
         return [f"{thin}: nothing new is generated there."]
     return []
+
+
+def spread(area: NDArray[Any], by: int) -> NDArray[Any]:
+    """The largest value up to `by` pixels away along rows and columns, of an area or a mask [height, width]."""
+    for _ in range(2):
+        found, count, whole = np.pad(area, ((by, by), (0, 0))), 1, 2 * by + 1
+        while count < whole:  # the largest of `count` rows, then of up to twice as many
+            more = min(count, whole - count)
+            found = np.maximum(found[:-more], found[more:])
+            count += more
+        area = found.T
+    return area
 
 
 def _nothing(downscale: int, width: int, height: int, about: Sequence[str]) -> str:

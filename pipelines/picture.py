@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +24,8 @@ from ..core.units import counted
 from ..sampling.image import Pixels
 from .layout import enlarged
 
-ImageLike = Path | str | Image.Image | Array
-"""An image file, a Pillow image, or an array [height, width, 3]: uint8, or floats from 0 to 1."""
+ImageLike = Path | str | bytes | Image.Image | Array
+"""An image file, its contents, a Pillow image, or an array [height, width, 3]: uint8, or floats from 0 to 1."""
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 """Formats that are opened: others of Pillow's are rare, and are not decoded."""
@@ -104,7 +104,7 @@ def load_controls(control: ImageLike | Decoded | Sequence[ImageLike | Decoded] |
     """The decoded images of one or several ControlNets; raises `RequestError` as `load_picture` does."""
     if control is None:
         return ()
-    one = isinstance(control, Path | str | Image.Image | np.ndarray | Decoded)
+    one = isinstance(control, Path | str | bytes | Image.Image | np.ndarray | Decoded)
     return tuple(_loaded(each, "control image") for each in ([control] if one else control))
 
 
@@ -123,6 +123,14 @@ def load_mask(mask: ImageLike | Decoded) -> Decoded:
         mask = np.repeat(grey[..., None], 3, axis=2)
     decoded = _loaded(mask, "mask")
     return Decoded(np.asarray(Image.fromarray(decoded.pixels).convert("L")), decoded.notices)
+
+
+def load_clear(image: bytes) -> Decoded:
+    """The mask of the transparent area of an image file: pixels [height, width], uint8, white where it is transparent.
+
+    Raises `RequestError` as `load_picture` does, and for an image without transparency.
+    """
+    return _read(BytesIO(image), "The mask", "mask", _clear)
 
 
 def read_mask(
@@ -177,6 +185,8 @@ def _loaded(image: ImageLike | Decoded, kind: str) -> Decoded:
         return image
     if isinstance(image, Path | str):
         return _file(image, kind)
+    if isinstance(image, bytes):
+        return _read(BytesIO(image), f"The {kind}", kind)
     if isinstance(image, Image.Image):
         return _decoded(f"The {kind}", image, kind)
     return Decoded(_array(image, kind))
@@ -184,27 +194,57 @@ def _loaded(image: ImageLike | Decoded, kind: str) -> Decoded:
 
 def _file(path: Path | str, kind: str) -> Decoded:
     try:
-        with regular(path) as file, warnings.catch_warnings():
+        with regular(path) as file:
+            return _read(file, path, kind)
+    except (OSError, ValueError) as exc:
+        raise RequestError(unreadable(path, exc, "Check the path.")) from exc
+
+
+def _read(
+    file: BinaryIO, what: object, kind: str, decode: Callable[[object, Image.Image, str], Decoded] | None = None
+) -> Decoded:
+    """The image of a file that is open, which errors call `what`, by `decode`; None is `_decoded`."""
+    try:
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # sizes are checked here
             file.seek(0, 2)
             if (size := file.tell()) > MAX_BYTES:
-                raise RequestError(f"{path} has {size:,} bytes, but the limit is {MAX_BYTES:,}. Pass a smaller image.")
+                raise RequestError(f"{what} has {size:,} bytes, but the limit is {MAX_BYTES:,}. Pass a smaller image.")
             file.seek(0)
             with Image.open(file, formats=FORMATS) as opened:
-                return _decoded(path, opened, kind)
+                return (decode or _decoded)(what, opened, kind)
     except RequestError:
         raise
     except Image.UnidentifiedImageError as exc:
-        raise RequestError(f"{path} is not an image of a known format. Use one of: {', '.join(FORMATS)}.") from exc
+        raise RequestError(f"{what} is not an image of a known format. Use one of: {', '.join(FORMATS)}.") from exc
     except Image.DecompressionBombError as exc:
-        raise RequestError(f"{path} has too many pixels; the limit is {MAX_PIXELS:,}. Pass a smaller image.") from exc
-    except (OSError, ValueError) as exc:
-        raise RequestError(unreadable(path, exc, "Check the path.")) from exc
+        raise RequestError(f"{what} has too many pixels; the limit is {MAX_PIXELS:,}. Pass a smaller image.") from exc
     except Exception as exc:  # Pillow raises many kinds of errors for untrusted bytes
-        raise RequestError(f"{path} is damaged ({type(exc).__name__}). Save it again.") from exc
+        raise RequestError(f"{what} is damaged ({type(exc).__name__}). Save it again.") from exc
+
+
+def _clear(what: object, image: Image.Image, _kind: str) -> Decoded:
+    _check(what, image)
+    if image.mode not in _ALPHA and "transparency" not in image.info:
+        raise RequestError(
+            f"{what} has no transparency, which selects what is generated. Send a PNG with an alpha channel."
+        )
+    return Decoded(255 - np.asarray(ImageOps.exif_transpose(image).convert("RGBA"))[..., 3])
 
 
 def _decoded(what: object, image: Image.Image, kind: str) -> Decoded:
+    _check(what, image)
+    notices: list[str] = []
+    if image.mode in _ALPHA or "transparency" in image.info:
+        notices.append(f"The transparency of the {kind} was ignored.")
+    if image.getexif().get(_ORIENTATION, 1) != 1:
+        notices.append(f"The {kind} was turned as its EXIF says.")
+    turned = ImageOps.exif_transpose(image)
+    return Decoded(np.asarray(_in_srgb(turned, kind, notices)), tuple(notices))
+
+
+def _check(what: object, image: Image.Image) -> None:
+    """Raise `RequestError` for an image that is too large, too small, animated, or of more than 8 bits per colour."""
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise RequestError(
@@ -220,13 +260,6 @@ def _decoded(what: object, image: Image.Image, kind: str) -> Decoded:
         raise RequestError(
             f"{what} has pixels of type {pixels}, which is not 8 bits per colour. Convert it to 8-bit RGB."
         )
-    notices: list[str] = []
-    if image.mode in _ALPHA or "transparency" in image.info:
-        notices.append(f"The transparency of the {kind} was ignored.")
-    if image.getexif().get(_ORIENTATION, 1) != 1:
-        notices.append(f"The {kind} was turned as its EXIF says.")
-    turned = ImageOps.exif_transpose(image)
-    return Decoded(np.asarray(_in_srgb(turned, kind, notices)), tuple(notices))
 
 
 def _in_srgb(image: Image.Image, kind: str, notices: list[str]) -> Image.Image:

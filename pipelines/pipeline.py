@@ -6,27 +6,30 @@ import os
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import replace
-from functools import reduce
+from dataclasses import dataclass, replace
+from functools import partial, reduce
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
 from typing import Any, Self, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..compiler.adapted import adapted
 from ..compiler.budget import budget_bytes
 from ..compiler.engines import load
-from ..compiler.swap import Swaps, swaps
+from ..compiler.sized import with_built_sizes
+from ..compiler.swap import Swaps
 from ..compiler.targets import fixed_sizes, with_threads
+from ..compiler.way import Way, way
 from ..core.bundle import Bundle, open_bundle, verify_files
-from ..core.errors import RequestError
+from ..core.errors import LatentcError, RequestError
 from ..core.images import pixels_sha256
 from ..core.limits import MEMORY_ADVICE
 from ..core.process import check_process
 from ..core.progress import Progress, quiet
-from ..core.request import Fitted, Fused, Origin, Request, Result
+from ..core.request import SCORES, Fitted, Fused, Origin, Request, Result, Step
 from ..core.standing import SELF_CONSISTENT, SWAPPED_STATEMENT
 from ..core.tensors import Array
 from ..core.units import counted
@@ -34,26 +37,57 @@ from ..export.fused import adapters_of
 from ..profiles import Profile, load_profile
 from ..runtimes.diagnose import advised
 from ..sampling.denoise import OnStep
-from ..sampling.draw import Drawn, draw, host_files, image_shape, latent_shape, load_host
+from ..sampling.draw import Drawn, check_calls, draw, host_files, image_shape, latent_shape, load_host, tile_of
 from ..sampling.given import Given
 from ..sampling.image import resized
 from ..sampling.noise import added_noise, checked_image_noise, checked_latents, checked_noise, initial_noise
 from ..sampling.noise import image_noise as core_image_noise
-from ..sampling.pixels import is_flat
-from ..sampling.schedulers import Noise, few_steps
+from ..sampling.pixels import decode, is_flat, preview
+from ..sampling.scaling import unscaled
+from ..sampling.schedulers import Noise, few_steps, names
 from .adapters import given, with_strengths
 from .adapters import opened as opened_adapters
-from .complete import about_memory, complete, notices, second_pass, size_and_seed
+from .complete import about_memory, complete, notices, own_scheduler, second_pass, size_and_seed
 from .control import about_controls, digested
-from .engines import EngineProvider
-from .layout import Layout, lay_out
+from .engines import EngineProvider, fitted
+from .layout import Layout, lay_out, result_size
+from .passes import calls_of, within_all
 from .picture import Decoded, ImageLike, about_picture, load_controls, read_mask, read_picture, size_in
 from .png import origin
 from .save import save
 from .style import about_style, read_style
+from .together import together
 
 ADAPTERS = "adapters"
 """The stage of a result in which adapters are swapped."""
+
+
+Inputs = Mapping[str, Any]
+"""What is passed in beside a request: keyword arguments of `Pipeline.__call__`."""
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What is passed in beside a request; see `Pipeline.__call__`."""
+
+    image: ImageLike | Decoded | None = None
+    mask: ImageLike | Decoded | None = None
+    control: ImageLike | Decoded | Sequence[ImageLike | Decoded] | None = None
+    style: ImageLike | Decoded | None = None
+    latents: Array | None = None
+    noise: Noise | None = None
+    image_noise: Array | None = None
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A request that was completed, and the images that were passed in with it, decoded."""
+
+    asked: Request
+    picture: Decoded | None
+    masked: Decoded | None
+    controls: tuple[Decoded, ...]
+    styled: Decoded | None
 
 
 class Pipeline:
@@ -67,12 +101,17 @@ class Pipeline:
         *,
         adapters: tuple[Fused, ...] = (),
         swaps: Swaps | None = None,
+        how: Way | None = None,
+        fits: Callable[[Sequence[Request]], Fitted | None] | None = None,
     ) -> None:
-        """`adapters` are those that it was opened with. Without `swaps`, the bundle's weights are fused with them."""
+        """`adapters` are those that it was opened with, and `how` they are taken. Without `swaps`, the bundle's weights
+        are fused with them. `fits` is `engines.fitted` within a memory budget, where the engines choose for each
+        request, so that `draw_many` joins no calls.
+        """
         self.bundle = bundle
         self.profile = profile
         self._engines = engines
-        self._adapters, self._swaps = adapters, swaps
+        self._adapters, self._swaps, self._how, self._fits = adapters, swaps, how, fits
         self._wraps: tuple[Callable[[EngineProvider], EngineProvider], ...] = ()
         self._host = load_host(bundle)
         self._process = os.getpid()
@@ -89,6 +128,7 @@ class Pipeline:
         sequential: bool = False,
         memory_gb: float | None = None,
         adapters: Mapping[str, float] | Sequence[str] = (),
+        embeddings: Sequence[str | Path] = (),
     ) -> Pipeline:
         """Open a bundle under a profile. Both are names, paths or loaded objects.
 
@@ -110,30 +150,35 @@ class Pipeline:
         within a memory budget, the bundle is fused with them and built at their first use (`compiler.adapted`), and
         requests can't change them.
 
+        `embeddings` are textual inversions, each `FILE` or `FILE:TOKEN`. They are fused with the bundle, which is built
+        at their first use.
+
         Raises `BundleError`, `ProfileError`, `RuntimeMissing` if no profile works on this machine, and the compiler's
         errors for engines that aren't built, or differ from PyTorch.
         """
         budget = None if memory_gb is None else budget_bytes(memory_gb)
         opened = open_bundle(bundle)
         chosen = with_threads(advised() if profile is None else load_profile(profile), threads)
-        chosen = chosen.sequentially() if sequential else chosen
+        chosen = with_built_sizes(opened, chosen.sequentially() if sequential else chosen)
         strengths = given(adapters)
         named = opened_adapters(strengths)
         fitting = adapters_of(opened, strengths) if strengths else []
-        swapping = bool(fitting) and budget is None and swaps(chosen)
-        if fitting and not swapping:
-            opened = adapted(opened, strengths, chosen, on_progress)
+        how = way(opened, chosen, fitting, budget=budget is not None) if fitting else None
+        swapping = how is not None and how.exchanges
+        if embeddings or (fitting and not swapping):
+            opened = adapted(opened, {} if swapping else strengths, chosen, on_progress, embeddings=embeddings)
         verify_files(opened, host_files(opened.manifest.model))
         if not swapping:
             engines = load(opened, chosen, opened.plainly_drawing, on_progress, budget=budget)
-            return cls(opened, engines, chosen, adapters=named)
+            fits = None if budget is None else partial(fitted, opened, engines.wanted, chosen, budget)
+            return cls(opened, engines, chosen, adapters=named, how=how, fits=fits)
         changed = {part for one in fitting if one.strength for part in one.edits}
         parts = [part for part in opened.plainly_drawing if part not in changed]
         engines = load(opened, chosen, parts, on_progress)
         try:
             swapped = Swaps(engines, fitting)
             with swapped.at({one.name: one.strength for one in named}, on_progress):
-                return cls(opened, engines, chosen, adapters=named, swaps=swapped)
+                return cls(opened, engines, chosen, adapters=named, swaps=swapped, how=how)
         except BaseException:
             engines.close()
             raise
@@ -156,16 +201,34 @@ class Pipeline:
         """The engine of each part, such as `openvino 2026.4.1 CPU bf16`."""
         return self._named(self.bundle.drawing)
 
+    @property
+    def scheduler(self) -> str | None:
+        """Name of the checkpoint's own scheduler; None if it has no short one."""
+        return own_scheduler(self._host.scheduler)
+
+    @property
+    def schedulers(self) -> tuple[str, ...]:
+        """Names that `Request.scheduler` may have."""
+        return names(self._host.scheduler, self.bundle.manifest.model.align_your_steps)
+
+    @property
+    def adapters(self) -> dict[str, float]:
+        """The adapters that requests may use, with their strengths for requests that state none."""
+        return {one.name: one.strength for one in self._adapters}
+
+    @property
+    def takes_strengths(self) -> bool:
+        """Whether each request may have other strengths of the adapters."""
+        return self._how is not None and self._how.exchanges
+
     def _named(self, parts: Iterable[str]) -> dict[str, str]:
         engines = self._engines.describe()
         return {part: engines[part] for part in parts if part in engines}
 
     def _used(self, request: Request) -> dict[str, str]:
         """The engine of each part that generates the images of a completed request."""
-        encoder = self._host.encoder if request.encodes else None
         unused = {*self._host.decoders.values()} - {self._host.decoder(request)}
-        drawing = [name for name in self.bundle.drawing if name not in unused]
-        return self._named([*drawing, *([encoder] if encoder else [])])
+        return self._named([name for name in self.bundle.used_by(request) if name not in unused])
 
     def through(self, wrap: Callable[[EngineProvider], EngineProvider]) -> Self:
         """A copy of the pipeline with its engines wrapped by `wrap`, for example to record their calls.
@@ -223,68 +286,195 @@ class Pipeline:
         a fork of the process that opened the pipeline.
         """
         check_process(self._process, "This pipeline was")
-        asked = with_strengths(request, self._adapters, swaps=self._swaps is not None)
+        inputs = _Inputs(image, mask, control, style, latents, noise, image_noise)
+        asked = with_strengths(request, self._adapters, how=self._how)
         started = perf_counter()
         with self._swapped(asked) as pipeline:
             seconds = perf_counter() - started
-            return pipeline._generate(
-                asked,
-                on_step,
-                image=image,
-                mask=mask,
-                control=control,
-                style=style,
-                latents=latents,
-                noise=noise,
-                image_noise=image_noise,
-                swap_seconds=seconds,
-            )
+            return pipeline._generate(asked, on_step, inputs, swap_seconds=seconds)
 
-    def _generate(
+    def preview(self, step: Step) -> NDArray[np.uint8]:
+        """A small preview of the images in progress: sRGB [count, height / 8, width / 8, 3]; frames follow the count.
+
+        It takes no engine: the colours are a linear map of the step's estimate, fitted at the export. Raises
+        `RequestError` for a bundle without the map, such as one made from ONNX files.
+        """
+        rows = self.bundle.manifest.model.preview
+        if rows is None:
+            raise RequestError(
+                "This bundle can't show previews: they need colours that an export from PyTorch fits, with the VAE's "
+                "encoder. Export the checkpoint again, or leave previews out."
+            )
+        return preview(rows, step.estimate)
+
+    def draw_many(
+        self,
+        requests: Sequence[Request],
+        on_step: OnStep | Sequence[OnStep] | None = None,
+        *,
+        inputs: Sequence[Inputs] | None = None,
+        return_exceptions: bool = False,
+    ) -> list[Result | Exception]:
+        """Generate the images of several requests, with their denoiser calls joined into batches; returns a result for
+        each, in their order.
+
+        Each image is the one that its request gives alone: in equal bytes through ONNX Runtime and OpenVINO in f32 on
+        CPUs, where the rows of a batch are rounded alike; PyTorch's differ by rounding. Calls are joined where size,
+        prompt length and timestep agree, so requests should have the same steps and scheduler; where an engine has a
+        fixed batch, they are computed one by one. Requests with other strengths of adapters, and all requests within a
+        memory budget, are generated one after another.
+        `on_step`, or one for each request, is called in the thread of the request; returning False cancels that
+        request. `inputs` has what is passed in beside each, such as `{"image": ..., "mask": ...}`: the keyword
+        arguments of `__call__`. Times of a joined call are those of the whole batch.
+
+        Raises the first error, after the other requests are finished; with `return_exceptions`, errors are in the list
+        instead. See `__call__` for the errors; `on_step` or `inputs` of another length are a `RequestError`.
+        """
+        check_process(self._process, "This pipeline was")
+        each = [on_step] * len(requests) if on_step is None or callable(on_step) else on_step
+        beside = [_Inputs()] * len(requests) if inputs is None else [_Inputs(**one) for one in inputs]
+        for name, given_for in (("on_step", each), ("inputs", beside)):
+            if len(given_for) != len(requests):
+                raise RequestError(
+                    f"{name} has {len(given_for)} entries for {counted(len(requests), 'request')}. Pass one for each."
+                )
+        found: dict[int, Result | Exception] = {}
+        alike: dict[object, list[tuple[int, Request]]] = {}
+        for index, request in enumerate(requests):
+            try:
+                asked = with_strengths(request, self._adapters, how=self._how)
+            except LatentcError as exc:
+                found[index] = exc
+                continue
+            same = tuple(sorted((asked.adapters or {}).items())) if self._fits is None else index
+            alike.setdefault(same, []).append((index, asked))
+        for group in alike.values():
+            started = perf_counter()
+            try:
+                with self._swapped(group[0][1]) as pipeline:
+                    seconds = perf_counter() - started
+                    work = [
+                        partial(pipeline._generate_through, asked, each[index], beside[index], seconds)
+                        for index, asked in group
+                    ]
+                    results = together(self.bundle, pipeline._engines, work)
+            except LatentcError as exc:  # of swapped weights
+                results = [exc] * len(group)
+            found |= {index: result for (index, _), result in zip(group, results, strict=True)}
+        every = [found[index] for index in range(len(requests))]
+        error = next((one for one in every if isinstance(one, Exception)), None)
+        if error is not None and not return_exceptions:
+            raise error
+        return every
+
+    def _generate_through(
         self,
         request: Request,
         on_step: OnStep | None,
-        *,
-        image: ImageLike | Decoded | None,
-        mask: ImageLike | Decoded | None,
-        control: ImageLike | Decoded | Sequence[ImageLike | Decoded] | None,
-        style: ImageLike | Decoded | None,
-        latents: Array | None,
-        noise: Noise | None,
-        image_noise: Array | None,
+        inputs: _Inputs,
         swap_seconds: float,
+        engines: EngineProvider,
     ) -> Result:
-        """Generate the images of a request whose adapters are swapped in."""
-        started = perf_counter() - swap_seconds
-        model = self.bundle.manifest.model
-        if noise is not None and request.hires is not None:
+        """`_generate` through other engines."""
+        other = copy(self)
+        other._engines = engines
+        return other._generate(request, on_step, inputs, swap_seconds=swap_seconds)
+
+    def check(
+        self, request: Request, *, within: Callable[[Request, tuple[int, int]], None] | None = None, **inputs: Any
+    ) -> Request:
+        """The completed request, with size, seed and scheduler filled in; `inputs` are those of `__call__`.
+
+        `within` is called with the completed request, and width and height of its results in pixels, before work that
+        grows with them.
+
+        Raises the errors of `__call__` that need no engine to be called: an invalid request, a size without an engine,
+        an image that can't be read, images that are predicted not to fit in memory.
+        """
+        asked, model = with_strengths(request, self._adapters, how=self._how), self.bundle.manifest.model
+        read = self._read(asked, _Inputs(**inputs))
+        if within is not None:
+            within(read.asked, result_size(read.asked, size_in(read.picture)))
+        if read.picture is not None:
+            area, about = (None, ()) if read.masked is None else (read.masked.pixels, read.masked.notices)
+            lay_out(read.asked, model, read.picture.pixels, area, about)
+        check_calls(model, self._host.scheduler, read.asked.model_copy(update={"scheduler": request.scheduler}))
+        self._host.denoiser(read.asked)
+        passes = [read.asked, *([second_pass(read.asked, model, 0)] if read.asked.hires is not None else [])]
+        if self._fits is None or self._fits(passes) is None:
+            for one in passes:
+                self._engines.check_room(one)
+        return read.asked
+
+    def check_decoding(self) -> None:
+        """Raise `RequestError` where `decode_step` would take the denoiser's place in memory, or exceed a budget."""
+        if self._fits is not None or self.profile.sequential:
+            raise RequestError(
+                "A memory budget, and parts that are loaded one at a time, leave no room to decode steps (partial "
+                "images). Use Pipeline.preview or the previews of jobs, or leave them out."
+            )
+
+    def decode_step(self, request: Request, step: Step) -> NDArray[np.uint8]:
+        """The images in progress at full size, [count, height, width, 3]: the step's estimate, through the decoder.
+
+        Raises the error of `check_decoding`.
+        """
+        self.check_decoding()
+        model, part = self.bundle.manifest.model, self._host.decoder(request)
+
+        def run(feeds: Mapping[str, Array]) -> dict[str, Array]:
+            return self._engines.engine(part, {name: array.shape for name, array in feeds.items()}).run(feeds)
+
+        latents, tile = unscaled(model, step.estimate, request.decoder), tile_of(model, request)
+        chunk = request.decode_chunk_size or self.profile.shapes.decode_frames
+        return decode(run, latents, part, self.describe()[part], chunk, tile)
+
+    def _read(self, request: Request, inputs: _Inputs) -> _Read:
+        """Complete a request, and decode what was passed in with it."""
+        manifest = self.bundle.manifest
+        model = manifest.model
+        if inputs.noise is not None and request.hires is not None:
             raise RequestError("noise was passed in, and hires generates two sizes. Leave one of them out.")
-        picture = read_picture(request, self.bundle.manifest, image)
-        controls = load_controls(control)
+        picture = read_picture(request, manifest, inputs.image)
+        controls = load_controls(inputs.control)
         asked = complete(
             request,
             model,
             self._host.scheduler,
             image=size_in(picture),
-            mask=mask is not None,
+            mask=inputs.mask is not None,
             controls=len(controls),
-            style=style is not None,
+            style=inputs.style is not None,
             sizes=fixed_sizes(model, self.profile),
         )
-        asked, styled = read_style(digested(asked, controls), style)
+        asked, styled = read_style(digested(asked, controls), inputs.style)
         if model.frames is not None and asked.decode_chunk_size is None:
             asked = asked.model_copy(update={"decode_chunk_size": self.profile.shapes.decode_frames})
+        if picture is None and inputs.image_noise is not None:
+            raise RequestError("image_noise was passed in without an image. Leave it out, or pass an image.")
+        return _Read(asked, picture, read_mask(asked, model, picture, inputs.mask), controls, styled)
+
+    def _generate(
+        self,
+        request: Request,
+        on_step: OnStep | None,
+        inputs: _Inputs,
+        *,
+        swap_seconds: float,
+    ) -> Result:
+        """Generate the images of a request whose adapters are swapped in."""
+        started = perf_counter() - swap_seconds
+        model, read = self.bundle.manifest.model, self._read(request, inputs)
+        asked, picture, masked, controls, styled = read.asked, read.picture, read.masked, read.controls, read.styled
         given: Given | None = None
         layout: Layout | None = None
-        if picture is None and image_noise is not None:
-            raise RequestError("image_noise was passed in without an image. Leave it out, or pass an image.")
-        masked = read_mask(asked, model, picture, mask)
         if picture is not None:
             asked = asked.model_copy(update={"image_sha256": pixels_sha256(picture.pixels)})
             area, about = (None, ()) if masked is None else (masked.pixels, masked.notices)
             layout = lay_out(asked, model, picture.pixels, area, about)
             shape, (_, _, seed) = image_shape(model, asked), size_and_seed(asked)
-            noisy = core_image_noise(seed, shape) if image_noise is None else checked_image_noise(image_noise, shape)
+            own = inputs.image_noise
+            noisy = core_image_noise(seed, shape) if own is None else checked_image_noise(own, shape)
             given = Given(layout.image, noisy, layout.mask)
         if masked is not None:
             asked = asked.model_copy(update={"mask_sha256": pixels_sha256(masked.pixels)})
@@ -294,13 +484,17 @@ class Pipeline:
         memory = self._engines.fit(passes)
         if memory is not None and (memory.vae_tile, memory.decoder) != (asked.vae_tile, asked.decoder):
             asked = asked.model_copy(update={"vae_tile": memory.vae_tile, "decoder": memory.decoder})
+        later = 0
         if asked.hires is not None:
-            self._engines.check_room(second_pass(asked, model, 0))
-        drawn = self._draw(request, asked, on_step, latents, noise, given, shown)
-        passed = {"initial latents": latents, "image's noise values": image_noise}
+            second = second_pass(asked, model, 0)
+            self._engines.check_room(second)
+            later = asked.count * calls_of(self._host, second.model_copy(update={"scheduler": request.scheduler}))
+        first_step = within_all(on_step, 0, later)
+        drawn = self._draw(request, asked, first_step, inputs.latents, inputs.noise, given, shown)
+        passed = {"initial latents": inputs.latents, "image's noise values": inputs.image_noise}
         remarks = [] if memory is None else about_memory(memory)
         if asked.hires is not None:
-            drawn, notice = self._enlarged(request, asked, drawn, on_step, noise, shown)
+            drawn, notice = self._enlarged(request, asked, drawn, on_step, later, inputs.noise, shown)
             remarks.append(notice)
         if picture is not None and layout is not None:
             drawn = replace(drawn, images=layout.placed(drawn.images))
@@ -351,17 +545,22 @@ class Pipeline:
         asked: Request,
         drawn: Drawn,
         on_step: OnStep | None,
+        later: int,
         noise: Noise | None,
         shown: Mapping[str, Any],
     ) -> tuple[Drawn, str]:
-        """The second pass of a completed request with `hires`: each image is enlarged, and generated again."""
+        """The second pass of a completed request with `hires`: each image is enlarged, and generated again, in `later`
+        calls.
+        """
         model, made, seconds = self.bundle.manifest.model, list[Drawn](), dict(drawn.seconds)
         steps = drawn.step_seconds
         for index, image in enumerate(drawn.images):
             second = second_pass(asked, model, index)
             width, height, seed = size_and_seed(second)
             given = Given(resized(image, width, height), core_image_noise(seed, image_shape(model, second)))
-            one = self._draw(request, second, on_step, None, noise, given, shown)
+            each = later // len(drawn.images)
+            stepped = within_all(on_step, len(steps), later - (index + 1) * each)
+            one = self._draw(request, second, stepped, None, noise, given, shown)
             for stage, more in one.seconds.items():
                 seconds[stage] = seconds.get(stage, 0.0) + more
             steps += one.step_seconds
@@ -391,17 +590,16 @@ class Pipeline:
         messages += [
             f"Image {index} has a single flat colour." for index, image in enumerate(drawn.images) if is_flat(image)
         ]
+        if any(getattr(request, name) is not None and getattr(asked, name) is None for name in SCORES):
+            messages.append("The aesthetic scores were not used: the refiner takes them, and refine_from is 1.")
         if passed_in:
             messages.append(
                 f"The {' and the '.join(passed_in)} were passed in: the seed alone does not reproduce this image."
             )
         if self._active(asked):
             messages.append(SWAPPED_STATEMENT)
-        elif self._adapters and self._swaps is None:
-            messages.append(
-                "Adapters are not swapped by this runtime, or within a memory budget: they are fused in a bundle of "
-                f"their own, {self.bundle.folder}."
-            )
+        elif self._how is not None and not self._how.exchanges:
+            messages.append(f"The adapters took a build of their own, {self.bundle.folder}. {self._how.reason}")
         return (*messages, *self._engines.notices)
 
     def _active(self, asked: Request) -> tuple[Fused, ...]:
@@ -418,10 +616,12 @@ class Pipeline:
     def _from(self, asked: Request) -> Origin:
         """What results record about the bundle, and the adapters that were swapped in."""
         own = self._origin
-        if asked.encodes or asked.decoder is not None:
-            own = origin(self.bundle, encodes=asked.encodes, decoder=asked.decoder)
+        if asked.encodes or asked.decoder is not None or asked.refined:
+            own = origin(self.bundle, asked)
         if active := self._active(asked):
             own = replace(own, adapters=(*own.adapters, *active), standing=SELF_CONSISTENT.word)
+        if self._how is not None and (active or not self._how.exchanges):
+            own = replace(own, adapters_by=self._how.word)
         return own
 
     def _result(

@@ -17,12 +17,14 @@ from pydantic import Field, ValidationError
 
 from ..core.bundle import Bundle
 from ..core.errors import RequestError
+from ..core.manifest import Source
 from ..core.reading import is_folder, is_regular, parse_json
 from ..core.record import Record, complaints
 from ..core.request import Fitted, Fused, Origin, Request, Result
 from ..core.version import __version__
 from ..sampling.draw import drawing_digest
-from .a1111 import OWN_KEYS, Parsed, parse, write
+from .a1111 import OWN_KEYS, Parsed, as_made, parse, write
+from .chunks import named
 from .complete import size_and_seed
 from .exif import read_texts
 
@@ -50,6 +52,8 @@ class Drawing(Record):
     engines: dict[str, str]
     notices: tuple[str, ...]
     model: str
+    refiner: Annotated[str | None, Field(exclude_if=lambda value: value is None)] = None
+    """Name of the refiner's checkpoint, if it took over the last steps."""
     family: str
     bundle: str
     """`drawing_digest`: SHA-256 of everything in the bundle that determines the image."""
@@ -62,6 +66,8 @@ class Drawing(Record):
     """Textual inversions in the prompts: the SHA-256 of each file by its token."""
     adapters: Annotated[tuple[Fused, ...], Field(exclude_if=lambda value: not value)] = ()
     """LoRAs and other adapters that the weights were fused with."""
+    adapters_by: Annotated[str | None, Field(exclude_if=lambda value: value is None)] = None
+    """How adapters were added to the bundle at run time: `weights exchanged` or `a build of its own`."""
     memory: Annotated[Fitted | None, Field(exclude_if=lambda value: value is None)] = None
     """How the request was fitted into a memory budget, if there was one."""
 
@@ -85,15 +91,17 @@ class Shown:
     """Fields that differ between the text and latentc's own record, from which `request` is taken."""
 
 
-def origin(bundle: Bundle, *, encodes: bool = False, decoder: str | None = None) -> Origin:
-    """What results and image files record about the bundle that generated them; for `encodes` and `decoder`, see
-    `drawing_digest`.
+def origin(bundle: Bundle, request: Request | None = None) -> Origin:
+    """What results and image files record about the bundle that generated them, for a completed request; None is one
+    without an image, a refiner and the tiny decoder.
     """
     manifest = bundle.manifest
+    refiner = manifest.components.get(manifest.model.refiner_parts[0]) if request and request.refined else None
     return Origin(
-        model=PurePosixPath(manifest.source.location.replace("\\", "/")).name.removesuffix(".safetensors"),
+        model=_name(manifest.source),
         family=manifest.family,
-        bundle=drawing_digest(bundle, encodes=encodes, decoder=decoder),
+        bundle=drawing_digest(bundle, request),
+        refiner=None if refiner is None else _name(refiner),
         versions={"latentc": __version__, "numpy": np.__version__, **_prefixed(manifest.versions)},
         standing=manifest.standing.word if manifest.standing.statement else None,
         embeddings={one.token: one.sha256 for one in manifest.embeddings},
@@ -102,6 +110,11 @@ def origin(bundle: Bundle, *, encodes: bool = False, decoder: str | None = None)
             for one in manifest.source.adapters
         ),
     )
+
+
+def _name(source: Source) -> str:
+    """A checkpoint's name, without its folder."""
+    return PurePosixPath(source.location.replace("\\", "/")).name.removesuffix(".safetensors")
 
 
 def drawings(result: Result) -> Iterator[Drawing]:
@@ -120,12 +133,14 @@ def drawings(result: Result) -> Iterator[Drawing]:
             engines=dict(result.engines),
             notices=result.notices,
             model=made.model,
+            refiner=made.refiner,
             family=made.family,
             bundle=made.bundle,
             versions=dict(made.versions),
             standing=made.standing,
             embeddings=used,
             adapters=made.adapters,
+            adapters_by=made.adapters_by,
             memory=result.memory,
         )
 
@@ -135,23 +150,23 @@ def texts(drawing: Drawing) -> dict[str, str]:
     return {PARAMETERS: _text(drawing), OURS: drawing.model_dump_json(ensure_ascii=True)}
 
 
-def read(path: Path | str) -> Shown:
-    """The request inside a file or a folder of frames that latentc wrote, or a PNG, JPEG or WebP of any tool that uses
-    AUTOMATIC1111's form.
+def read(source: Path | str | bytes) -> Shown:
+    """The request inside a file (or its content) or a folder of frames that latentc wrote, or a PNG, JPEG or WebP of
+    any tool that uses AUTOMATIC1111's form.
 
     Exact JSON takes precedence over the text; if they disagree, `notices` says so. No pixel is decoded. Raises
     `RequestError` for a file of another format, one that is damaged or too large, or one without a request.
     """
-    if is_folder(path) and is_regular(first := Path(path) / FRAME_NAME.format(0)):
-        path = first
-    found = read_texts(path, (PARAMETERS, OURS))
+    if not isinstance(source, bytes) and is_folder(source) and is_regular(first := Path(source) / FRAME_NAME.format(0)):
+        source = first
+    found = read_texts(source, (PARAMETERS, OURS))
     text = found.texts.get(PARAMETERS, "")
     drawing, why = _drawing(found.texts.get(OURS))
     if drawing is None and PARAMETERS not in found.texts:
         others = ", ".join(sorted(found.keys)[:8])
         raise RequestError(
-            f"{path} has no generation parameters (its texts: {others or 'none'}). Pass a file that latentc or the "
-            "AUTOMATIC1111 web UI saved; image editors often remove the text."
+            f"{named(source)} has no generation parameters (its texts: {others or 'none'}). Pass a file that latentc "
+            "or the AUTOMATIC1111 web UI saved; image editors often remove the text."
         )
     parsed = parse(text)
     notices = [*found.notices, *(() if drawing else parsed.notices)]
@@ -177,7 +192,8 @@ def _drawing(text: str | None) -> tuple[Drawing | None, str]:
         return None, ""
     try:
         parse_json(text)
-        return Drawing.model_validate_json(text), ""
+        read = Drawing.model_validate_json(text)
+        return read.model_copy(update={"request": as_made(read.request)}), ""
     except ValidationError as exc:  # of another version, or edited: the parameters can still be used
         return None, complaints(exc, Drawing)
     except (RequestError, ValueError) as exc:
@@ -200,6 +216,7 @@ def _text(drawing: Drawing) -> str:
     """The `parameters` text of a record. PNG texts can't contain NUL; the JSON keeps it, escaped."""
     hashes = ", ".join(f"{_named(token)}: {digest[:SHORT]}" for token, digest in drawing.embeddings.items())
     loras = ", ".join(f"{one.name}:{one.strength:g}" for one in drawing.adapters)
-    made = {"Model": drawing.model} | ({"Loras": loras} if loras else {}) | ({TI_HASHES: hashes} if hashes else {})
+    made = {"Model": drawing.model} | ({"Refiner": drawing.refiner} if drawing.refiner else {})
+    made |= ({"Loras": loras} if loras else {}) | ({TI_HASHES: hashes} if hashes else {})
     made |= {"Version": f"latentc {drawing.versions.get('latentc', __version__)}"}
     return write(drawing.request, made).replace("\0", " ")

@@ -33,6 +33,17 @@ ROOM = 50_000
 """Limit of a request's two texts in a JPEG, in bytes. EXIF has 65,533; engines and notices take some of it."""
 
 
+SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+XMP = (
+    '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/">'
+    '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description rdf:about="" '
+    f'xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" Iptc4xmpExt:DigitalSourceType="{SOURCE_TYPE}"/>'
+    '</rdf:RDF></x:xmpmeta><?xpacket end="r"?>'
+)
+"""XMP of a generated image. Source: https://www.iptc.org/std/photometadata/specification/IPTC-PhotoMetadata, Digital
+Source Type."""
+
+
 def save(result: Result, path: Path | str, *, overwrite: bool = False) -> tuple[Path, ...]:
     """Write each image of a result, with its request inside, and return their paths.
 
@@ -76,7 +87,7 @@ def check_names(
         )
     if _FORMATS.get(first.suffix.lower()) is _jpeg:
         for request in requests:
-            _check_room(request)
+            check_jpeg(request)
     names = [numbered(first, index) for index in range(count)]
     try:
         place = next(parent for parent in first.parents if parent.exists())
@@ -164,11 +175,17 @@ def failed(lost: Sequence[str], written: Sequence[Path | str]) -> RequestError:
     return RequestError(f"{', '.join(lost)} cannot be written. Choose another folder, or free some space.{kept}")
 
 
-def encoded(image: Pixels, drawing: Drawing, suffix: str = ".png") -> bytes:
-    """One image, [height, width, 3], or a video, as the bytes of a file with its request inside."""
+def encoded(
+    image: Pixels, drawing: Drawing, suffix: str = ".png", *, quality: int | None = None, marked: bool = False
+) -> bytes:
+    """One image, [height, width, 3], or a video, as the bytes of a file with its request inside.
+
+    `quality`, from 1 to 100, is that of a JPEG (95), and of a WebP, which is lossless at 100 and without it. An image
+    that is `marked` says in XMP that a model generated it (IPTC's digital source type).
+    """
     if image.ndim > 3:
         return video.encoded(image, texts(drawing), suffix, drawing.request.fps)
-    return _FORMATS[suffix.lower()](image, texts(drawing))
+    return _FORMATS[suffix.lower()](image, texts(drawing), quality, XMP if marked else "")
 
 
 def _write_frames(path: Path, frames: Pixels, drawing: Drawing) -> Path:
@@ -197,31 +214,40 @@ def _write(path: Path, content: bytes, overwrite: bool) -> Path:
     raise AssertionError("numbers end")
 
 
-def _png(image: Pixels, held: Mapping[str, str]) -> bytes:
+def _png(image: Pixels, held: Mapping[str, str], _quality: int | None = None, xmp: str = "") -> bytes:
     info = PngInfo()
     for key, text in held.items():
         info.add_text(key, text)
+    if xmp:
+        info.add_itxt("XML:com.adobe.xmp", xmp)
     buffer = BytesIO()
     Image.fromarray(image).save(buffer, "PNG", pnginfo=info)
     return buffer.getvalue()
 
 
-def _webp(image: Pixels, held: Mapping[str, str]) -> bytes:
-    buffer = BytesIO()
-    Image.fromarray(image).save(buffer, "WEBP", lossless=True, exif=exif.packed(held))
+def _webp(image: Pixels, held: Mapping[str, str], quality: int | None = None, xmp: str = "") -> bytes:
+    buffer, lossless = BytesIO(), quality in (None, 100)
+    Image.fromarray(image).save(
+        buffer,
+        "WEBP",
+        lossless=lossless,
+        exif=exif.packed(held),
+        xmp=xmp.encode(),
+        **({} if lossless else {"quality": quality}),
+    )
     return buffer.getvalue()
 
 
-def _jpeg(image: Pixels, held: Mapping[str, str]) -> bytes:
+def _jpeg(image: Pixels, held: Mapping[str, str], quality: int | None = None, xmp: str = "") -> bytes:
     packed = exif.packed(held)
     if len(packed) > exif.JPEG_ROOM:
         raise _too_long(len(packed))
     buffer = BytesIO()
-    Image.fromarray(image).save(buffer, "JPEG", quality=95, subsampling=0, exif=packed)
+    Image.fromarray(image).save(buffer, "JPEG", quality=quality or 95, subsampling=0, exif=packed, xmp=xmp.encode())
     return buffer.getvalue()
 
 
-_FORMATS: dict[str, Callable[[Pixels, Mapping[str, str]], bytes]] = {
+_FORMATS: dict[str, Callable[..., bytes]] = {
     ".png": _png,
     ".webp": _webp,
     ".jpg": _jpeg,
@@ -229,7 +255,8 @@ _FORMATS: dict[str, Callable[[Pixels, Mapping[str, str]], bytes]] = {
 }
 
 
-def _check_room(request: Request) -> None:
+def check_jpeg(request: Request) -> None:
+    """Raise `RequestError` for a request that a JPEG has no room for."""
     words = (request.prompt + request.negative_prompt).encode("utf-16-be", "replace")
     if (needed := len(words) + len(request.model_dump_json(ensure_ascii=True))) > ROOM:
         raise _too_long(needed)

@@ -53,26 +53,39 @@ def foreign(prompt: str, is_token: Callable[[str], bool]) -> dict[str, list[str]
     return found
 
 
-def notice(which: str, prompt: str, is_token: Callable[[str], bool], read_as: PromptSyntax = "plain") -> list[str]:
-    """A sentence for each kind of syntax in a prompt that is read as text; `which` is `prompt` or `negative prompt`."""
-    found = foreign(prompt, is_token)
-    if read_as == "a1111":
-        left = {what: [one for one in places if not _of_web_ui(what, one)] for what, places in found.items()}
-        found = {what: places for what, places in left.items() if places}
-    return [
-        f"The {which} has {what}{_examples(what, places)}. Other tools support that syntax; latentc reads it as plain "
-        f"text{', unless prompt_syntax is a1111' if any(_of_web_ui(what, one) for one in places) else ''}."
-        for what, places in found.items()
-    ]
+def notice(
+    which: str, prompt: str, is_token: Callable[[str], bool], read_as: PromptSyntax = "plain", left: str = ""
+) -> list[str]:
+    """A sentence for each kind of syntax in a prompt that is read as text; `which` is `prompt` or `negative prompt`.
+
+    `left` is the text of a prompt that is left when its weights are read: some may have been taken as text.
+    """
+    found = [(what, one) for what, places in foreign(prompt, is_token).items() for one in places]
+    found = [(what, one) for what, one in found if read_as not in _readers(what, one)]
+    kept = ((what, one) for what, places in foreign(left, is_token).items() for one in places)
+    found += [(what, one) for what, one in kept if _readers(what, one) == ("compel",) and read_as == "compel"]
+    kinds: dict[str, list[str]] = {}
+    for what, one in found:
+        kinds.setdefault(what, []).append(one)
+    notices: list[str] = []
+    for what, places in kinds.items():
+        able = dict.fromkeys(one for place in places for one in _readers(what, place) if one != read_as)
+        unless = f", unless prompt_syntax is {' or '.join(able)}" if able else ""
+        notices.append(
+            f"The {which} has {what}{_examples(what, places)}. Other tools support that syntax; latentc reads it as "
+            f"plain text{unless}."
+        )
+    return notices
 
 
-def _of_web_ui(what: str, place: str) -> bool:
-    """Whether the syntax a1111 reads this place: `(x:1.2)`, but not `(x)++` or `{x}`."""
-    return what in _WEB_UI or (what == "weights" and (place[0], place[-1]) in (("(", ")"), ("[", "]")))
-
-
-_WEB_UI = ("the word BREAK", "the word AND", "escaped brackets")
-"""Other kinds that the syntax a1111 reads, or refuses."""
+def _readers(what: str, place: str) -> tuple[PromptSyntax, ...]:
+    """The prompt syntaxes that read, or refuse, this place: that of the web UI `(x:1.2)`, compel's `(x)++`."""
+    if what == "escaped brackets":
+        return ("a1111", "compel") if place[1] in "()" else ("a1111",)
+    if what == "blends" or (what == "weights" and place[0] == "(" and place[-1] != ")"):
+        return ("compel",)
+    web_ui = what == "weights" and (place[0], place[-1]) in (("(", ")"), ("[", "]"))
+    return ("a1111",) if web_ui or what in ("the word BREAK", "the word AND") else ()
 
 
 def _each(prompt: str, is_token: Callable[[str], bool]) -> Iterator[tuple[str, str]]:

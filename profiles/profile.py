@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, cast
 
-from pydantic import Field, PrivateAttr, StringConstraints, ValidationError, field_validator
+from pydantic import Field, PrivateAttr, StringConstraints, ValidationError, field_validator, model_validator
 
 from ..core.errors import ProfileError
 from ..core.reading import is_regular, read_toml
@@ -25,8 +25,19 @@ PROFILE_BYTES = 1 << 16
 OWN = "own"
 """The size that means the model's native size."""
 
-Size = Annotated[str, StringConstraints(pattern=rf"^([1-9]\d*x[1-9]\d*|{OWN})$")]
+ANY = "free"
+"""The size that means every size, by one dynamic engine."""
+
+SIZE = rf"^([1-9]\d*x[1-9]\d*|{OWN}|{ANY})$"
+Size = Annotated[str, StringConstraints(pattern=SIZE)]
 Option = bool | int | float | str
+
+
+def _impossible(size: str) -> str | None:
+    """Why no model has this size, without a full stop; None for a possible one."""
+    if size in (OWN, ANY) or all(int(side) % 8 == 0 and 64 <= int(side) <= 8192 for side in size.split("x")):
+        return None
+    return f"{size!r} is not a valid size: each side must be a multiple of 8 from 64 to 8192"
 
 
 class Shapes(Record):
@@ -40,20 +51,29 @@ class Shapes(Record):
     }
 
     sizes: Annotated[tuple[Size, ...], Field(max_length=64)] = ()
-    """`WIDTHxHEIGHT` in pixels, or `own`; each gets a static engine. If empty, one dynamic engine serves every size."""
+    """`WIDTHxHEIGHT` in pixels, or `own`; each gets a static engine. `free`, or no size, is one dynamic engine."""
+    free: tuple[Literal["batch", "length"], ...] = ()
+    """Axes of a static denoiser that stay free: `batch` serves any number of images, with and without guidance, and
+    `length` prompts of any length. Not every runtime supports that."""
     images: int = Field(default=1, ge=1, le=64)
-    """Images per request, for static sizes."""
+    """Images per request, for static sizes; of no effect where `batch` is free."""
     guided: bool = True
-    """Whether static sizes are for guidance above 1, which doubles the denoiser's batch."""
+    """Whether static sizes are for guidance above 1, which doubles the denoiser's batch; of no effect where `batch` is
+    free."""
     decode_frames: Annotated[int, Field(ge=1, le=1024)] | None = None
     """Frames of a video that are decoded at once, for requests that don't say; None is all of them."""
+
+    @model_validator(mode="after")
+    def _sized(self) -> Shapes:
+        if self.free and not self.sizes:
+            raise ValueError('free names axes of static sizes, and there are no sizes; sizes = ["free"] has none yet')
+        return self
 
     @field_validator("sizes")
     @classmethod
     def _multiples_of_eight(cls, sizes: tuple[str, ...]) -> tuple[str, ...]:
-        for size in sizes:
-            if size != OWN and any(int(side) % 8 or not 64 <= int(side) <= 8192 for side in size.split("x")):
-                raise ValueError(f"{size!r} is not a valid size: each side must be a multiple of 8 from 64 to 8192")
+        if wrong := next(filter(None, map(_impossible, sizes)), None):
+            raise ValueError(wrong)
         return sizes
 
 
@@ -138,6 +158,25 @@ class Profile(Record):
         """A copy that remembers the user's own file that it came from."""
         copy = self.model_copy()
         copy._file = file
+        return copy
+
+    def with_sizes(self, sizes: Iterable[str]) -> Profile:
+        """A copy with engines of these sizes too. Raises `ProfileError` for an impossible size."""
+        every = tuple(dict.fromkeys((*(self.shapes.sizes or (ANY,)), *sizes)))
+        for size in every:
+            if not re.match(SIZE, size):
+                raise ProfileError(
+                    f"{size!r} is not an image size. Write WIDTHxHEIGHT in pixels, such as 768x512, {OWN} for the "
+                    f"model's native size, or {ANY} for one engine that serves every size."
+                )
+            if wrong := _impossible(size):
+                raise ProfileError(f"{wrong}.")
+        try:
+            shapes = Shapes.model_validate({**self.shapes.model_dump(), "sizes": every})
+        except ValidationError as exc:
+            raise ProfileError(f"{complaints(exc, Shapes)}.") from exc
+        copy = self.model_copy(update={"shapes": shapes})
+        copy._file = self._file
         return copy
 
     def sequentially(self) -> Profile:

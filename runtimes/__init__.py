@@ -7,7 +7,7 @@ from importlib.metadata import entry_points
 
 from ..core.errors import ProfileError, RuntimeMissing
 from ..core.record import in_a_line, suggest
-from .base import CheckpointOrigin, Costs, Facts, Job, Opens, Refits, Runtime, Target
+from .base import Calibration, CheckpointOrigin, Costs, Facts, Job, Opens, Refits, Runtime, Target
 from .host import HostEngine
 
 RUNTIMES = {
@@ -60,6 +60,7 @@ def runtime(name: str) -> Runtime:
 
 __all__ = [
     "RUNTIMES",
+    "Calibration",
     "CheckpointOrigin",
     "Costs",
     "Facts",

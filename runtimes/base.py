@@ -6,7 +6,7 @@ A new runtime is a file in this package, a line in `RUNTIMES`, an extra in `pypr
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -18,11 +18,16 @@ from ..core.errors import ProfileError, RuntimeMissing
 from ..core.manifest import TensorInfo
 from ..core.progress import Progress
 from ..core.recipes import RECIPES, Precision, Recipe
-from ..core.record import suggest
+from ..core.record import Record, suggest
+from ..core.references import Case
+from ..core.shapes import FREE
 from .machine import drivers
 
 MEMORY = "memory.json"
 """In an artifact: bytes that the engine will hold on the device as reported by the compiler, keyed by purpose."""
+
+QUANTIZED = "quantized.json"
+"""In an artifact: a `Quantized` record."""
 
 PLACEMENT = "placement.json"
 """In an artifact: counts of nodes by the provider that ran or compiled them, and by operator."""
@@ -90,7 +95,8 @@ class Target:
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     shape: Mapping[str, tuple[int, ...]] | None = None
-    """Shape of each input, for an engine of fixed sizes; None where batch, height and width are free."""
+    """Shape of each input, for an engine of fixed height and width, with `FREE` for other free sizes; None where all
+    are free."""
     lengths: tuple[int, int, int] = (77, 77, 4 * 77)
     """Smallest, typical and largest length of prompt embeddings (`ranges.CHUNKS`), for an engine of free sizes."""
     number: int | None = None
@@ -100,6 +106,11 @@ class Target:
     def place(self) -> str:
         """The device with its number, as in the profile."""
         return self.device if self.number is None else f"{self.device}{NUMBERED}{self.number}"
+
+    @property
+    def rows_free(self) -> bool:
+        """Whether the engine takes any number of rows."""
+        return self.shape is None or any(shape and shape[0] == FREE for shape in self.shape.values())
 
     @property
     def recipe(self) -> Recipe:
@@ -124,6 +135,37 @@ class CheckpointOrigin:
     """Files of adapters that its weights are fused with, and their strengths."""
 
 
+class Quantized(Record):
+    """How an engine was quantized in int8."""
+
+    by: str
+    """The library, with its version."""
+    exact: tuple[str, ...]
+    """Groups of layers that stay exact, because the part is below its parity floor otherwise: those that cost most."""
+    layers: int
+    """Number of layers in int8."""
+    psnr_db: float
+    """The worst PSNR on recorded calls, which decided about them. It is no proof."""
+
+    @property
+    def statement(self) -> str:
+        """A sentence on what is in int8."""
+        kept = f"; to reach the parity floor, these stay exact: {', '.join(self.exact)}" if self.exact else ""
+        return f"{self.layers} layers are in int8{kept}."
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What int8 ranges are calibrated with, and which layers stay exact is decided by."""
+
+    calls: tuple[Case, ...]
+    """Calls of the part, with what f32 engines returned."""
+    judged: tuple[Case, ...]
+    """Those on which the accuracy is measured."""
+    floor_db: float
+    """The PSNR in dB to reach on them: the engine's parity floor, or more where that was not enough for its proof."""
+
+
 @dataclass(frozen=True)
 class Job:
     """One part to compile."""
@@ -142,6 +184,8 @@ class Job:
     shared: Path | None = None
     """A folder for data that speeds up later builds, such as timing caches; None where nothing is stored."""
     origin: CheckpointOrigin | None = None
+    calibration: Calibration | None = None
+    """Set where the target's recipe is calibrated."""
 
 
 @dataclass(frozen=True)
@@ -221,6 +265,8 @@ class Facts:
     """Whether it supports weights that are stored in bf16 and cast where they are used; if not, they are widened."""
     free_sizes: bool = True
     """Whether one engine can serve every size."""
+    partial: frozenset[str] = frozenset()
+    """Devices for which batch and prompt length may stay free in an engine of fixed height and width."""
     sums_in_a_row: frozenset[str] = frozenset()
     """Devices on which long sums in f32 lose accuracy, because they are sequential: group norms are then expanded
     (`core.norms`)."""
@@ -229,8 +275,13 @@ class Facts:
     (`stash_type`), but not every library follows. On other devices the norms of a part in f16 are computed in f32."""
     others: frozenset[str] = frozenset()
     """Operators that ONNX does not define and that it supports, such as `com.microsoft.GroupNorm`."""
+    inline_numbers: int = 0
+    """Weights with fewer numbers are compiled into its programs, so `Opens.open` can't replace them."""
     needs_checkpoint: bool = False
     """Whether it runs the modules of the checkpoint that a bundle was exported from."""
+    transposes: frozenset[str] = frozenset()
+    """Devices on which a transposed convolution is faster than nearest upsampling and a convolution
+    (`compiler.upsample`)."""
     lacks: Mapping[str, frozenset[str]] = field(default_factory=dict[str, frozenset[str]])
     """Operators without a kernel, by device: the compiler replaces them (`compiler.kernels`)."""
 
@@ -268,6 +319,13 @@ class Runtime(Protocol):
     def unbuildable(self, device: str) -> str | None:
         """Why it can't compile for a device on this machine, as in `missing`; None where it can, with or without it."""
         return self.missing(device)
+
+    def uncompilable(self, target: Target) -> str | None:
+        """Why a target can't be compiled here although its device can be used, and what to install; None where it can.
+        Loading doesn't need what is missing.
+        """
+        del target
+        return None
 
     def versions(self) -> dict[str, str]:
         """Versions of the libraries that affect the artifact; part of its key."""
@@ -347,17 +405,18 @@ class Inspects(Protocol):
 
 @runtime_checkable
 class Opens(Protocol):
-    """An adapter that can also make an engine of a graph in seconds, without storing it: for weights that change."""
+    """An adapter that can also make an engine with other weights in seconds, without storing it."""
 
-    def opens(self, device: str) -> bool:
-        """Whether it can for this device."""
+    def fixed(self, device: str) -> str | None:
+        """Why it can't for this device, in a sentence; None where it can."""
         ...
 
-    def open(self, job: Job) -> Engine:
+    def open(self, job: Job, artifact: Callable[[], Path]) -> Engine:
         """The engine that `load` returns for what `compile` makes of the job. Nothing is written.
 
-        The files of the job's weights must exist for as long as the engine does. Raises `RuntimeMissing` or
-        `CompileError`.
+        The job's graph is a part's own, except for the values of its weights. `artifact` returns the folder of the
+        part's own engine, after checking its files. The files of the job's weights must exist for as long as the engine
+        does. Raises `RuntimeMissing` or `CompileError`, and `CheckpointError` where `load` does.
         """
         ...
 

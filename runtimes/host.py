@@ -13,7 +13,7 @@ import numpy as np
 from ..core.engine import DeviceUse, Run
 from ..core.errors import RuntimeMissing, ShapeError
 from ..core.process import check_process, never_freed
-from ..core.shapes import shape_of, sizes_of
+from ..core.shapes import FREE, filled, is_of, shape_of, sizes_of
 from ..core.tensors import Array
 from .base import Target
 
@@ -32,10 +32,11 @@ def check_feeds(target: Target, feeds: Mapping[str, Array]) -> dict[str, int]:
         array = feeds[tensor.name]
         if array.dtype != tensor.dtype:
             raise ShapeError(f"{tensor.name!r} is {array.dtype}; it must be {tensor.dtype}. Convert it first.")
-        if target.shape is not None and array.shape != target.shape[tensor.name]:
+        if target.shape is not None and not is_of(array.shape, target.shape[tensor.name]):
+            built = ["any" if size == FREE else size for size in target.shape[tensor.name]]
             raise ShapeError(
                 f"{tensor.name!r} has shape {list(array.shape)}, but this engine was built for "
-                f"{list(target.shape[tensor.name])} only. Build an engine for this size, or one for every size."
+                f"[{', '.join(map(str, built))}] only. Build an engine for this size, or one for every size."
             )
     for name, size in sizes.items():
         if size < 1:
@@ -45,7 +46,10 @@ def check_feeds(target: Target, feeds: Mapping[str, Array]) -> dict[str, int]:
 
 def zeros(target: Target, usual: Mapping[str, int]) -> dict[str, Array]:
     """Inputs of an engine for a trial call; free sizes have their `usual` values."""
-    shapes = target.shape or {tensor.name: shape_of(tensor.shape, usual) for tensor in target.inputs}
+    shapes = target.shape
+    if shapes is None or any(FREE in shape for shape in shapes.values()):
+        free = {tensor.name: shape_of(tensor.shape, usual) for tensor in target.inputs}
+        shapes = free if shapes is None else filled(shapes, free)
     return {tensor.name: np.zeros(shapes[tensor.name], tensor.dtype) for tensor in target.inputs}
 
 

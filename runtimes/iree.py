@@ -1,8 +1,9 @@
 """IREE: a compiler that needs no device, for AMD's and NVIDIA's GPUs, any GPU with Vulkan, and the CPU.
 
-An artifact is `engine.vmfb`, the program, `weights.irpa`, its weights in the types of the graph (f16 stays f16), and
-`names.json`, because a program's inputs and outputs have an order but no names. Graphs are imported at opset 18: 3.13
-doesn't support ONNX's Attention.
+An artifact is `engine.vmfb`, the program, `weights.irpa`, its weights in the types of the graph (f16 stays f16),
+`names.json`, because a program's inputs and outputs have an order but no names, and `graph.sha256`, the digest of the
+graph without these weights. A program refers to its weights by name, so it runs with those of any graph of the same
+digest. Graphs are imported at opset 18: 3.13 doesn't support ONNX's Attention.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
@@ -37,7 +38,7 @@ from .cuda import capabilities, gpu_name
 from .host import HostEngine
 from .machine import machine, processor
 from .order import read_names, write_names
-from .weights import read_graph
+from .weights import WITHOUT_WEIGHTS, read_graph, weights_in, without_weights
 
 PROGRAM, WEIGHTS = "engine.vmfb", "weights.irpa"
 PLAIN = "plain.onnx"
@@ -109,6 +110,7 @@ class IREE(Runtime):
 
     facts = Facts(
         title="IREE",
+        revision=2,
         devices=(CPU, VULKAN, *HIP, *PTX),
         options={**OPTIONS, THREADS: COUNTS},
         at_load=frozenset({THREADS}),
@@ -118,6 +120,7 @@ class IREE(Runtime):
         typed=True,
         infers_shapes=False,
         reads_bf16=False,
+        inline_numbers=INLINE_NUMBERS,
         sums_in_f32=frozenset({CPU, VULKAN, *HIP, *PTX}),  # its importer follows `stash_type`
     )
 
@@ -212,6 +215,7 @@ class IREE(Runtime):
         if reason := self.unbuildable(target.place):
             raise RuntimeMissing(reason)
         write_names(job, out)
+        (out / WITHOUT_WEIGHTS).write_text(_digest(job) + "\n", encoding="utf-8")
         imported, planned = out / "imported.mlir", out / "planned.json"
         on_progress(f"{job.part}: import", None)
         graph, weights = job.graph, job.weights
@@ -249,10 +253,35 @@ class IREE(Runtime):
     def load(self, artifact: Path, target: Target, files: Mapping[str, int]) -> Engine:
         """Map the program and its weights onto the device."""
         del files
+        return self._loaded(artifact, target)
+
+    def fixed(self, device: str) -> str | None:
+        """On the CPU weights can be exchanged; on GPUs that was never tried."""
+        return None if device == CPU else f"IREE exchanges weights on CPUs only; {device} was not tried."
+
+    def open(self, job: Job, artifact: Callable[[], Path]) -> Engine:
+        """Load the part's program with the graph's weights."""
+        folder = artifact()
+        with border(CompileError, f"The weights of {job.part} cannot be exchanged", rebuild(folder)):
+            if (folder / WITHOUT_WEIGHTS).read_text(encoding="utf-8").strip() != _digest(job):
+                raise CompileError(
+                    f"The adapters change weights of {job.part} that IREE compiled into its program, those with fewer "
+                    f"than {INLINE_NUMBERS} numbers. Use `latentc fuse`, and build the new bundle."
+                )
+            weights = weights_in(job.graph, job.weights)
+            return self._loaded(
+                folder, job.target, {name: one for name, one in weights.items() if one.size >= INLINE_NUMBERS}
+            )
+
+    def _loaded(self, artifact: Path, target: Target, weights: Mapping[str, Array] | None = None) -> Engine:
         if reason := self.missing(target.place):
             raise RuntimeMissing(reason)
-        loaded = _Loaded(artifact, target)
+        loaded = _Loaded(artifact, target, weights)
         return HostEngine(target, loaded.call, loaded.release)
+
+
+def _digest(job: Job) -> str:
+    return without_weights(job.graph, job.weights, least=INLINE_NUMBERS)
 
 
 @cache
@@ -264,9 +293,9 @@ def _in_threads(count: int) -> Any:
 
 
 class _Loaded:
-    """The state of one engine."""
+    """The state of one engine, with these weights instead of the artifact's if there are any."""
 
-    def __init__(self, artifact: Path, target: Target) -> None:
+    def __init__(self, artifact: Path, target: Target, own: Mapping[str, Array] | None) -> None:
         runtime = _runtime()
         with border(CompileError, f"IREE cannot load {artifact}", rebuild(artifact)):
             if target.device == CPU and (count := target.options.get(THREADS, threads())) is not None:
@@ -274,7 +303,10 @@ class _Loaded:
             else:
                 config = runtime.Config(_place(target.place))
             weights = runtime.ParameterIndex()
-            if (artifact / WEIGHTS).exists():
+            if own is not None:
+                for name, values in own.items():
+                    weights.add_buffer(_key(name), np.ascontiguousarray(values))
+            elif (artifact / WEIGHTS).exists():
                 weights.load(str(artifact / WEIGHTS))
             parameters = runtime.create_io_parameters_module(config.vm_instance, weights.create_provider(SCOPE))
             program = runtime.VmModule.mmap(config.vm_instance, str(artifact / PROGRAM))
@@ -318,6 +350,11 @@ class _Loaded:
     def release(self) -> None:
         """Free the program and its memory."""
         self._function = None
+
+
+def _key(name: str) -> str:
+    """The importer's name of a weight in an archive."""
+    return name.replace(":", "_")
 
 
 def _plain(graph: Path, weights: Path, folder: Path) -> Path:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from importlib import metadata
@@ -150,7 +150,7 @@ CPU_COSTS = Costs(
 """Costs with free sizes and without `PATTERN`, as in the shipped profiles."""
 HUNGRY = 2.7
 """`per_value` with `PATTERN`, and with fixed sizes."""
-UNFOLDED: Mapping[str, Any] = {"stores": True, "per_weight": 1.4, "build_per_weight": 0.2}
+UNFOLDED: Mapping[str, Any] = {"stores": True, "per_weight": 1.1, "build_per_weight": 0.2}
 """Costs of a graph that isn't optimized: its weights stay as narrow as they are stored, and each is cast to f32 where
 it is used.
 """
@@ -322,12 +322,15 @@ class ONNXRuntime(Runtime):
             return HostEngine(target, call, kept.close)
         return HostEngine(target, _on_host(session, target), kept.close)
 
-    def opens(self, device: str) -> bool:
-        """On the CPU, where optimizing a graph takes little longer than loading an optimized one."""
-        return device == "CPU"
+    def fixed(self, device: str) -> str | None:
+        """On the CPU, optimizing a graph takes little longer than loading an optimized one; providers take longer."""
+        if numbered(device)[0] == "CPU":
+            return None
+        return f"ONNX Runtime compiles graph and weights together for {device}."
 
-    def open(self, job: Job) -> Engine:
+    def open(self, job: Job, artifact: Callable[[], Path]) -> Engine:
         """Optimize the graph as `compile` does, in memory."""
+        del artifact
         target = job.target
         self._require(target, self.missing(target.place))
         options = _building(job)
@@ -423,6 +426,9 @@ def _options(target: Target, level: str) -> Any:
     options.graph_optimization_level = getattr(library.GraphOptimizationLevel, level)
     if target.device == "CPU" and (limit := threads()) is not None:
         setattr(options, THREADS, limit)
+    if target.device == "CPU" and target.options.get(LEVEL) == "off":
+        # In the order of the graph, each weight is cast where it is used; by default, many are cast before that.
+        options.execution_order = library.ExecutionOrder.PRIORITY_BASED
     for name, value in PROVIDERS[target.device].attributes.items():
         setattr(options, name, value)
     if unfused := PROVIDERS[target.device].unfused.get(target.precision):

@@ -11,11 +11,11 @@ CPU):
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from mmap import mmap
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 
@@ -25,14 +25,15 @@ from ..core.graph_rules import MICROSOFT
 from ..core.install import install
 from ..core.limits import threads
 from ..core.progress import Progress
-from ..core.recipes import Precision
+from ..core.recipes import RECIPES, Precision
 from ..core.record import suggest
 from ..core.tensors import Array
-from .base import MOST_THREADS, Costs, Facts, Job, Option, Runtime, Target
+from . import quantize
+from .base import MOST_THREADS, QUANTIZED, Costs, Facts, Job, Option, Quantized, Runtime, Target
 from .border import ENOUGH, REBUILD, border, first_line, rebuild
 from .host import HostEngine
 from .machine import shut
-from .weights import in_memory
+from .weights import give_back, in_memory
 
 BLOB = "engine.blob"
 ASK = "Check the device and its driver."
@@ -40,6 +41,12 @@ INSTALL = install("openvino")
 
 CAPABILITIES: dict[Precision, str] = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
 """Precisions, and their names in a device's OPTIMIZATION_CAPABILITIES."""
+
+INT8: dict[str, str] = {"CPU": "INT8"}
+"""Kinds of devices for which models are quantized (`quantize`), and the capability that it takes."""
+
+DEFAULTS: tuple[Precision, ...] = ("bf16", "f32")
+"""What a quantized model computes in beside int8: the first that the device supports, which is OpenVINO's default."""
 
 CHOOSERS = ("AUTO", "MULTI", "HETERO", "BATCH")
 """Virtual devices that select among devices."""
@@ -125,7 +132,15 @@ OTHERS = frozenset(
 class OpenVINO(Runtime):
     """The adapter to OpenVINO."""
 
-    facts = Facts(title="OpenVINO", at_load=AT_LOAD, threads=THREADS, others=OTHERS)
+    facts = Facts(
+        title="OpenVINO",
+        revision=2,
+        at_load=AT_LOAD,
+        threads=THREADS,
+        others=OTHERS,
+        partial=frozenset({"CPU"}),
+        transposes=frozenset({"CPU"}),
+    )
 
     def devices(self) -> tuple[str, ...]:
         """Devices by OpenVINO's names: CPU, GPU, GPU.1, NPU."""
@@ -156,6 +171,10 @@ class OpenVINO(Runtime):
         hint = f" {DRIVERS[kind]}" if kind in DRIVERS else ""
         return f"OpenVINO finds no {device}; devices found: {', '.join(has) or 'none'}.{hint}"
 
+    def uncompilable(self, target: Target) -> str | None:
+        """Quantizing requires NNCF."""
+        return quantize.missing() if target.recipe.int8_weights else None
+
     def versions(self) -> dict[str, str]:
         """The library's version."""
         return {"openvino": _version()}
@@ -167,8 +186,15 @@ class OpenVINO(Runtime):
         return dict(_facts(device))
 
     def precisions(self, device: str) -> tuple[Precision, ...]:
-        """From the device's capabilities. f16 is not listed for a CPU without FP16, which would compute in bf16."""
-        return tuple(precision for precision, name in CAPABILITIES.items() if name in _capabilities(device))
+        """From the device's capabilities. f16 is not listed for a CPU without FP16, which would compute in bf16; models
+        are quantized for CPUs only.
+        """
+        has = _capabilities(device)
+        found: tuple[Precision, ...] = tuple(one for one, name in CAPABILITIES.items() if name in has)
+        if INT8.get(device) not in has:
+            return found
+        quantized: tuple[Precision, ...] = tuple(one for one, recipe in RECIPES.items() if recipe.int8_weights)
+        return found + quantized
 
     def takes_free_sizes(self, device: str, options: Mapping[str, Option]) -> bool:
         """Except on an NPU, whose compiler requires fixed sizes."""
@@ -207,7 +233,7 @@ class OpenVINO(Runtime):
         """Compile, check the precision, and stream the blob to its file, without a second copy in memory."""
         target = job.target
         self._require(target.device)
-        compiled, _mapped = _compiled(job)
+        compiled, _mapped, how = _compiled(job)
         on_progress(f"{job.part}: write", None)
         with (
             border(CompileError, f"{out / BLOB} cannot be written", "Free space there, or choose another folder."),
@@ -217,6 +243,8 @@ class OpenVINO(Runtime):
             compiled.export_model(pipe)
             if pipe.failure is not None:
                 raise pipe.failure
+            if how is not None:
+                (out / QUANTIZED).write_text(how.model_dump_json() + "\n", encoding="utf-8")
 
     def load(self, artifact: Path, target: Target, files: Mapping[str, int]) -> Engine:
         """Map the blob and set its precision again. Weights that the plugin doesn't repack stay in the file."""
@@ -229,17 +257,18 @@ class OpenVINO(Runtime):
             tensor = _library().Tensor(blob, shared_memory=True)
             compiled = _core().import_model(tensor, _opened(target.device), _config(target))
         _check_precision(compiled, target, str(path))
-        return _engine(compiled, (tensor, blob), target, path)
+        return _engine(compiled, (tensor, blob), [cast("mmap", blob.base)], target, path)
 
-    def opens(self, device: str) -> bool:
-        """On the CPU, where compiling takes seconds."""
-        return device == "CPU"
+    def fixed(self, device: str) -> str | None:
+        """On the CPU, compiling takes seconds; other devices take longer."""
+        return None if device == "CPU" else f"OpenVINO compiles graph and weights together for {device}."
 
-    def open(self, job: Job) -> Engine:
+    def open(self, job: Job, artifact: Callable[[], Path]) -> Engine:
         """Compile as `compile` does, without writing the blob."""
+        del artifact
         self._require(job.target.device)
-        compiled, mapped = _compiled(job)
-        return _engine(compiled, mapped, job.target, job.graph)
+        compiled, mapped, _ = _compiled(job)
+        return _engine(compiled, mapped, mapped, job.target, job.graph)
 
     def _require(self, device: str) -> None:
         if reason := self.missing(device):
@@ -275,44 +304,73 @@ class _Pipe(io.BytesIO):
 class _Loaded:
     """The state of one engine. The order of the fields is the order in which Python frees them."""
 
-    def __init__(self, compiled: Any, mapped: object, target: Target) -> None:
+    def __init__(self, compiled: Any, owned: object, mapped: Sequence[mmap], target: Target) -> None:
         self.request: Any = compiled.create_infer_request()
         self.compiled: Any = compiled
+        self.owned = owned
+        """The memory that the compiled model refers to."""
         self.mapped = mapped
+        self.called: set[tuple[tuple[str, int], ...]] = set()
         self.outputs = tuple(tensor.name for tensor in target.outputs)
 
     def call(self, feeds: Mapping[str, Array], sizes: Mapping[str, int]) -> dict[str, Array]:
-        """Run the engine: inputs are shared with the library for the call, outputs are copied."""
-        del sizes
+        """Run the engine: inputs are shared with the library for the call, outputs are copied.
+
+        The first call of each size makes the kernels' own copies of most weights, whose pages are then given back.
+        """
         with border(CompileError, "OpenVINO failed while computing", ENOUGH, LIMITS):
             self.request.infer(dict(feeds), share_inputs=True, share_outputs=True)
-            return {name: self.request.get_tensor(name).data.astype(np.float32) for name in self.outputs}
+            outputs = {name: self.request.get_tensor(name).data.astype(np.float32) for name in self.outputs}
+        if (asked := tuple(sizes.items())) not in self.called:
+            self.called.add(asked)
+            give_back(self.mapped)
+        return outputs
 
     def release(self) -> None:
         """Free everything, the mapped weights last."""
         self.request = None
         self.compiled = None
-        self.mapped = None
+        self.mapped = ()
+        self.owned = None
 
 
-def _engine(compiled: Any, mapped: object, target: Target, path: Path) -> Engine:
-    """The engine of a compiled model; `mapped` is the memory that it refers to."""
+def _engine(compiled: Any, owned: object, mapped: Sequence[mmap], target: Target, path: Path) -> Engine:
+    """The engine of a compiled model. `owned` is the memory that it refers to, with the `mapped` files."""
     _check_names(compiled, target, path)
     with border(CompileError, f"OpenVINO cannot load {path}", ENOUGH, LIMITS):
-        loaded = _Loaded(compiled, mapped, target)
+        loaded = _Loaded(compiled, owned, mapped, target)
     return HostEngine(target, loaded.call, loaded.release)
 
 
-def _compiled(job: Job) -> tuple[Any, list[mmap]]:
-    """A job's model, compiled in the target's precision, and the mapped weights that it refers to."""
-    target = job.target
+def _compiled(job: Job) -> tuple[Any, list[mmap], Quantized | None]:
+    """A job's model, compiled in the target's precision, the mapped weights that it refers to, and how it was
+    quantized.
+    """
+    target, how = job.target, None
     with border(
         CompileError, f"OpenVINO refuses {job.part} on {target.device}", "Try opset = 18 in the profile.", LIMITS
     ):
         model, mapped = _read(job)
+        if target.recipe.int8_weights:
+            model = _core().read_model(model) if isinstance(model, str) else model
+            if target.recipe.calibrated:
+                assert job.calibration is not None
+                model, how = quantize.quantized(model, job.calibration, _opened_in_f32)
+            else:
+                model = quantize.compressed(model)
         compiled = _core().compile_model(model, _opened(target.device), _config(target))
     _check_precision(compiled, target, job.part)
-    return compiled, mapped
+    return compiled, mapped, how
+
+
+def _opened_in_f32(model: Any) -> Callable[[Mapping[str, Array]], dict[str, Array]]:
+    """A function that runs a model on the CPU."""
+    compiled = _core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+
+    def run(feeds: Mapping[str, Array]) -> dict[str, Array]:
+        return {port.get_any_name(): array for port, array in compiled(dict(feeds)).items()}
+
+    return run
 
 
 def _config(target: Target) -> dict[str, Any]:
@@ -321,17 +379,24 @@ def _config(target: Target) -> dict[str, Any]:
         own[CACHE] = CACHED
         if (limit := threads()) is not None:
             own[THREADS] = limit
-    return {**own, **target.options, "INFERENCE_PRECISION_HINT": target.precision}
+    return {**own, **target.options, "INFERENCE_PRECISION_HINT": _computes_in(target)}
+
+
+def _computes_in(target: Target) -> Precision:
+    """The type of everything that is not int8."""
+    if not target.recipe.int8_weights:
+        return target.precision
+    return next(one for one in DEFAULTS if CAPABILITIES[one] in _capabilities(target.device))
 
 
 def _check_precision(compiled: Any, target: Target, what: str) -> None:
     """Raise `CompileError` where the device chose another precision than the requested one."""
-    types = _library().Type
+    types, asked = _library().Type, _computes_in(target)
     taken = compiled.get_property("INFERENCE_PRECISION_HINT")
-    if taken != getattr(types, target.precision):
+    if taken != getattr(types, asked):
         names = {getattr(types, precision): precision for precision in CAPABILITIES}
         raise CompileError(
-            f"{what} should be computed in {target.precision} on {target.device}, but OpenVINO chose "
+            f"{what} should be computed in {asked} on {target.device}, but OpenVINO chose "
             f"{names.get(taken, taken)}. Set a supported precision under [precision]."
         )
 

@@ -16,7 +16,7 @@ CHUNKS = (1, 1, 4)
 guidance, four chunks of a prompt, and 25 frames that are decoded together.
 """
 
-OUTSIDE = "up to 1024 pixels, four images with guidance, and prompts of four chunks"
+OUTSIDE = "up to 1024 pixels, eight rows (four images with guidance), and prompts of four chunks"
 
 
 def bounds(tensor: TensorInfo, lengths: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:

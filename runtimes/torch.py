@@ -8,19 +8,21 @@ process. The device CUDA covers NVIDIA's and AMD's GPUs, as in PyTorch; f32 is c
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from pydantic import Field, ValidationError
 
 from ..core.engine import Engine
 from ..core.errors import CheckpointError, CompileError, RuntimeMissing
+from ..core.external import parameter_of
+from ..core.files import sha256_json
 from ..core.install import install
 from ..core.limits import threads
 from ..core.progress import Progress
@@ -31,8 +33,12 @@ from .base import COUNTS, CheckpointOrigin, Facts, Job, Runtime, Target, numbere
 from .border import ENOUGH, REBUILD, border, first_line
 from .cuda import TF32_OVERRIDE
 from .host import HostEngine
+from .weights import weights_in
 
 if TYPE_CHECKING:
+    import torch
+    from torch.nn import Module
+
     from ..checkpoints.checkpoint import Checkpoint
     from ..checkpoints.parts import PartSpec
 
@@ -124,7 +130,7 @@ class Torch(Runtime):
                 "another runtime."
             )
         on_progress(f"{job.part}: read the checkpoint", None)
-        checkpoint = _open(origin)
+        checkpoint = open_origin(origin)
         reference = Reference(
             location=str(checkpoint.place),
             variant=origin.variant,
@@ -134,13 +140,17 @@ class Torch(Runtime):
             adapters=dict(origin.adapters),
             family=origin.family,
             part=job.part,
-            digest=checkpoint.digest(_spec(checkpoint, job.part, job.target).component),
+            digest=_digest(checkpoint, _spec(checkpoint, job.part, job.target)),
         )
         (out / SOURCE).write_text(reference.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
     def load(self, artifact: Path, target: Target, files: Mapping[str, int]) -> Engine:
         """Open the checkpoint and load the component. Raises `CheckpointError` where it was moved or changed."""
         del files
+        return _engine(*self._opened(artifact, target), target)
+
+    def _opened(self, artifact: Path, target: Target) -> tuple[Checkpoint, PartSpec]:
+        """The checkpoint of an artifact, and its part."""
         self._require(target)
         try:
             reference = Reference.model_validate(read_json(artifact / SOURCE, CONFIG_BYTES, CompileError, REBUILD))
@@ -151,20 +161,31 @@ class Torch(Runtime):
                 f"The torch runtime runs the checkpoint itself, and {reference.location} does not exist any more. "
                 "Restore it, or export the checkpoint again from its current location."
             )
-        checkpoint = _open(reference)
+        checkpoint = open_origin(reference)
         spec = _spec(checkpoint, reference.part, target)
-        if checkpoint.digest(spec.component) != reference.digest:
-            raise CheckpointError(
-                f"{spec.component} of {reference.location} was changed after this engine was built. {REBUILD}"
-            )
-        return _engine(checkpoint, spec, target)
+        if _digest(checkpoint, spec) != reference.digest:
+            names = " or ".join((spec.component, *spec.also))
+            raise CheckpointError(f"{names} of {reference.location} was changed after this engine was built. {REBUILD}")
+        return checkpoint, spec
+
+    def fixed(self, device: str) -> str | None:
+        """Weights can be exchanged on every device."""
+        del device
+
+    def open(self, job: Job, artifact: Callable[[], Path]) -> Engine:
+        """Load the checkpoint's module, and give it the graph's weights, which have its parameters' names."""
+        checkpoint, spec = self._opened(artifact(), job.target)
+        return _engine(checkpoint, spec, job.target, weights_in(job.graph, job.weights))
 
     def _require(self, target: Target) -> None:
         if reason := self.missing(target.place):
             raise RuntimeMissing(reason)
 
 
-def _engine(checkpoint: Checkpoint, spec: PartSpec, target: Target) -> Engine:
+def _engine(
+    checkpoint: Checkpoint, spec: PartSpec, target: Target, weights: Mapping[str, Array] | None = None
+) -> Engine:
+    """The engine of a component, with the values of `weights` instead of its own where there are any."""
     import torch
 
     from ..checkpoints.parts import as_part
@@ -183,12 +204,14 @@ def _engine(checkpoint: Checkpoint, spec: PartSpec, target: Target) -> Engine:
     with border(
         CompileError, f"PyTorch cannot load {spec.component} on {target.device}", "Check that enough memory is free."
     ):
+        if weights is not None:
+            _exchange(cast("Module", module.model), weights, spec.name)
         part: Any = module.to(device)
     if target.options.get(COMPILE):
         part = torch.compile(part)  # pyright: ignore[reportUnknownMemberType]
 
     def taken(array: Array) -> torch.Tensor:
-        tensor = torch.from_numpy(np.array(array))  # pyright: ignore[reportUnknownMemberType]
+        tensor = _tensor(array)
         return tensor.to(device, dtype if tensor.is_floating_point() else None)
 
     def call(feeds: Mapping[str, Array], sizes: Mapping[str, int]) -> dict[str, Array]:
@@ -204,13 +227,38 @@ def _engine(checkpoint: Checkpoint, spec: PartSpec, target: Target) -> Engine:
     return HostEngine(target, call, torch.cuda.empty_cache if kind == "cuda" else None)
 
 
+def _tensor(array: Array) -> torch.Tensor:
+    """A copy of an array."""
+    import torch
+
+    return torch.tensor(array)
+
+
+def _exchange(module: Module, weights: Mapping[str, Array], part: str) -> None:
+    """Replace parameters by a graph's weights of the same names; equal ones stay, mapped from the checkpoint's file.
+
+    Raises `CompileError` for a graph of another module.
+    """
+    import torch
+
+    own = dict(module.named_parameters(remove_duplicate=False))
+    graph = {parameter_of(name): values for name, values in weights.items()}
+    named = {name: values.T if transposed else values for (name, transposed), values in graph.items() if name in own}
+    if not named or any(values.shape != own[name].shape for name, values in named.items()):
+        raise CompileError(f"The graph of {part} is not of the checkpoint's module. Export the checkpoint again.")
+    for name, values in named.items():
+        if not torch.equal(given := _tensor(np.asarray(values, np.float32)).to(own[name].dtype), own[name]):
+            own[name].data = given
+
+
 def in_f32(torch: Any) -> None:
     """Have PyTorch compute f32 in f32, not in TF32. TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1 would change its default."""
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
 
 
-def _open(origin: CheckpointOrigin | Reference) -> Checkpoint:
+def open_origin(origin: CheckpointOrigin | Reference) -> Checkpoint:
+    """Open the checkpoint of a bundle, with everything that was changed at export."""
     from ..checkpoints.open import open_checkpoint
 
     return open_checkpoint(
@@ -222,6 +270,12 @@ def _open(origin: CheckpointOrigin | Reference) -> Checkpoint:
         embeddings=origin.embeddings,
         adapters=origin.adapters,
     )
+
+
+def _digest(checkpoint: Checkpoint, spec: PartSpec) -> str:
+    """Digest of the files of a part's component, and of those that are part of its graph, such as ControlNets."""
+    digests = [checkpoint.digest(name) for name in (spec.component, *spec.also)]
+    return digests[0] if len(digests) == 1 else sha256_json(digests)
 
 
 def _spec(checkpoint: Checkpoint, part: str, target: Target) -> PartSpec:

@@ -47,7 +47,8 @@ from .ranges import bounds
 from .trt_cache import read_cache, timing_path
 from .trt_log import logger
 from .trt_plan import LoadedPlan
-from .trt_refit import WITHOUT_WEIGHTS, refitted, without_weights
+from .trt_refit import refitted
+from .weights import WITHOUT_WEIGHTS, without_weights
 
 PLAN = "engine.plan"
 PRECISIONS: tuple[Precision, ...] = ("f32", "tf32", "f16")

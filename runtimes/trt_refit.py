@@ -1,40 +1,19 @@
 """Replacement of the weights of a TensorRT plan that was built with `refit = true`, on its GPU.
 
-The library's refitter matches weights by name. Whether anything else in the graph differs is checked here: the digest
-of the graph without its weights is stored beside the plan. By TensorRT 11.3's documentation a plan built for refitting
-may silently lose the bias of a matrix product, so neither it nor a refitted plan is used before it was compared with
-the reference (docs.nvidia.com/deeplearning/tensorrt/11.3.0/inference-library/refitting-engines.html).
+The library's refitter matches weights by name. Whether anything else in the graph differs is checked by the digest of
+the graph without its weights (`weights.without_weights`), which is stored beside the plan. By TensorRT 11.3's
+documentation a plan built for refitting may silently lose the bias of a matrix product, so neither it nor a refitted
+plan is used before it was compared with the reference
+(docs.nvidia.com/deeplearning/tensorrt/11.3.0/inference-library/refitting-engines.html).
 """
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from ..core.errors import CompileError
 from .border import NO_REASON
-from .weights import read_graph
-
-WITHOUT_WEIGHTS = "graph.sha256"
-"""In an artifact: the digest of its graph without its weights."""
-
-
-def without_weights(graph: Path, weights: Path) -> str:
-    """Digest of an ONNX graph without the values of its floating-point weights, but with their names and shapes."""
-    import onnx_ir as ir
-
-    library = cast("Any", ir)
-    model = read_graph(graph, weights)
-    digest = hashlib.sha256()
-    for name, value in sorted(model.graph.initializers.items()):
-        digest.update(f"{name} {value.dtype} {value.shape}".encode())
-        if not value.dtype.is_floating_point():
-            digest.update(value.const_value.tobytes())
-        value.const_value = None
-    model.graph.initializers.clear()
-    digest.update(library.to_proto(model.graph).SerializeToString(deterministic=True))
-    return digest.hexdigest()
 
 
 def refitted(library: Any, log: Any, plan: bytes, graph: Path) -> bytes:

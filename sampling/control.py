@@ -1,16 +1,18 @@
-"""ControlNets: their images, and the factors of their residuals at each call of the denoiser.
+"""ControlNets and T2I-Adapters: their images, and the factors of their residuals at each call of the denoiser.
 
-Source: diffusers' `StableDiffusionControlNetPipeline`.
+Source: diffusers' `StableDiffusionControlNetPipeline`, `StableDiffusion3ControlNetPipeline` and
+`StableDiffusionAdapterPipeline`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from ..core.manifest import Model
+from ..core.manifest import ControlNet, Model
 from ..core.request import Request
 from ..core.tensors import Array
 from ..core.wires import CONTROL, CONTROL_SCALE
@@ -20,20 +22,43 @@ LEAST_GUESS = 0.1
 """Factor of the first residual in guess mode; that of the last is 1."""
 
 
-def control_images(model: Model, images: Sequence[Pixels], request: Request) -> dict[str, Array]:
-    """The images of the ControlNets by the name of their source: resized, from 0 to 1, f32 [1, 3, height, width].
+def control_images(
+    model: Model,
+    images: Sequence[Pixels],
+    request: Request,
+    means: Callable[[NDArray[np.float32]], NDArray[np.float32]],
+) -> dict[str, Array]:
+    """What the ControlNets read by the name of their source: their images, resized, f32 [1, 3, height, width], or the
+    latents of these, [1, channels, height / 8, width / 8].
 
-    Without images, they are black; `residual_factors` are then zero.
+    `means` runs the VAE's encoder, and returns the means of the latents: diffusers draws from their distribution
+    instead, with noise that no seed determines. Without images, what is read is zero, and so are `residual_factors`.
     """
     width, height = request.width, request.height
     assert width is not None
     assert height is not None
-    shown = images or [np.zeros((height, width, 3), np.uint8)] * len(model.controls)
-    shares = (resized(one, width, height).astype(np.float32) / np.float32(255) for one in shown)
     start = CONTROL.partition(".")[2]
-    return {
-        f"{start}{number}": np.ascontiguousarray(np.moveaxis(one, -1, 0)[None]) for number, one in enumerate(shares, 1)
-    }
+    made: dict[str, Array] = {}
+    for index, one in enumerate(model.controls):
+        if not images:
+            latents = model.latents(1, height // model.downscale, width // model.downscale)
+            shape = (1, one.channels, height, width) if one.latent_shift is None else latents
+            array = np.zeros(shape, np.float32)
+        else:
+            array = _coloured(images[index], one, width, height)
+            if one.latent_shift is not None:
+                array = (means(array) - np.float32(one.latent_shift)) * np.float32(model.scaling_factor)
+        made[f"{start}{index + 1}"] = np.ascontiguousarray(array)
+    return made
+
+
+def _coloured(image: Pixels, control: ControlNet, width: int, height: int) -> NDArray[np.float32]:
+    """The image at this size in pixels, [1, channels, height, width], from the values of black to those of white."""
+    grey = control.channels == 1
+    sized = resized(np.asarray(Image.fromarray(image).convert("L")) if grey else image, width, height)
+    black, white = control.colours
+    shares = np.moveaxis(np.atleast_3d(sized).astype(np.float32) / np.float32(255), -1, 0)[None]
+    return shares if (black, white) == (0, 1) else shares * np.float32(white - black) + np.float32(black)
 
 
 def residual_factors(model: Model, request: Request, *, calls: int, guided: bool) -> dict[str, NDArray[np.float32]]:
@@ -43,7 +68,7 @@ def residual_factors(model: Model, request: Request, *, calls: int, guided: bool
     before its start and after its end. In guess mode it affects positive rows only, and early residuals less. All are
     zero if the request has no images for ControlNets.
     """
-    rows = request.count * (2 if guided else 1)
+    rows = request.count * (model.guided_rows if guided else 1)
     guess = bool(request.guess_mode) or any(one.pooled for one in model.controls[:1])
     made: dict[str, NDArray[np.float32]] = {}
     for index, one in enumerate(model.controls):

@@ -18,6 +18,7 @@ from ..core.wires import AXES, TIMESTEP
 from .guidance import guide
 from .schedulers import Noise, Schedule
 from .schedulers.arrays import mixed
+from .schedulers.prediction import estimate
 
 OnStep = Callable[[Step], bool | None]
 """Called after each denoiser call; returning False cancels."""
@@ -50,6 +51,8 @@ class Walk:
     """Guidance scale, or one for each frame, that combines the outputs for negative and positive rows; None if all rows
     are positive.
     """
+    image_guidance: float | None
+    """Guidance scale of the image that the denoiser sees, with one more row for each image; None without one."""
     guidance_rescale: float
     latents: str
     """Name of the denoiser's input for latents."""
@@ -65,6 +68,12 @@ class Walk:
     """Other inputs of the denoiser that change with the call, each [calls from `first`, ...]."""
     kept: Kept | None = None
     """What inpainting keeps; None to generate the whole image."""
+    end: int | None = None
+    """The denoiser call before which the walk ends, for a refiner to take over; None for the last one."""
+    before: int = 0
+    """Calls of the model whose latents the walk takes over."""
+    after: int = 0
+    """Calls of the refiner that takes over."""
 
 
 def is_guided(model: Model, request: Request) -> bool:
@@ -75,10 +84,12 @@ def is_guided(model: Model, request: Request) -> bool:
 def feeds(walk: Walk, index: int, latents: NDArray[np.float32]) -> dict[str, Array]:
     """The denoiser's inputs at a step, without its constants.
 
-    The latents are [rows, channels, height / 8, width / 8], with twice the rows if guided; `timestep` is [1].
+    The latents are [rows, channels, height / 8, width / 8], with two or three times the rows if guided; `timestep` is
+    [1].
     """
     scaled = walk.schedule.scale(latents, index)
-    sample = scaled if walk.guidance is None else np.concatenate([scaled, scaled])
+    rows = 1 if walk.guidance is None else 2 if walk.image_guidance is None else 3
+    sample = np.concatenate([scaled] * rows)
     if walk.beside is not None:
         sample = np.concatenate([sample, walk.beside], axis=AXES["channels"])
     varying = {name: array[index - walk.first] for name, array in walk.varying.items()}
@@ -92,28 +103,46 @@ def step(run: Run, walk: Walk, index: int, latents: NDArray[np.float32]) -> NDAr
     Raises `NotFiniteError` if the output or the next latents hold NaN or infinity. The output is checked separately:
     clipping, and schedulers that predict the original, would turn an infinity into a finite number.
     """
+    return _taken(run, walk, index, latents)[0]
+
+
+def _taken(
+    run: Run, walk: Walk, index: int, latents: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The latents after a step, and the denoiser's output with guidance."""
     (output,) = run(feeds(walk, index, latents)).values()
     call = f"denoiser call {index + 1} of {len(walk.schedule.timesteps)}"
     check_finite(output, f"The output of {call}", walk.part, walk.engine)
     # An overflow raises the error below instead of numpy's warnings.
     with np.errstate(over="ignore", invalid="ignore"):
         if walk.guidance is not None:
-            output = guide(output, walk.guidance, walk.guidance_rescale)
+            output = guide(output, walk.guidance, walk.guidance_rescale, walk.image_guidance)
         following = walk.schedule.step(output, index, latents, walk.noise)
     check_finite(following, f"The latents after {call}", walk.part, walk.engine)
-    return following
+    return following, output
+
+
+def _estimated(walk: Walk, index: int, latents: NDArray[np.float32], output: Array) -> NDArray[np.float32]:
+    """The finished latents as the denoiser predicts them at a step; what inpainting keeps of an image is the image's.
+
+    Not checked: an estimate is shown only, and may be larger than any sample.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = estimate(walk.schedule.settings.prediction_type, output, latents, walk.schedule.level(index))
+    return _frozen(found if walk.kept is None else walk.kept.restored(found, (1.0, 0.0)))
 
 
 def denoise(
     run: Run, walk: Walk, latents: NDArray[np.float32], on_step: OnStep | None = None
 ) -> tuple[NDArray[np.float32], tuple[float, ...]]:
-    """Run all steps from the walk's first; returns the latents and the wall time of each denoiser call in seconds.
+    """Run the walk's steps; returns the latents and the wall time of each denoiser call in seconds.
 
     `latents` are those before the first call, [count, channels, height / 8, width / 8]; `run` is the same as in `step`.
 
     Raises `CancelledError` as soon as `on_step` returns False, and `NotFiniteError` as `step` does.
     """
-    total = len(walk.schedule.timesteps)
+    end = len(walk.schedule.timesteps) if walk.end is None else walk.end
+    total = walk.before + end - walk.first + walk.after
     seconds: list[float] = []
 
     def timed(given: Mapping[str, Array]) -> dict[str, Array]:
@@ -122,13 +151,14 @@ def denoise(
         seconds.append(perf_counter() - started)
         return answer
 
-    for index in range(walk.first, total):
-        latents = step(timed, walk, index, latents)
+    for index in range(walk.first, end):
+        before = latents
+        latents, output = _taken(timed, walk, index, before)
         if walk.kept is not None:
             latents = walk.kept.restored(latents, walk.schedule.level(index + 1))
         if on_step is not None:
-            done = index + 1 - walk.first
-            _report(on_step, Step(index=done, total=total - walk.first, latents=_frozen(latents)))
+            done, found = walk.before + index + 1 - walk.first, _estimated(walk, index, before, output)
+            _report(on_step, Step(index=done, total=total, latents=_frozen(latents), estimate=found))
     return latents, tuple(seconds)
 
 

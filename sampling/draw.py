@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..core.bundle import Bundle
 from ..core.engine import EngineOf, Run
-from ..core.errors import BundleError, RequestError, ShapeError
+from ..core.errors import BundleError, RequestError
 from ..core.files import sha256_json
 from ..core.manifest import Model, Role, Task, TensorInfo
 from ..core.request import TINY, Request
@@ -21,13 +21,13 @@ from ..core.tensors import Array
 from ..core.wires import TIMESTEP
 from .control import control_images, residual_factors
 from .denoise import OnStep, Walk, denoise, is_guided
-from .given import Given, begun, read_masked, with_kept
+from .given import Given, begun, latent_parameters, read_edited, read_masked, with_kept
 from .guidance import frame_scales
 from .image import Pixels, encode_image, fitted
 from .pixels import decode, frame_chunks
 from .prompt import Call, Tokens, encode, tokenize
 from .scaling import unscaled
-from .schedulers import Noise, Schedule, first_call, schedule
+from .schedulers import Noise, Schedule, first_call, hand_over, schedule
 from .schedulers.lcm import Lcm
 from .style import read_style
 from .tiles import is_tiled, tile_shapes
@@ -60,6 +60,12 @@ class Host:
     """Name of the VAE's encoder, which reads images for image to image; None if the bundle has none."""
     roles: Mapping[str, Role] = field(default_factory=dict[str, Role])
     """Role of each part."""
+    refiner: Host | None = None
+    """The same of the refiner that may take over the last steps; None without one."""
+
+    def of(self, part: str) -> Host:
+        """The host of a denoiser: the refiner's for its own."""
+        return self.refiner if self.refiner is not None and part in self.refiner.inputs else self
 
     def denoiser(self, request: Request) -> str:
         """The denoiser part for a request; see `denoiser_of`."""
@@ -92,7 +98,7 @@ class Text:
     pictured: Mapping[str, Mapping[str, Array]] = field(default_factory=dict[str, Mapping[str, Array]])
     """Outputs of the parts that read the image by part and name, with a row for each image that is generated."""
     controls: Mapping[str, Array] = field(default_factory=dict[str, Array])
-    """The images of ControlNets by the name of their source, f32 [1, 3, height, width]."""
+    """What ControlNets read by the name of their source: see `control_images`."""
 
 
 @dataclass(frozen=True)
@@ -113,21 +119,26 @@ class Drawn:
 
 def host_files(model: Model) -> list[str]:
     """Files of a bundle that determine the image and are read by the host rather than by an engine."""
-    tokenizers = dict.fromkeys(encoder.tokenizer for encoder in model.text_encoders)
+    tokenizers = dict.fromkeys(encoder.tokenizer for encoder in model.every_text_encoder)
     return [SCHEDULER, *(f"{one}/tokenizer.json" for one in tokenizers)]
 
 
-def drawing_digest(bundle: Bundle, *, encodes: bool = False, decoder: str | None = None) -> str:
-    """SHA-256 of everything in a bundle that determines its images: parts, host files and facts about the model.
-
-    With `encodes`, of images that are made from an image, which the VAE's encoder determines too. With the tiny
-    `decoder`, of images that it decodes.
+def drawing_digest(bundle: Bundle, request: Request | None = None) -> str:
+    """SHA-256 of everything in a bundle that determines the images of a completed request: parts, host files and facts
+    about the model. An image determines it by the VAE's encoder too; the tiny decoder and a refiner only if they are
+    used. None is a request without any of them.
     """
     manifest, model = bundle.manifest, bundle.manifest.model
-    unused = None if decoder == TINY else model.tiny_decoder
-    parts = [name for name in (manifest.parts if encodes else bundle.drawing) if name != unused]
+    unused: dict[str, tuple[str | None, ...]] = {}
+    if request is None or request.decoder != TINY:
+        unused["tiny_decoder"] = (model.tiny_decoder,)
+    if request is None or not request.refined:
+        unused["refiner"] = model.refiner_parts
+    spare = {name for each in unused.values() for name in each}
+    every = manifest.parts if request is not None and request.encodes else bundle.drawing
+    parts = [name for name in every if name not in spare]
+    model = model.model_copy(update=dict.fromkeys((*unused, "preview")))
     host = [path for path in host_files(model) if path in manifest.files]
-    model = model.model_copy(update={"tiny_decoder": None}) if unused else model
     return sha256_json(
         {
             "parts": {name: manifest.parts[name].digest for name in parts},
@@ -143,11 +154,11 @@ def load_host(bundle: Bundle) -> Host:
     Raises `BundleError` for a missing or damaged file, and for a wire whose source this version can't compute.
     """
     model, parts = bundle.manifest.model, bundle.manifest.parts
-    if wrong := uncomputed(model.wires, parts):
+    if wrong := uncomputed(model.every_wire, parts):
         raise BundleError(f"{bundle.folder} {wrong}. Use the version of latentc that exported it.")
     bundle.one("denoiser")
     denoisers = bundle.variants("denoiser")
-    return Host(
+    host = Host(
         model=model,
         vocabularies=load_vocabularies(bundle),
         scheduler=bundle.json(SCHEDULER),
@@ -157,6 +168,11 @@ def load_host(bundle: Bundle) -> Host:
         encoder=bundle.variants("encoder").get(None),
         roles={name: part.role for name, part in parts.items()},
     )
+    if model.refiner is None:
+        return host
+    refining, part = model.refining(), model.refiner.part
+    own = {"vocabularies": load_vocabularies(bundle, refining), "inputs": {part: parts[part].inputs}}
+    return replace(host, refiner=replace(host, model=refining, denoisers={None: part}, **own))
 
 
 def latent_shape(model: Model, request: Request) -> tuple[int, ...]:
@@ -175,7 +191,8 @@ def prompts(host: Host, request: Request) -> tuple[Tokens, bool, bool]:
     zeros = guided and host.model.zeros_for_empty and not request.negative_prompt
     both = guided and not zeros
     texts = (request.negative_prompt, request.prompt) if both else (request.prompt,)
-    return tokenize(host.vocabularies, texts, request.prompt_syntax), guided, zeros
+    downweight = request.downweight or ("mask" if host.model.hides else "remove")
+    return tokenize(host.vocabularies, texts, request.prompt_syntax, downweight), guided, zeros
 
 
 def read_request(
@@ -197,6 +214,8 @@ def read_request(
         return read_given(host, request, given, call, engines)
     text = read_text(host, request, call, engines, controls)
     pictured = dict(read_masked(host, request, given, call, engines)) if host.model.inpaints else {}
+    if host.model.edits:
+        pictured = dict(read_edited(host, request, given, call, engines))
     if host.model.takes_style:
         inputs = {one.name: one.shape[1:] for one in host.inputs[host.denoiser(request)]}
         pictured |= read_style(host.model, host.roles, inputs, style, request.count, call, engines)
@@ -206,14 +225,18 @@ def read_request(
 def read_text(
     host: Host, request: Request, call: Call, engines: Mapping[str, str], controls: Sequence[Pixels] = ()
 ) -> Text:
-    """Run the text encoders on a request's prompts, and resize the images of ControlNets, if it has any.
+    """Run the text encoders on a request's prompts, and prepare the images of ControlNets, if it has any.
 
     `engines` names the engine of each part, for errors.
     """
     check_clip_skip(host.model, request)
     tokens, guided, zeros = prompts(host, request)
     encoded = encode(host.model, tokens, zeros, call, engines, request.clip_skip or 0)
-    return Text(tokens, guided, encoded, controls=control_images(host.model, controls, request))
+
+    def means(sample: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.split(latent_parameters(host, sample, call, engines), 2, axis=1)[0]
+
+    return Text(tokens, guided, encoded, controls=control_images(host.model, controls, request, means))
 
 
 def check_clip_skip(model: Model, request: Request) -> None:
@@ -277,21 +300,48 @@ def first_of(model: Model, scheduler: Mapping[str, Any], request: Request, walk:
 
     diffusers' LCM pipeline makes all calls, at lower noise levels: see `schedule_of`.
     """
+    if model.refines:
+        return hand_over(scheduler, walk, request.refine_from or 0)[1]
     if request.strength is None or (model.takes_guidance and isinstance(walk, Lcm)):
         return 0
     return first_call(scheduler, walk, request.steps, request.strength)
 
 
+def check_calls(model: Model, scheduler: Mapping[str, Any], request: Request) -> None:
+    """Raise `RequestError` for a request with width and height that leaves the model, or its refiner, no call."""
+    walk = schedule_of(model, scheduler, request)
+    first = first_of(model, scheduler, request, walk)
+    if model.refiner is not None and request.refined:
+        _end_of(scheduler, request, walk, first)
+
+
+def _end_of(scheduler: Mapping[str, Any], request: Request, walk: Schedule, first: int) -> tuple[int, int]:
+    """The call before which a model ends whose refiner takes over, and the refiner's first call."""
+    end, begin = hand_over(scheduler, walk, request.refine_from or 0)
+    if end <= first:
+        raise RequestError(
+            f"With a strength of {request.strength:g}, no denoiser call is left before the refiner takes over from "
+            f"{request.refine_from:g}. Use a higher strength or refine_from, or a refine_from of 1 to leave it out."
+        )
+    return end, begin
+
+
 def walk_of(host: Host, request: Request, *, guided: bool, noise: Noise, engine: str) -> Walk:
     """The `Walk` of a request with width and height from noise, or from its image, to latents."""
     walk = schedule_of(host.model, host.scheduler, request)
-    first = first_of(host.model, host.scheduler, request, walk)
+    first, end, after = first_of(host.model, host.scheduler, request, walk), None, 0
+    if host.refiner is not None and request.refined:
+        end, begin = _end_of(host.scheduler, request, walk, first)
+        after = len(walk.timesteps) - begin
     return Walk(
         schedule=walk,
         first=first,
+        end=end,
+        after=after,
         varying=residual_factors(host.model, request, calls=len(walk.timesteps) - first, guided=guided),
         noise=noise,
         guidance=guidance_of(host.model, request) if guided else None,
+        image_guidance=request.image_guidance if guided else None,
         guidance_rescale=request.guidance_rescale,
         latents=host.model.latents_input,
         part=host.denoiser(request),
@@ -346,6 +396,8 @@ class Draft:
     decoder: Run = field(init=False)
     latents: NDArray[np.float32] = field(init=False)
     images: NDArray[np.uint8] = field(init=False)
+    refined: Draft | None = None
+    """The same request in the refiner that takes over the latents; None without one."""
 
     def named(self, part: str) -> str:
         """Name of a part's engine."""
@@ -360,12 +412,21 @@ def plan_walk(draft: Draft) -> None:
     host, request = draft.host, draft.request
     guided, name = is_guided(host.model, request), draft.named(host.denoiser(request))
     draft.walk = walk_of(host, request, guided=guided, noise=draft.noise, engine=name)
+    if host.refiner is None or not request.refined:
+        return
+    plain = request.model_copy(update={"variant": None})
+    draft.refined = replace(draft, host=host.refiner, request=plain, given=None, controls=(), style=None)
+    plan_walk(draft.refined)
+    made = (draft.walk.end or 0) - draft.walk.first
+    draft.refined.walk = replace(draft.refined.walk, before=made)
 
 
 def read_inputs(draft: Draft) -> None:
     """Reads the prompts, and the image of a model that needs one; writes `text`."""
     shown = (draft.engines, draft.controls, draft.style)
     draft.text = read_request(draft.host, draft.request, draft.given, _calls(draft), *shown)
+    if draft.refined is not None:
+        read_inputs(draft.refined)
 
 
 def encode_start(draft: Draft) -> None:
@@ -383,7 +444,7 @@ def find_engines(draft: Draft) -> None:
     """
     fixed = constants(draft.host, draft.request, draft.text)
     beside = beside_latents(draft.host, draft.request, draft.text)
-    rows = draft.request.count * (2 if draft.text.guided else 1)
+    rows = draft.request.count * (draft.host.model.guided_rows if draft.text.guided else 1)
     shapes = {name: array.shape for name, array in fixed.items()}
     shapes |= {name: array.shape[1:] for name, array in draft.walk.varying.items()}
     sample = sample_shape((rows, *draft.start.shape[1:]), beside)
@@ -391,18 +452,11 @@ def find_engines(draft: Draft) -> None:
     tile = tile_of(draft.host.model, draft.request)
     shapes_decoded = decoded_shapes(draft.start.shape, draft.request.decode_chunk_size, tile)
     part = draft.host.decoder(draft.request)
-    try:
-        decoders = {shape: draft.engine(part, {"latent_sample": shape}) for shape in shapes_decoded}
-    except ShapeError as exc:
-        if tile is None or not is_tiled(draft.start.shape[-2:], tile):
-            raise
-        scale = draft.host.model.downscale
-        sides = ", ".join(f"{shape[-1] * scale}x{shape[-2] * scale}" for shape in shapes_decoded)
-        raise ShapeError(
-            f"A vae_tile of {draft.request.vae_tile} pixels takes tiles of {sides} for this size. {exc}"
-        ) from exc
+    decoders = {shape: draft.engine(part, {"latent_sample": shape}) for shape in shapes_decoded}
     draft.walk = replace(draft.walk, beside=beside)
     draft.denoiser = denoiser.bind(fixed)
+    if draft.refined is not None:
+        find_engines(draft.refined)
     draft.decoder = _timed(
         draft.seconds, "vae_decoder", lambda given: decoders[given["latent_sample"].shape].run(given)
     )
@@ -432,6 +486,10 @@ def decoded_shapes(latents: tuple[int, ...], chunk: int | None, tile: int | None
 def walk_latents(draft: Draft) -> None:
     """Reads `walk`, `denoiser` and `initial`; writes `latents`, scaled for the decoder."""
     walked, draft.step_seconds = denoise(draft.denoiser, draft.walk, draft.initial, draft.on_step)
+    if (refined := draft.refined) is not None:
+        taken = replace(refined.walk, kept=draft.walk.kept)
+        walked, more = denoise(refined.denoiser, taken, walked, draft.on_step)
+        draft.step_seconds += more
     draft.seconds["denoiser"] = sum(draft.step_seconds)
     draft.latents = unscaled(draft.host.model, walked, draft.request.decoder)
 
@@ -459,7 +517,10 @@ STEPS: tuple[Stage, ...] = (plan_walk, read_inputs, find_engines, encode_start, 
 TASKS: dict[Task, tuple[Stage, ...]] = {
     "text": (*STEPS, paste_kept),
     "inpaint": (*STEPS, paste_kept),
+    "image": (*STEPS, paste_kept),
+    "edit": STEPS,
     "image_to_video": STEPS,
+    "refine": STEPS,
 }
 """The stages of each task, in order."""
 

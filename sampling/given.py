@@ -13,7 +13,7 @@ from ..core.request import Request
 from ..core.tensors import Array, check_finite
 from ..core.wires import MASK, MASKED
 from .denoise import Kept, Walk
-from .image import Pixels, fitted, resized, sampled
+from .image import Pixels, encode_image, fitted, resized, sampled
 from .inpaint import filled, generated, latent_mask, pasted
 from .prompt import Call
 from .scaling import scaled
@@ -59,6 +59,22 @@ def read_masked(
     return {owner: {name: mask}, host.encoder: {MASKED: latents}}
 
 
+def read_edited(
+    host: Host, request: Request, given: Given | None, call: Call, engines: Mapping[str, str]
+) -> dict[str, dict[str, Array]]:
+    """What a model for editing reads beside the latents: the mode of the image's latents, not scaled, with a row for
+    each image that is generated.
+
+    Source: diffusers' StableDiffusionInstructPix2PixPipeline.
+    """
+    assert given is not None
+    found = encode_image(host.model, host.roles, given.image, image_sample(request, given), call, engines)
+    return {
+        part: {name: np.repeat(rows, request.count, axis=0) for name, rows in one.items()}
+        for part, one in found.items()
+    }
+
+
 def image_sample(request: Request, given: Given) -> NDArray[np.float32]:
     """The image of a request with width and height as the VAE's encoder reads it, [1, 3, height, width]."""
     assert request.width is not None
@@ -70,10 +86,17 @@ def image_latents(
     host: Host, sample: NDArray[np.float32], noise: NDArray[np.float32], call: Call, engines: Mapping[str, str]
 ) -> NDArray[np.float32]:
     """Latents of an image, [1, 3, height, width], in the denoiser's scale, drawn with `noise`: a row for each of it."""
+    return scaled(host.model, sampled(latent_parameters(host, sample, call, engines), noise))
+
+
+def latent_parameters(
+    host: Host, sample: NDArray[np.float32], call: Call, engines: Mapping[str, str]
+) -> NDArray[np.float32]:
+    """The distribution of an image's latents, [1, 2 * channels, height / 8, width / 8]: its means come first."""
     assert host.encoder is not None
     parameters = call(host.encoder, {"sample": sample})["latent_parameters"]
     check_finite(parameters, "The image's latents", host.encoder, engines.get(host.encoder, "its engine"))
-    return scaled(host.model, sampled(parameters, noise))
+    return parameters
 
 
 def begun(
@@ -87,12 +110,16 @@ def begun(
 ) -> tuple[NDArray[np.float32], Kept | None]:
     """The latents before the first call of a request with width and height, and what is kept of its image.
 
-    From `start`, standard normal values, or from the image with that noise added. Inpainting at full strength begins
+    From `start`, standard normal values, or from the image with that noise added. For a refiner, `start` holds the
+    latents that it takes over. Inpainting at full strength begins
     from noise alone. A model for inpainting sees the image at each step, so that nothing is kept for it.
     """
     noise = start * np.float32(walk.schedule.init_noise_sigma)
     area = None if given is None else given.area(request)
-    if given is None or host.model.reads_image or (host.model.inpaints and request.strength == 1):
+    model = host.model
+    if model.refines:
+        return start, None
+    if given is None or model.reads_image or model.edits or (model.inpaints and request.strength == 1):
         return noise, None
     sample = image_sample(request, given)
     if area is not None and request.fill == "edge":

@@ -15,15 +15,22 @@ def frame_scales(first: float, last: float, frames: int) -> Array:
     return np.linspace(first, last, frames, dtype=np.float32).reshape(1, frames, 1, 1, 1)
 
 
-def guide(output: Array, guidance: float | Array, rescale: float) -> Array:
+def guide(output: Array, guidance: float | Array, rescale: float, image_guidance: float | None = None) -> Array:
     """Combine the denoiser's output for [negative, positive] rows, float32 [2 * count, ...], into [count, ...].
 
-    `guidance` is one scale, or an array of scales that fits the output.
+    `guidance` is one scale, or an array of scales that fits the output. With `image_guidance`, the scale of an image
+    that the denoiser sees, there are three rows for each image, [3 * count, ...]: neither the image nor the prompt (but
+    the negative one), the image alone, and both.
 
-    Source: Ho and Salimans, arXiv:2207.12598; the scale is Imagen's w (arXiv:2205.11487).
+    Source: Ho and Salimans, arXiv:2207.12598; the scale is Imagen's w (arXiv:2205.11487). Of the image's scale: Brooks
+    et al., arXiv:2211.09800, section 3.2.1.
     """
-    negative, positive = np.split(output, 2)
-    combined = negative + np.asarray(guidance, np.float32) * (positive - negative)
+    *without, negative, positive = np.split(output, 2 if image_guidance is None else 3)
+    combined = np.asarray(guidance, np.float32) * (positive - negative)
+    if image_guidance is None:
+        combined = negative + combined
+    else:
+        combined = without[0] + combined + np.float32(image_guidance) * (negative - without[0])
     return rescaled(combined, positive, rescale) if rescale > 0 else combined
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -63,3 +65,13 @@ def is_flat(image: NDArray[np.uint8]) -> bool:
     """Whether all pixels, of all frames, have the same colour."""
     pixels = image.reshape(-1, image.shape[-1])
     return bool((pixels == pixels[0]).all())
+
+
+def preview(rows: Sequence[Sequence[float]], latents: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Colours of latents in the denoiser's scale: from [..., channels, height / 8, width / 8] to sRGB [..., height / 8,
+    width / 8, 3]. `rows` are those of `Model.preview`. Values that aren't finite give some colour.
+    """
+    factors = np.array(rows, np.float32)
+    finite = np.clip(np.nan_to_num(np.moveaxis(latents, -3, -1)), -1e4, 1e4)  # products of larger ones overflow
+    shown = finite @ factors[:, :-1].T + factors[:, -1]
+    return quantized(np.moveaxis(shown, -1, -3))

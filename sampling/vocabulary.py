@@ -13,7 +13,7 @@ from tokenizers import Encoding, Tokenizer
 
 from ..core.bundle import Bundle
 from ..core.errors import BundleError, RequestError
-from ..core.manifest import TextEncoder
+from ..core.manifest import Model, TextEncoder
 from ..core.reading import TABLE_BYTES, read_small
 from ..core.record import shown
 from ..core.vocabulary import check_tokenizer, mapped
@@ -45,9 +45,12 @@ class Vocabulary:
         return self.length - (1 if self.start is None else 2)
 
 
-def load_vocabularies(bundle: Bundle) -> tuple[Vocabulary, ...]:
-    """The tokenizer of each text encoder, in order. Raises `BundleError` if one is missing or damaged."""
-    return tuple(_load(bundle, encoder) for encoder in bundle.manifest.model.text_encoders)
+def load_vocabularies(bundle: Bundle, model: Model | None = None) -> tuple[Vocabulary, ...]:
+    """The tokenizer of each text encoder, in order; `model` is the bundle's if None, or its refiner's.
+
+    Raises `BundleError` if one is missing or damaged.
+    """
+    return tuple(_load(bundle, encoder) for encoder in (model or bundle.manifest.model).text_encoders)
 
 
 def ids_of(vocabulary: Vocabulary, prompt: str) -> list[int]:

@@ -20,12 +20,14 @@ from ..core.wires import (
     LATENTS,
     MASK,
     MOTION,
+    SCORE,
     SIZE,
     STEP,
     STYLE,
     ZEROS,
     Wire,
 )
+from .denoise import is_guided
 from .guidance import guidance_embedding
 
 if TYPE_CHECKING:
@@ -39,6 +41,24 @@ def size_row(request: Request, _width: int) -> Array:
     """
     size = (request.height, request.width)
     return np.array([*size, 0, 0, *size], np.float32)
+
+
+def score_row(request: Request, _width: int) -> Array:
+    """Original size, crop (0, 0) and the aesthetic score, for rows of the prompt: f32 [5].
+
+    Source: diffusers' StableDiffusionXLImg2ImgPipeline.
+    """
+    return _scored(request, request.aesthetic_score)
+
+
+def negative_score_row(request: Request, _width: int) -> Array:
+    """The same for negative rows: f32 [5]."""
+    return _scored(request, request.negative_aesthetic_score)
+
+
+def _scored(request: Request, score: float | None) -> Array:
+    assert score is not None
+    return np.array([request.height, request.width, 0, 0, score], np.float32)
 
 
 def guidance_row(request: Request, width: int) -> Array:
@@ -62,11 +82,15 @@ def style_row(request: Request, _width: int) -> Array:
 
 SOURCES: dict[str, Callable[[Request, int], Array]] = {
     SIZE: size_row,
+    SCORE: score_row,
     GUIDANCE: guidance_row,
     MOTION: motion_row,
     STYLE: style_row,
 }
 """Functions from a request with width and height, and an input's width, to a row f32 [width]. Families may add some."""
+
+NEGATIVES: dict[str, Callable[[Request, int], Array]] = {SCORE: negative_score_row}
+"""The same for negative rows, of sources where these differ."""
 
 
 def is_of_control(wire: Wire) -> bool:
@@ -109,11 +133,13 @@ def wired(
 
     `encoded` holds the text encoders' outputs by part and name, with a row for each prompt; rows are repeated for
     every image: [negative] * count + [positive] * count. `pictured` holds the outputs for the request's images, and
-    under `request` its mask, with a row for each image that is generated, and `controls` the images of ControlNets, one
-    row each. What belongs beside the latents is under their name.
+    under `request` its mask, with a row for each image that is generated, and `controls` what ControlNets read, one row
+    each. What belongs beside the latents is under their name. A model with three rows for each guided image has the
+    negative rows twice, the first time without the image.
     """
     made: dict[str, Array] = {}
     shapes = {tensor.name: tensor.shape for tensor in inputs}
+    rows = model.guided_rows if guided else 1
     for wire in model.wires:
         if wire.owner == STEP or wire.input not in shapes:
             continue
@@ -121,12 +147,14 @@ def wired(
         if wire.owner == ZEROS:
             array = _zeros(model, int(wire.name), made[wire.input])
         elif wire.source.startswith(CONTROL):
-            array = np.repeat(controls[wire.name], request.count * (2 if guided else 1), axis=0)
+            array = controls[wire.name]
+            if shape[0] == "batch":
+                array = np.repeat(array, request.count * rows, axis=0)
         elif wire.name in pictured.get(wire.owner, {}):
-            array = _of_image(wire, pictured[wire.owner], guided=guided)
+            array = _of_image(wire, pictured[wire.owner], rows)
         else:
             array = _known(wire, request, encoded, shape[-1], guided=guided)
-            array = np.repeat(array, request.count, axis=0)
+            array = np.repeat(np.concatenate([array[:1]] * (rows - len(array)) + [array]), request.count, axis=0)
         if array.ndim == len(shape) - 1:
             array = np.repeat(array[:, None], int(shape[1]), axis=1)
         if wire.axis is not None and wire.input in made:
@@ -144,10 +172,12 @@ def resized(model: Model, parts: Mapping[str, Called], part: str, feeds: dict[st
     for wire in model.wires:
         if wire.of_part and wire.input in changed:
             (shape,) = (output.shape for output in parts[wire.owner].outputs if output.name == wire.name)
-            kept.setdefault(wire.owner, {})[wire.name] = np.full((1, int(shape[-1])), np.nan, np.float32)
+            kept.setdefault(wire.owner, {})[wire.name] = np.full((2, int(shape[-1])), np.nan, np.float32)
     inputs = [tensor for tensor in parts[part].inputs if tensor.name in changed]
-    for name, rows in wired(model, inputs, request, kept, guided=False).items():
-        feeds[name] = np.where(np.isnan(rows[:1]), feeds[name], rows[:1])
+    one = request.model_copy(update={"count": 1, "negative_prompt": "kept"})  # an empty one may stand for zeros
+    for name, rows in wired(model, inputs, one, kept, guided=is_guided(model, request)).items():
+        each = np.repeat(rows, -(-len(feeds[name]) // len(rows)), axis=0)[-len(feeds[name]) :]
+        feeds[name] = np.where(np.isnan(each), feeds[name], each)
 
 
 def _zeros(model: Model, length: int, before: Array) -> Array:
@@ -159,14 +189,13 @@ def _zeros(model: Model, length: int, before: Array) -> Array:
     return np.zeros((before.shape[0], rows * length, before.shape[2]), np.float32)
 
 
-def _of_image(wire: Wire, outputs: Mapping[str, Array], *, guided: bool) -> Array:
-    """The value of a wire that reads an image, with negative rows first if guided."""
-    rows = outputs[wire.name]
-    if not guided:
-        return rows
-    if wire.negative is not None:
-        return np.concatenate([outputs[wire.negative], rows])
-    return np.concatenate([np.zeros_like(rows) if wire.empty == "zeros" else rows, rows])
+def _of_image(wire: Wire, outputs: Mapping[str, Array], rows: int) -> Array:
+    """The value of a wire that reads an image, in this many rows for each: the first are negative."""
+    own = outputs[wire.name]
+    first = (
+        outputs[wire.negative] if wire.negative is not None else np.zeros_like(own) if wire.empty == "zeros" else own
+    )
+    return np.concatenate([first, *[own] * (rows - 1)]) if rows > 1 else own
 
 
 def _known(
@@ -174,8 +203,8 @@ def _known(
 ) -> Array:
     """The value of a wire's source, in rows for one image."""
     if not wire.of_part:
-        row = SOURCES[wire.source](request, width if isinstance(width, int) else 0)
-        return np.tile(row, (2 if guided else 1, 1))
+        each = (NEGATIVES.get(wire.source, SOURCES[wire.source]), SOURCES[wire.source])
+        return np.stack([row(request, width if isinstance(width, int) else 0) for row in each[not guided :]])
     array = encoded[wire.owner][wire.name]
     if guided and wire.empty == "zeros" and not request.negative_prompt:
         array = np.concatenate([np.zeros_like(array[:1]), array[1:]])

@@ -1,6 +1,6 @@
 """The judge: a small classifier that recognizes what an image shows, and two scores computed from its answers.
 
-The classifier is `judge.onnx`, trained on rendered images only by `scenes/train/judge.py`: 3000 steps of 32 images.
+The classifier is `judge.onnx.xz`, trained on rendered images only by `scenes/train/judge.py`: 3000 steps of 32 images.
 It runs in any ONNX runtime: from `image` float32 [n, 3, 128, 128] in [0, 1] to logits by attribute and `features`. On
 1024 renders that it wasn't trained on, it recognizes 100 % of places, skies, lights and colours, 99.8 % of counts,
 99.4 % of sizes and 95.6 % of sides (left, middle, right; a thing near the border of two counts as either).
@@ -8,6 +8,7 @@ It runs in any ONNX runtime: from `image` float32 [n, 3, 128, 128] in [0, 1] to 
 
 from __future__ import annotations
 
+import lzma
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from PIL import Image
 from .caption import EACH, WHOLE
 from .world import KINDS
 
-JUDGE = Path(__file__).parent / "judge.onnx"
+JUDGE = Path(__file__).parent / "judge.onnx.xz"
 SIDE = 128
 ABSENT = 0
 """The class of `count` for a kind that is absent; the other classes are the counts."""
@@ -26,6 +27,11 @@ ABSENT = 0
 Pixels = NDArray[np.uint8]
 Run = Callable[[NDArray[np.float32]], Mapping[str, NDArray[np.float32]]]
 """Runs the judge: from `image` to its outputs by name."""
+
+
+def unpacked(path: Path = JUDGE) -> bytes:
+    """The judge's ONNX file, of which `.xz` is compressed."""
+    return lzma.decompress(path.read_bytes()) if path.suffix == ".xz" else path.read_bytes()
 
 
 def prepare(images: Pixels) -> NDArray[np.float32]:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -19,6 +20,7 @@ from latentc.checkpoints import SHIPPED
 from latentc.checkpoints.random import new_checkpoint
 from latentc.compiler.build import build
 from latentc.core.bundle import Bundle, digest, open_bundle
+from latentc.core.external import TRANSPOSED
 from latentc.core.files import read_sealed, sha256, write_sealed
 from latentc.core.manifest import FileInfo
 from latentc.core.records import GraphFigure, graph_key, remember, state_folder
@@ -26,7 +28,7 @@ from latentc.core.references import stored_at
 from latentc.export import trace as tracer
 from latentc.export.adopt import adopt
 from latentc.export.export import export
-from latentc.export.weights import TRANSPOSED, write
+from latentc.export.weights import write
 from latentc.pipelines.pipeline import Pipeline
 from latentc.profiles import load_profile
 
@@ -35,24 +37,17 @@ OWN_FOLDERS = ("LATENTC_STATE", "TORCHINDUCTOR_CACHE_DIR")
 """Variables that name folders which are written to outside of a test's own."""
 
 FIRST = (
-    *("test_flops", "test_qnn", "test_tokenizer", "test_random", "test_others", "test_vocabulary", "test_kinds"),
-    *("test_render", "test_schedulers", "test_single_file", "test_bench", "test_suite"),
-    *("test_videos", "test_controlnet", "test_nothing_is_sent", "test_adopt", "test_sd3", "test_refused"),
-    *(
-        "test_half",
-        "test_export",
-        "test_build",
-        "test_like",
-        "test_damage",
-        "test_plan",
-        "test_commands",
-        "test_iree",
-        "test_pictures",
-    ),
-    *("test_families", "test_torch", "test_lower"),
+    *("test_flops", "test_tokenizer", "test_random", "test_others", "test_vocabulary", "test_kinds", "test_render"),
+    *("test_schedulers", "test_single_file", "test_qnn", "test_bench", "test_suite"),
+    *("test_videos", "test_controlnet", "test_nothing_is_sent", "test_adopt", "test_sd3", "test_refused", "test_half"),
+    *("test_pictures", "test_swap", "test_probe", "test_build", "test_faults", "test_inpainting_models", "test_gate"),
+    *("test_refiner", "test_controlnet_sd3", "test_loras", "test_export", "test_commands", "test_outputs"),
+    *("test_embeddings", "test_ip_adapter", "test_t2i_adapter", "test_edit", "test_sources", "test_like"),
+    *("test_families", "test_host", "test_adopted", "test_trt", "test_damage", "test_saving", "test_decoders"),
+    *("test_torch", "test_iree", "test_plan", "test_lower"),
 )
 """Files that take longest, begun first: with `--dist loadfile`, no worker then waits for the other's last file. While
-one worker exports for the first, the other has something else to do.
+one worker exports for the first, the other has files that need no export.
 """
 
 LARGE = 100_000_000
@@ -224,6 +219,22 @@ def bundle(exported, tmp_path_factory):
             source = exported(family).folder
             folders[family] = Path(shutil.copytree(source, tmp_path_factory.mktemp("bundles") / source.name))
         return open_bundle(folders[family])
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def equipped(shared, tmp_path_factory):
+    """`equipped(name, export)`: this worker's copy of the bundle of that name that `export(folder)` writes, with
+    engines for ONNX Runtime.
+    """
+    folders = {}
+
+    def make(name, export):
+        if name not in folders:
+            folders[name] = shutil.copytree(shared(name, export), tmp_path_factory.mktemp("equipped") / name)
+            build(open_bundle(folders[name]), load_profile("cpu-onnxruntime"))
+        return open_bundle(folders[name])
 
     return make
 
@@ -438,6 +449,15 @@ def command(monkeypatch, capsys):
         return code, said.out, said.err
 
     return run
+
+
+@pytest.fixture
+def latentc(command, monkeypatch):
+    """`latentc(*words)`: the same as of a process, which would import everything again; lines are as long as any
+    temporary folder's name makes them.
+    """
+    monkeypatch.setenv("COLUMNS", "500")
+    return lambda *words: subprocess.CompletedProcess(words, *command(*words))
 
 
 @pytest.fixture

@@ -16,6 +16,8 @@ INPAINT = {
     family: (name.replace("Img2Img", "Inpaint"), place.replace("img2img", "inpaint"))
     for family, (name, place) in PIPELINES.items()
 }
+ALONE = {"sdxl_refiner": PIPELINES["sdxl"]}
+"""Of models that need an image."""
 INPAINT |= {f"{family}_inpainting": INPAINT[family] for family in ("sd1", "sdxl")}
 
 
@@ -41,15 +43,30 @@ def noises(bundle, request):
     return latents, np.repeat(random.standard_normal((1, *shape[1:]), np.float32), shape[0], axis=0)
 
 
+def asked_of(request):
+    """A request as arguments of diffusers' pipelines of text to image."""
+    return {
+        "prompt": request.prompt,
+        "negative_prompt": request.negative_prompt,
+        "width": request.width,
+        "height": request.height,
+        "num_inference_steps": request.steps,
+        "guidance_scale": request.guidance,
+        "num_images_per_prompt": request.count,
+    }
+
+
 def diffusers_images(family, folder, request, image, latents, image_noise, monkeypatch, area=None, **more):
     """The images of diffusers' own pipeline, and the timesteps at which it called the denoiser."""
     import diffusers
     import torch
 
-    name, place = (PIPELINES if area is None else INPAINT)[family]
+    name, place = (PIPELINES | ALONE if area is None else INPAINT)[family]
     parts = diffusers.DiffusionPipeline.from_pretrained(folder, local_files_only=True).components
     if "unet" in parts:  # whose version the pipeline for inpainting looks up
         parts["unet"].register_to_config(_diffusers_version=diffusers.__version__)
+    scored = {"requires_aesthetics_score": True, "force_zeros_for_empty_prompt": False}
+    parts |= scored if family == "sdxl_refiner" else {}
     pipeline = getattr(diffusers, name)(**parts)
     pipeline.set_progress_bar_config(disable=True)
     if request.scheduler:

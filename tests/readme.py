@@ -5,6 +5,7 @@ A table stands between `<!-- table: WHAT FILE -->` and `<!-- end -->`. WHAT is t
 `tests/memory.py`; or it is `targets` or `profiles`.
 """
 
+import gzip
 import json
 import re
 import textwrap
@@ -50,7 +51,7 @@ def block(what: str, file: str = "") -> str:
 
 def memory(file: str) -> str:
     """A table of what `plan --memory` answers by profile, size and budget, from the rows of `tests/memory.py`."""
-    rows: list[dict[str, Any]] = json.loads((RESULTS / file).read_text(encoding="utf-8"))
+    rows: list[dict[str, Any]] = json.loads(gzip.decompress((RESULTS / file).read_bytes()))
     budgets = list(dict.fromkeys(row["budget_gb"] for row in rows))
     lines = [
         f"| family, profile, size | {' | '.join(f'{one:g} GB' for one in budgets)} |",
@@ -80,9 +81,7 @@ def way(fitted: dict[str, Any] | None) -> str:
 def where(section: Section) -> str:
     first = section.first
     memory = ", one process at a time" if first.apart else ""
-    return (
-        f"{machine_title(first.machine)}; {setting_title(first.request)}, guidance {first.request.guidance:g}{memory}."
-    )
+    return f"{machine_title(first.machine)}; {setting_title(first)}, guidance {first.request.guidance:g}{memory}."
 
 
 def targets() -> str:

@@ -14,6 +14,7 @@ ROOMS = (
     "compiler",
     "pipelines",
     "benchmarks",
+    "serving",
     "cli",
     "tests",
 )

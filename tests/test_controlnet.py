@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from latentc.benchmarks.bench import bench
+from latentc.benchmarks.plan import Plan
 from latentc.benchmarks.power import opened_graph
+from latentc.benchmarks.shown import Files
 from latentc.compiler.build import build
 from latentc.compiler.cases import stored_cases
 from latentc.compiler.engines import load
@@ -18,6 +21,7 @@ from latentc.compiler.targets import wanted
 from latentc.compiler.trial import measure_steps
 from latentc.core.bundle import open_bundle
 from latentc.core.errors import CheckpointError, ParityError, RequestError
+from latentc.core.images import pixels_sha256
 from latentc.core.request import Request
 from latentc.core.tensors import psnr_db
 from latentc.export.export import export
@@ -25,6 +29,8 @@ from latentc.pipelines.pipeline import Pipeline
 from latentc.pipelines.png import read
 from latentc.profiles import load_profile
 from latentc.sampling.draw import latent_shape, load_host
+
+from .images import asked_of
 
 ONNXRUNTIME = load_profile("cpu-onnxruntime")
 PIPELINES = {"sd1": "StableDiffusionControlNetPipeline", "sdxl": "StableDiffusionXLControlNetPipeline"}
@@ -71,19 +77,14 @@ def controlnet(shared, checkpoint):
 
 
 @pytest.fixture(scope="session")
-def controlled(shared, checkpoint, controlnet, tmp_path_factory):
+def controlled(equipped, checkpoint, controlnet):
     """`controlled(family)`: this worker's copy of a bundle with `NETS` ControlNets, with engines for ONNX Runtime."""
-    folders = {}
 
     def make(family):
-        if family not in folders:
-            nets = [str(controlnet(family, seed)) for seed in range(NETS[family])]
-            source = shared(
-                f"{family}-controlled", lambda folder: export(str(checkpoint(family)), folder, controlnets=nets)
-            )
-            folders[family] = shutil.copytree(source, tmp_path_factory.mktemp("controlled") / family)
-            build(open_bundle(folders[family]), ONNXRUNTIME)
-        return open_bundle(folders[family])
+        nets = [str(controlnet(family, seed)) for seed in range(NETS[family])]
+        return equipped(
+            f"{family}-controlled", lambda folder: export(str(checkpoint(family)), folder, controlnets=nets)
+        )
 
     return make
 
@@ -121,13 +122,7 @@ def diffusers_images(family, nets, folder, request, images, latents, monkeypatch
             made = torch.from_numpy(array.copy())
             monkeypatch.setattr(importlib.import_module(module), "randn_tensor", lambda *_, one=made, **__: one)
     images = pipeline(
-        request.prompt,
-        negative_prompt=request.negative_prompt,
-        width=request.width,
-        height=request.height,
-        num_inference_steps=request.steps,
-        guidance_scale=request.guidance,
-        num_images_per_prompt=request.count,
+        **asked_of(request),
         output_type="np",
         **given,
     ).images
@@ -373,3 +368,20 @@ def test_wanted_engines_are_as_many_as_without(controlled, bundle):
 def test_a_controlnet_that_is_missing_is_refused(checkpoint, tmp_path):
     with pytest.raises(CheckpointError, match="controlnet '.*nowhere' was not found"):
         export(str(checkpoint("sd1")), tmp_path / "b", controlnets=[str(tmp_path / "nowhere")])
+
+
+@pytest.mark.slow
+def test_a_benchmark_shows_the_images_to_the_controlnets(controlled, tmp_path):
+    paths = [tmp_path / f"{index}.png" for index in range(NETS["sd1"])]
+    for index, path in enumerate(paths):
+        Image.fromarray(edges(index)).save(path)
+    files, sizes = Files(control=tuple(paths)), ((144, 80),)
+    plan = Plan((ONNXRUNTIME,), files=files, sizes=sizes, steps=2, repeat=1, ceiling=False, keep=tmp_path / "kept")
+    row = bench(controlled("sd1"), plan, tmp_path / "results.jsonl")[-1]
+    assert row.error is None
+    assert row.request.control_sha256 == tuple(pixels_sha256(edges(index)) for index in range(NETS["sd1"]))
+    with Pipeline.open(controlled("sd1"), ONNXRUNTIME) as pipeline:
+        asked = row.request.model_copy(update={"control_sha256": None})
+        wanted = pipeline(asked, control=paths).images[0]
+        assert (pipeline(asked, control=[255 - edges(index) for index in range(len(paths))]).images[0] != wanted).any()
+    assert (np.asarray(Image.open(tmp_path / row.pictures[0])) == wanted).all()

@@ -14,19 +14,20 @@ from latentc.compiler.plan import drawing_bytes, plan
 from latentc.compiler.targets import wanted
 from latentc.compiler.trial import check_host
 from latentc.core.bundle import open_bundle
-from latentc.core.errors import BundleError, ParityError, RequestError, ShapeError
+from latentc.core.errors import BundleError, ParityError, RequestError
 from latentc.core.references import DRAWINGS
 from latentc.core.request import Request
 from latentc.core.tensors import psnr_db
 from latentc.export.export import export
 from latentc.pipelines import a1111
-from latentc.pipelines.complete import complete
+from latentc.pipelines.complete import check, complete
 from latentc.pipelines.pipeline import Pipeline
 from latentc.pipelines.png import read
 from latentc.profiles import load_profile
-from latentc.profiles.profile import Shapes
 from latentc.sampling.draw import drawing_digest, latent_shape, load_host, unscaled
 from latentc.sampling.pixels import quantized
+
+from .images import asked_of
 
 ONNXRUNTIME = load_profile("cpu-onnxruntime")
 REQUEST = Request(prompt="a lighthouse", negative_prompt="fog", width=144, height=80, steps=3, guidance=5.0, seed=3)
@@ -58,21 +59,12 @@ def taesd(shared):
 
 
 @pytest.fixture(scope="session")
-def decoding(shared, checkpoint, taesd, tmp_path_factory):
+def decoding(equipped, checkpoint, taesd):
     """`decoding(family)`: this worker's copy of a bundle with a tiny decoder, with engines for ONNX Runtime."""
-    folders = {}
-
-    def make(family):
-        if family not in folders:
-            source = shared(
-                f"{family}-decoding",
-                lambda folder: export(str(checkpoint(family)), folder, tiny_vae=str(taesd(family))),
-            )
-            folders[family] = shutil.copytree(source, tmp_path_factory.mktemp("decoding") / family)
-            build(open_bundle(folders[family]), ONNXRUNTIME)
-        return open_bundle(folders[family])
-
-    return make
+    return lambda family: equipped(
+        f"{family}-decoding",
+        lambda folder: export(str(checkpoint(family)), folder, tiny_vae=str(taesd(family))),
+    )
 
 
 def diffusers_images(folder, request, latents, tiny=None, tile=None):
@@ -89,13 +81,7 @@ def diffusers_images(folder, request, latents, tiny=None, tile=None):
         pipeline.vae.enable_tiling()
         pipeline.vae.tile_sample_min_size, pipeline.vae.tile_latent_min_size = tile, tile // 8
     images = pipeline(
-        request.prompt,
-        negative_prompt=request.negative_prompt,
-        width=request.width,
-        height=request.height,
-        num_inference_steps=request.steps,
-        guidance_scale=request.guidance,
-        num_images_per_prompt=request.count,
+        **asked_of(request),
         latents=torch.from_numpy(latents.copy()),
         output_type="np",
     ).images
@@ -184,18 +170,18 @@ def test_tiled_images_are_diffusers_own(bundle, checkpoint, tmp_path):
     assert read(path).request.vae_tile == 96
 
 
-@pytest.mark.slow
-def test_engines_of_fixed_sizes_refuse_other_tiles(bundle):
-    opened = bundle("sd1")
-    fixed = ONNXRUNTIME.model_copy(update={"name": "fixed", "shapes": Shapes(sizes=("136x136", "64x64"))})
-    build(opened, fixed)
-    square, steps = REQUEST.model_copy(update={"width": 136, "height": 136}), []
-    with (
-        Pipeline.open(opened, fixed) as pipeline,
-        pytest.raises(ShapeError, match="vae_tile of 96 pixels takes tiles"),
-    ):
-        pipeline(square.model_copy(update={"vae_tile": 96}), steps.append)
-    assert steps == []
+def test_tiles_that_engines_of_fixed_sizes_lack_are_refused_before_anything_is_loaded(exported):
+    opened, sizes = exported("sd1"), ((136, 136), (64, 64))
+    model, scheduler = opened.manifest.model, opened.json("scheduler/scheduler_config.json")
+    square = REQUEST.model_copy(update={"width": 136, "height": 136, "vae_tile": 96})
+    with pytest.raises(RequestError, match="vae_tile of 96 pixels takes tiles of 96x96, .* for 136x136 pixels, but"):
+        check(square, model, scheduler, sizes=sizes)
+    check(square.model_copy(update={"vae_tile": 160}), model, scheduler, sizes=sizes)
+    first = REQUEST.model_copy(update={"width": 64, "height": 64, "vae_tile": 96, "hires": 2.125})
+    with pytest.raises(RequestError, match="vae_tile of 96 pixels takes tiles"):
+        check(first, model, scheduler, sizes=sizes)
+    with pytest.raises(RequestError, match="the last tiles of 136x136 pixels would have .* pixels"):
+        check(first.model_copy(update={"vae_tile": 64}), model, scheduler)
 
 
 @pytest.mark.slow
@@ -229,8 +215,9 @@ def test_the_proof_sees_the_tiny_decoder(decoding, perturb, tmp_path, monkeypatc
 def test_a_bundle_keeps_its_digest_for_images_of_the_vae(decoding, bundle):
     one, plain = decoding("sd1"), bundle("sd1")
     assert drawing_digest(one) == drawing_digest(plain)
-    assert drawing_digest(one, encodes=True) == drawing_digest(plain, encodes=True)
-    assert drawing_digest(one, decoder="tiny") != drawing_digest(one)
+    image = Request(prompt="x", strength=0.5)
+    assert drawing_digest(one, image) == drawing_digest(plain, image)
+    assert drawing_digest(one, Request(prompt="x", decoder="tiny")) != drawing_digest(one)
     held = [plan(each, ONNXRUNTIME).held_bytes for each in (one, plain)]
     assert held[0] == held[1], "an image has one decoder"
     engines, others = (wanted(each, ONNXRUNTIME, to_run=False)[1] for each in (one, plain))

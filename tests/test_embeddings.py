@@ -14,7 +14,9 @@ from latentc.core.errors import CheckpointError, RequestError
 from latentc.core.files import sha256
 from latentc.core.request import Request
 from latentc.core.tensors import psnr_db
+from latentc.export.embedded import about_rounding
 from latentc.export.export import export
+from latentc.export.fused import fuse
 from latentc.pipelines.a1111 import parse
 from latentc.pipelines.pipeline import Pipeline
 from latentc.pipelines.png import read
@@ -119,6 +121,47 @@ def test_the_bundle_has_them(enlarged, files, command):
 
 
 @pytest.mark.slow
+def test_a_bundle_takes_embeddings_without_the_checkpoint(enlarged, exported, files, tmp_path):
+    base = exported("sd1")
+    made = fuse(base, tmp_path / "fused", embeddings=[str(one) for one in files])
+    for name in ("text_encoder/model.onnx", "text_encoder/config.json", "tokenizer/tokenizer.json"):
+        assert (made.folder / name).read_bytes() == (enlarged.folder / name).read_bytes(), name
+    assert made.part("text_encoder").digest == enlarged.part("text_encoder").digest
+    assert (made.manifest.embeddings, made.manifest.model) == (enlarged.manifest.embeddings, enlarged.manifest.model)
+    assert made.manifest.standing.word == "self-consistent"
+    assert made.manifest.source.fused.base == base.digest
+    assert made.part("unet").digest == base.part("unet").digest
+    prompts = ("BadFog", "a <toy> on a cliff")
+    found, wanted = (tokenize(load_vocabularies(one), prompts).rows[0] for one in (made, enlarged))
+    assert (found == wanted).all()
+    with pytest.raises(CheckpointError, match="'BadFog' of .* is already in the vocabulary"):
+        fuse(made, tmp_path / "again", embeddings=[str(files[1])])
+    wide = save(tmp_path / "wide.safetensors", {"<x>": vectors(2, 768)})
+    with pytest.raises(CheckpointError, match="vectors of width 768"):
+        fuse(base, tmp_path / "again", embeddings=[wide])
+    nan = save(tmp_path / "nan.safetensors", {"<nan>": vectors(1) * float("nan")})
+    with pytest.raises(CheckpointError, match="'<nan>' holds NaN or Inf"):
+        fuse(base, tmp_path / "again", embeddings=[nan])
+    assert not (tmp_path / "again").exists()
+
+
+@pytest.mark.slow
+def test_embeddings_are_options_of_a_run(bundle, files, command, tmp_path):
+    folder, profile = bundle("sd1").folder, ("-p", "null", "--steps", 1, "-q")
+    toy, fog = files
+    before = {*(folder / "adapters").glob("[!.]*")}  # those of other tests
+    said = command("run", folder, "a <toy>", "--embedding", toy, "-o", tmp_path / "a.png", *profile)
+    assert said[0] == 0, said
+    assert read(tmp_path / "a.png").drawing.embeddings == {"<toy>": sha256(toy)}
+    assert read(tmp_path / "a.png").drawing.standing == "self-consistent"
+    (place,) = {*(folder / "adapters").glob("[!.]*")} - before
+    assert command("run", folder, "<toy>", "--embedding", toy, "-o", tmp_path / "b.png", *profile)[0] == 0
+    assert {*(folder / "adapters").glob("[!.]*")} - before == {place}, "it is made once"
+    code, _, err = command("run", folder, "a", "--embedding", f"{fog}:cat", "-o", tmp_path / "c.png", *profile)
+    assert (code, "'cat' of" in err) == (1, True)
+
+
+@pytest.mark.slow
 def test_several_vectors_stay_in_one_chunk(enlarged):
     vocabularies = load_vocabularies(enlarged)
     start = 49408
@@ -129,6 +172,8 @@ def test_several_vectors_stay_in_one_chunk(enlarged):
         assert [start, start + 1, start + 2] in [row[at : at + 3] for row in rows for at in range(len(row))], words
     (row,) = tokenize(vocabularies, ("(a <toy>:1.3) end",), "a1111").weights[0][0]
     assert row[:7] == pytest.approx([1, 1.3, 1.3, 1.3, 1.3, 1, 1])
+    hidden = tokenize(vocabularies, ("a (<toy>)0.5 end",), "compel", "mask").rows[0][0]
+    assert [-1 - start, -2 - start, -3 - start] in hidden[:, 2:5].tolist()
 
 
 @pytest.mark.slow
@@ -230,6 +275,19 @@ def test_other_faults_are_refused(checkpoint, tmp_path):
         open_checkpoint(folder, embeddings=[str(damaged)]).check_modules()
     with pytest.raises(CheckpointError, match="Stable Diffusion 3.5 Medium takes no textual inversions"):
         open_checkpoint(checkpoint("sd35m"), embeddings=[str(path)])
+
+
+def test_vectors_that_a_type_rounds_are_said_and_too_large_ones_refused(checkpoint, tmp_path):
+    def said(values, kept):
+        path = save(tmp_path / "x.safetensors", {"<x>": values})
+        return about_rounding(open_checkpoint(checkpoint("sd1"), embeddings=[path]).embeddings, {"text_encoder": kept})
+
+    assert said(vectors(2), "f32") == []
+    assert said(vectors(2).half(), "f16") == said(vectors(2).bfloat16(), "bf16") == []
+    assert said(vectors(2), "f16") == ["The vectors of <x> are rounded to f16, as text_encoder is stored in it."]
+    assert len(said(vectors(2).half(), "bf16")) == len(said(vectors(2) * 1e6, "bf16")) == 1
+    with pytest.raises(CheckpointError, match="The vectors of <x> .* are too large for f16"):
+        said(vectors(2) * 1e6, "f16")
 
 
 @pytest.mark.slow

@@ -24,6 +24,7 @@ FLOORS = {
     "compiler": 3,
     "pipelines": 4,
     "benchmarks": 5,
+    "serving": 5,
     "cli": 6,
 }
 APART = {("export", "runtimes"), ("runtimes", "export"), ("profiles", "checkpoints"), ("checkpoints", "profiles")}
@@ -177,14 +178,14 @@ def test_the_root_holds_no_other_module():
 
 def test_commands_stay_thin():
     seen = 0
-    for name in ("app", "bundles", "images", "devices", "measures"):
+    for name in ("app", "bundles", "images", "devices", "measures", "serve"):
         for node in ast.parse((ROOT / "cli" / f"{name}.py").read_text()).body:
             if isinstance(node, ast.FunctionDef):
                 body = [statement for statement in node.body if not isinstance(statement, ast.Expr | ast.ImportFrom)]
                 lines = body[-1].end_lineno - body[0].lineno + 1 if body else 0
                 assert lines <= 40, node.name  # `run` has an option for each field of a request
                 seen += 1
-    assert seen >= 19, "the commands are elsewhere"
+    assert seen >= 20, "the commands are elsewhere"
 
 
 IMPORT_ALL = """

@@ -1,8 +1,6 @@
 """Image to image against diffusers' own pipelines, and what is refused."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -194,16 +192,15 @@ def test_requests_that_are_refused(opened, bundle, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_command_stores_the_request_and_repeats_it(opened, tmp_path):
+def test_the_command_stores_the_request_and_repeats_it(latentc, opened, tmp_path, monkeypatch):
     bundle = opened("sd1").bundle.folder
     Image.fromarray(photo()).save(tmp_path / "photo.png")
     Image.fromarray(photo()[:, ::-1]).save(tmp_path / "other.png")
 
+    monkeypatch.chdir(tmp_path)
+
     def run(*options):
-        return subprocess.run(
-            [sys.executable, "-m", "latentc", "run", bundle, "--profile", "cpu-onnxruntime", *options],
-            cwd=tmp_path, capture_output=True, text=True, check=False,
-        )  # fmt: skip
+        return latentc("run", bundle, "--profile", "cpu-onnxruntime", *options)
 
     Image.fromarray(mask()).save(tmp_path / "mask.png")
     asked = ("--image", "photo.png", "--size", "144x80", "--steps", "8", "--seed", "2")
@@ -238,9 +235,7 @@ def test_the_command_stores_the_request_and_repeats_it(opened, tmp_path):
     record = json.loads(masked.stdout)["request"]
     assert record["strength"] == 1
     assert read(tmp_path / "e.png").request.mask_sha256 == record["mask_sha256"]
-    printed = subprocess.run(
-        [sys.executable, "-m", "latentc", "show", "e.png"], cwd=tmp_path, capture_output=True, text=True, check=True
-    ).stdout
+    printed = latentc("show", "e.png").stdout
     for name in ("image", "mask"):
         assert f"{name}: needed to run it again, SHA-256 of its pixels {record[f'{name}_sha256']}" in printed
     refused = run("--from", "e.png", "--image", "photo.png", "-o", "f.png")

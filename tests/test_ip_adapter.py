@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from latentc.benchmarks.bench import bench
+from latentc.benchmarks.plan import Plan
 from latentc.benchmarks.power import opened_graph
+from latentc.benchmarks.shown import Files
 from latentc.compiler.build import build
 from latentc.compiler.cases import stored_cases
 from latentc.compiler.engines import load
@@ -14,6 +17,7 @@ from latentc.compiler.parity import measure
 from latentc.compiler.proof import prove_host
 from latentc.core.bundle import open_bundle
 from latentc.core.errors import ParityError, RequestError
+from latentc.core.images import pixels_sha256
 from latentc.core.manifest import ImageReader
 from latentc.core.request import Request
 from latentc.core.tensors import psnr_db
@@ -23,6 +27,8 @@ from latentc.pipelines.png import read
 from latentc.profiles import load_profile
 from latentc.sampling.draw import latent_shape
 from latentc.sampling.image import for_encoder
+
+from .images import asked_of
 
 ONNXRUNTIME = load_profile("cpu-onnxruntime")
 REQUEST = Request(
@@ -38,21 +44,12 @@ def picture(seed=0, height=200, width=150):
 
 
 @pytest.fixture(scope="session")
-def styled(shared, checkpoint, ip_adapter, tmp_path_factory):
+def styled(equipped, checkpoint, ip_adapter):
     """`styled(family, kind)`: this worker's copy of a bundle with an IP-Adapter, with engines for ONNX Runtime."""
-    folders = {}
-
-    def make(family, kind):
-        if (family, kind) not in folders:
-            source = shared(
-                f"{family}-{kind}-styled",
-                lambda folder: export(str(checkpoint(family)), folder, ip_adapter=str(ip_adapter(family, kind))),
-            )
-            folders[family, kind] = shutil.copytree(source, tmp_path_factory.mktemp("styled") / f"{family}-{kind}")
-            build(open_bundle(folders[family, kind]), ONNXRUNTIME)
-        return open_bundle(folders[family, kind])
-
-    return make
+    return lambda family, kind: equipped(
+        f"{family}-{kind}-styled",
+        lambda folder: export(str(checkpoint(family)), folder, ip_adapter=str(ip_adapter(family, kind))),
+    )
 
 
 def diffusers_images(folder, adapter, request, style, latents, image=None):
@@ -66,13 +63,7 @@ def diffusers_images(folder, adapter, request, style, latents, image=None):
     parts.set_progress_bar_config(disable=True)
     parts.scheduler = diffusers.DDIMScheduler.from_config(parts.scheduler.config)
     images = parts(
-        request.prompt,
-        negative_prompt=request.negative_prompt,
-        width=request.width,
-        height=request.height,
-        num_inference_steps=request.steps,
-        guidance_scale=request.guidance,
-        num_images_per_prompt=request.count,
+        **asked_of(request),
         ip_adapter_image=Image.fromarray(style),
         latents=torch.from_numpy(latents.copy()),
         output_type="np",
@@ -107,6 +98,7 @@ def test_images_are_diffusers_own(styled, ip_adapter, checkpoint, family, kind, 
     assert psnr_db(expected, found.images.astype(np.float64)) >= 60
     assert psnr_db(expected, plain.images.astype(np.float64)) < 40, "the style has an effect"
     assert any("No style image was given" in notice for notice in plain.notices)
+    assert {*found.engines} - {*plain.engines} == {"image_encoder"}
     assert any("sees only the square in the middle" in notice for notice in found.notices)
     if case == "full":
         name = "cpu-openvino-f32"
@@ -279,3 +271,19 @@ def test_a_bundle_without_an_adapter_takes_no_style(bundle):
 def test_values_out_of_range_are_refused(changes, match):
     with pytest.raises(RequestError, match=match):
         Request(prompt="a", **changes)
+
+
+@pytest.mark.slow
+def test_a_benchmark_shows_the_style_image(styled, tmp_path):
+    Image.fromarray(picture()).save(tmp_path / "style.png")
+    files, kept = Files(style=tmp_path / "style.png"), tmp_path / "kept"
+    plan = Plan((ONNXRUNTIME,), files=files, sizes=((144, 80),), steps=2, repeat=1, ceiling=False, keep=kept)
+    row = bench(styled("sd1", "plain"), plan, tmp_path / "results.jsonl")[-1]
+    assert row.error is None
+    assert row.request.style_sha256 == pixels_sha256(picture())
+    assert all(draw.image_encoder > 0 for draw in row.draws)
+    with Pipeline.open(styled("sd1", "plain"), ONNXRUNTIME) as pipeline:
+        wanted = pipeline(row.request, style=picture()).images[0]
+        other = row.request.model_copy(update={"style_sha256": None})
+        assert (pipeline(other, style=picture(1)).images[0] != wanted).any()
+    assert (np.asarray(Image.open(tmp_path / row.pictures[0])) == wanted).all()

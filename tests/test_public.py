@@ -43,7 +43,8 @@ def test_a_wheel_has_types_and_no_training(tmp_path):
     subprocess.run([sys.executable, "-c", code], cwd=source, check=True, capture_output=True)
     made = source / "out" / "latentc"
     assert (made / "py.typed").is_file()
-    assert (made / "scenes" / "judge.onnx").is_file()
+    assert (made / "scenes" / "judge.onnx.xz").is_file()
+    assert (made / "serving" / "web" / "index.html").is_file()
     assert not (made / "scenes" / "train").exists()
 
 

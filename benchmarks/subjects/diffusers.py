@@ -53,6 +53,10 @@ class Diffusers:
         ]
         for name in encoders:
             self._clock.watch(getattr(self._pipeline, name), "forward", "text_encoder")
+        if (seeing := getattr(self._pipeline, "image_encoder", None)) is not None:
+            encoders.append("image_encoder")
+            self._clock.watch(seeing, "forward", "image_encoder")
+            self._clock.watch(self._pipeline.vae, "encode", "image_encoder")
         self._clock.watch(self._pipeline.unet, "forward", "denoiser")
         self._clock.watch(self._pipeline.vae, "decode", "vae_decoder")
         engine = f"torch {self._torch.__version__} CPU f32"

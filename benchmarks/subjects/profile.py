@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -95,19 +96,29 @@ class ProfileSubject:
     def draw(self, wish: Wish) -> Timed:
         """Generate as `latentc run`, up to the pixels; the noise comes from the seed."""
         from ...core.request import Request
+        from ...sampling.draw import ENCODE_STAGE, IMAGE_STAGE
+        from ..quality import frames_of
 
         self._log.clear()
-        result = self._pipeline(Request(**wish.request))
+        result = self._pipeline(Request(**wish.request), **wish.files)
         pictures: tuple[str, ...] = ()
         if wish.keep is not None:
             from PIL import Image
 
-            pictures = tuple(f"{wish.keep}-{index}.png" for index in range(len(result.images)))
-            for image, path in zip(result.images, pictures, strict=True):
-                Image.fromarray(image).save(Path(path))
+            film = result.images.ndim == 5
+            found = {
+                f"{wish.keep}-{index}{f'-{number:03}' if film else ''}.png": frame
+                for index, one in enumerate(result.images)
+                for number, frame in enumerate(frames_of(one))
+            }
+            pictures = tuple(found)
+            for path, frame in found.items():
+                Image.fromarray(frame).save(Path(path))
         seconds = result.seconds
+        reading = [stage for stage in (IMAGE_STAGE, ENCODE_STAGE) if stage in seconds]
         return Timed(
-            text_encoder=seconds["text_encoder"],
+            text_encoder=seconds["text_encoder"] if self._pipeline.bundle.manifest.model.text_encoders else None,
+            image_encoder=sum(seconds[stage] for stage in reading) if reading else None,
             denoiser=result.step_seconds,
             vae_decoder=seconds["vae_decoder"],
             total=seconds["total"],
@@ -116,11 +127,16 @@ class ProfileSubject:
             replays=self._log.counts(),
         )
 
-    def refer(self, path: str, suite: str, size: tuple[int, int]) -> None:
-        """Generate the suite of this name as the reference, and save it to a file."""
+    def refer(self, path: str, suite: str, size: tuple[int, int], chunk: int | None) -> None:
+        """Generate the suite of this name as the reference, and save it to a file; videos by diffusers' pipeline."""
         from ..suite import SUITES, make_references, save_references
 
-        save_references(Path(path), make_references(self._pipeline, SUITES[suite], size))
+        chosen, videos = replace(SUITES[suite], chunk=chunk), None
+        if chosen.moving:
+            from .video import diffusers_videos
+
+            videos = diffusers_videos(self._pipeline.bundle)
+        save_references(Path(path), make_references(self._pipeline, chosen, size, videos))
 
     def compare(self, path: str, keep: str | None) -> Likeness:
         """Generate the suite and compare it with the references in a file; `keep` is an `.npz` for the images."""
@@ -149,7 +165,9 @@ if __name__ == "__main__":
     serve_subject(
         subject,
         {
-            "refer": lambda what: subject.refer(what["path"], what["suite"], (what["width"], what["height"])),
+            "refer": lambda what: subject.refer(
+                what["path"], what["suite"], (what["width"], what["height"]), what["chunk"]
+            ),
             "compare": lambda what: subject.compare(what["path"], what.get("keep")),
             "understand": lambda what: subject.understand(**what),
         },

@@ -47,9 +47,11 @@ def applied(file: AdapterFile, strength: float, family: Family, shapes: Shapes, 
         raise CheckpointError(f"A strength of {strength} is not possible for {file.path}: use a number such as 0.8.")
     title = meant_for(file, family)
     if title is not None and not alike(title, family.title):
+        refined = family.refined is not None and title == find_family(family.refined).title
+        advice = " A refiner takes its own where it is exported by itself." if refined else ""
         raise CheckpointError(
             f"{file.path} is a {file.kind} for {title}; the checkpoint {where} is {family.title}. Use an adapter for "
-            f"{family.title}."
+            f"{family.title}.{advice}"
         )
     names = {component: _modules(held) for component, held in shapes.items()}
     known = {component: spellings(family, component, held) for component, held in names.items()}

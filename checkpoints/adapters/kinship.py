@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from ..families import FAMILIES, INPAINTING, UNET, Family
+from ..families import EDITING, FAMILIES, INPAINTING, UNET, Family
 from .file import AdapterFile
 
 # Names of modules that only one kind of model has, first match wins.
@@ -26,12 +26,13 @@ _MMDIT = re.compile(r"^(transformer\.|lora_unet_|lora_transformer_)transformer_b
 _KEYS = re.compile(r"attn2[._]to_[kv]$")
 _METADATA = (
     (r"flux", "Flux"),
-    (r"stable-diffusion-xl-v1-refiner", "the refiner of Stable Diffusion XL"),
+    (r"stable-diffusion-xl-v1-refiner", "Stable Diffusion XL Refiner"),
     (r"stable-diffusion-xl|sdxl", "Stable Diffusion XL"),
     (r"stable-diffusion-3|sd3|sd_v3", "Stable Diffusion 3"),
     (r"stable-diffusion-v2|sd_v2", "Stable Diffusion 2"),
     (r"stable-diffusion-v1|sd_v1", "Stable Diffusion 1"),
 )
+_REFINERS = {one.title for one in FAMILIES if one.scored}
 _STATEMENTS = ("modelspec.architecture", "ss_base_model_version")
 
 
@@ -47,11 +48,14 @@ def meant_for(file: AdapterFile, family: Family) -> str | None:
     for title, mark in _MARKS:
         if any(mark.search(name) for name in names):
             return title
-    marks = [_SDXL_MARKS] if len(family.encoders) > 1 else [_SDXL_MARKS, _SECOND_TEXT]
-    if any(mark.search(name) for name in names for mark in marks):
-        return "Stable Diffusion XL"
     width, widths = _width(file), widths_of_prompts()
-    if width and width == family.config(family.denoiser).get("cross_attention_dim"):
+    own = width > 0 and width == family.config(family.denoiser).get("cross_attention_dim")
+    if not own and widths.get(width) in _REFINERS:  # whose names are those of Stable Diffusion XL
+        return widths[width]
+    marks = [_SDXL_MARKS] if len(family.encoders) > 1 else [_SDXL_MARKS, _SECOND_TEXT]
+    if any(mark.search(name) for name in names for mark in marks) and not (own and family.scored):
+        return "Stable Diffusion XL"
+    if own:
         return family.title
     if width in widths:
         return widths[width]
@@ -64,7 +68,7 @@ def meant_for(file: AdapterFile, family: Family) -> str | None:
 
 def alike(title: str, other: str) -> bool:
     """Whether two titles are of one family, or of versions of one that a file's names don't tell apart."""
-    title, other = (one.removesuffix(INPAINTING) for one in (title, other))
+    title, other = (one.removesuffix(INPAINTING).removesuffix(EDITING) for one in (title, other))
     return title == other or any(all(one.startswith(mark) for one in (title, other)) for mark in _VERSIONS)
 
 
@@ -82,5 +86,5 @@ def widths_of_prompts() -> dict[int, str]:
     return {
         int(one.config(one.denoiser)["cross_attention_dim"]): one.title
         for one in FAMILIES
-        if one.component(one.denoiser).cls == UNET and not one.title.endswith(INPAINTING)
+        if one.component(one.denoiser).cls == UNET and not one.title.endswith((INPAINTING, EDITING))
     }

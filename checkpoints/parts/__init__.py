@@ -7,14 +7,29 @@ components has a file here and a row in `CLASSES`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ...core.errors import CheckpointError
-from ...core.manifest import ControlNet, ImageReader, Model, TextEncoder
+from ...core.manifest import ControlNet, ImageReader, Model, Refiner, TextEncoder
 from ...core.references import MASK
 from ...core.wires import Wire
-from ..families import TINY_VAE
-from . import clip, controlnet, ip_adapter, mmdit, t5, unet, unet3d, vae, vae_temporal, vae_tiny, vision
+from ..families import REFINED, REFINER, REFINER_TOKENIZER, TINY_VAE, Config, replaced
+from . import (
+    clip,
+    controlnet,
+    controlnet_sd3,
+    ip_adapter,
+    mmdit,
+    t2i_adapter,
+    t5,
+    unet,
+    unet3d,
+    vae,
+    vae_temporal,
+    vae_tiny,
+    vision,
+)
 from .part import ComponentClass, PartSpec
 
 if TYPE_CHECKING:
@@ -29,6 +44,8 @@ CLASSES: dict[str, ComponentClass] = {
     **t5.CLASSES,
     **unet.CLASSES,
     **controlnet.CLASSES,
+    **controlnet_sd3.CLASSES,
+    **t2i_adapter.CLASSES,
     **ip_adapter.CLASSES,
     **mmdit.CLASSES,
     **vae.CLASSES,
@@ -39,11 +56,24 @@ CLASSES: dict[str, ComponentClass] = {
 }
 """Component classes by name. To support components of another class, add it here."""
 
+CONTROLS: dict[str, Callable[[Config, Config], ControlNet]] = {
+    controlnet.CONTROLNET: controlnet.facts_of,
+    controlnet_sd3.CONTROLNET: controlnet_sd3.facts_of,
+    t2i_adapter.T2I_ADAPTER: t2i_adapter.facts_of,
+}
+"""For each class of ControlNets and T2I-Adapters, the facts about one, from its config and the VAE's."""
+
 
 def part_specs(checkpoint: Checkpoint) -> tuple[PartSpec, ...]:
     """Every part that a checkpoint is exported to, in the order in which an image needs them."""
     components = checkpoint.family.components
-    return tuple(spec for one in components for spec in CLASSES[one.cls].parts(checkpoint, one))
+    specs = [spec for one in components for spec in CLASSES[one.cls].parts(checkpoint, one)]
+    if checkpoint.refiner is None:
+        return tuple(specs)
+    of = {spec.component: spec for spec in part_specs(checkpoint.refiner)}
+    own = [replace(of[one], name=name, component=name) for name, one in REFINED.items() if name in checkpoint.weights]
+    at = next(index for index, spec in enumerate(specs) if spec.role == "decoder")
+    return (*specs[:at], *own[::-1], *specs[at:])
 
 
 def part_spec(checkpoint: Checkpoint, part: str) -> PartSpec:
@@ -90,7 +120,8 @@ def model_facts(checkpoint: Checkpoint) -> Model:
     family, specs = checkpoint.family, part_specs(checkpoint)
     config = checkpoint.configs[family.vae]
     mean, std = (config.get(key) if family.latent_statistics else None for key in ("latents_mean", "latents_std"))
-    own = dict.fromkeys(wire for spec in specs for wire in spec.wires)  # a variant has the wires of its part
+    # A variant has the wires of its part.
+    own = dict.fromkeys(wire for spec in specs if spec.component not in REFINED for wire in spec.wires)
     denoiser = next(spec for spec in specs if spec.role == "denoiser")
     model = Model(
         text_encoders=tuple(
@@ -98,6 +129,7 @@ def model_facts(checkpoint: Checkpoint) -> Model:
                 part=facts.encoder,
                 tokenizer=facts.name,
                 masked=next(spec for spec in specs if spec.name == facts.encoder).takes(MASK),
+                hides=facts.kind == "clip",
                 vocabulary=checkpoint.configs[facts.encoder].get("vocab_size", clip.VOCABULARY),
                 length=checkpoint.length_of(facts) if facts.kind == "t5" else None,
             )
@@ -120,18 +152,33 @@ def model_facts(checkpoint: Checkpoint) -> Model:
         encodes_in_f32=(family.tasks == ("image_to_video",) and bool(config.get("force_upcast", True))) or None,
         image_reader=_image_reader(checkpoint),
         controls=tuple(
-            ControlNet(
-                residuals=controlnet.residuals(checkpoint.configs[name]),
-                pooled=bool(checkpoint.configs[name].get("global_pool_conditions")),
-            )
+            CONTROLS[cls](checkpoint.configs[name], config)
             for name in denoiser.also
-            if checkpoint.family.component(name).cls == controlnet.CONTROLNET
+            if (cls := family.component(name).cls) in CONTROLS
         ),
         tiny_decoder=next((spec.name for spec in specs if spec.component == TINY_VAE.name), None),
+        refiner=_refiner(checkpoint),
         tasks=family.tasks,
         wires=(*own, *(_wire(checkpoint, wire, denoiser) for wire in family.wires)),
     )
     return model.with_clip_skip({spec.name: {tensor.name for tensor in spec.outputs} for spec in specs})
+
+
+def _refiner(checkpoint: Checkpoint) -> Refiner | None:
+    """The facts of the refiner that a checkpoint is exported with, under the names of its parts in the bundle."""
+    if checkpoint.refiner is None:
+        return None
+    facts = model_facts(checkpoint.refiner)
+    names = {of: name for name, of in REFINED.items() if name in checkpoint.weights}
+    (encoder,) = facts.text_encoders
+    own = {"part": names[encoder.part], "tokenizer": REFINER_TOKENIZER} if encoder.part in names else {}
+    return Refiner(
+        part=REFINER.name,
+        text_encoders=(encoder.model_copy(update=own),),
+        wires=tuple(
+            replaced(wire, f"{names[wire.owner]}.{wire.name}") if wire.owner in names else wire for wire in facts.wires
+        ),
+    )
 
 
 def _image_reader(checkpoint: Checkpoint) -> ImageReader | None:

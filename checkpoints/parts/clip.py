@@ -25,7 +25,8 @@ PROJECTED = "CLIPTextModelWithProjection"
 def parts(checkpoint: Checkpoint, component: Component) -> tuple[PartSpec, ...]:
     """The text encoder: rows of ids to states, a pooled embedding, and states of earlier layers.
 
-    Those are the states of every layer if a wire reads one, else the last ones, after the final norm.
+    Those are the states of every layer if a wire reads one, else the last ones, after the final norm. A negative id is
+    a hidden one: see `core.references.hide`.
     """
     config, family = checkpoint.configs[component.name], checkpoint.family
     width, length = config["hidden_size"], checkpoint.length
@@ -46,8 +47,17 @@ def parts(checkpoint: Checkpoint, component: Component) -> tuple[PartSpec, ...]:
 
 
 def _call(model: Any, names: tuple[str, ...], input_ids: Any, attention_mask: Any = None) -> tuple[Any, ...]:
-    states = any("." in name for name in names)
-    output = model(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=states, return_dict=True)
+    import torch
+
+    states, shown = any("." in name for name in names), input_ids >= 0
+    attended = shown if attention_mask is None else shown & attention_mask.bool()
+    causal = torch.ones(2 * input_ids.shape[1:], dtype=torch.bool, device=input_ids.device).tril()
+    output = model(
+        input_ids=input_ids.where(shown, -1 - input_ids),
+        attention_mask=causal & attended[:, None, None],
+        output_hidden_states=states,
+        return_dict=True,
+    )
 
     def named(name: str) -> Any:
         stem, _, layer = name.partition(".")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ...core.manifest import ControlNet
 from ...core.wires import CONTROL_IMAGE, Wire, control_scale_source, control_source
 from .part import ComponentClass, PartSpec, floats
 
@@ -31,18 +32,33 @@ def residuals(config: Config) -> int:
     return levels * (config.get("layers_per_block") or 2) + levels + 1
 
 
-def inputs_of(index: int, config: Config) -> tuple[tuple[TensorInfo, ...], tuple[Wire, ...]]:
-    """The inputs of the ControlNet of this index, from 0, and their wires: an image in [0, 1], and a factor for each
-    row's residuals.
+def facts_of(config: Config, _vae: Config) -> ControlNet:
+    """What the pipeline must know about a ControlNet with this config."""
+    return ControlNet(residuals=residuals(config), pooled=bool(config.get("global_pool_conditions")))
+
+
+def read_by(config: Config) -> tuple[tuple[int | str, ...], int]:
+    """Axes of the image that a ControlNet with this config reads, and the number of its residuals."""
+    return ("batch", 3, "8*height", "8*width"), residuals(config)
+
+
+def inputs_of(index: int, shape: tuple[int | str, ...], count: int) -> tuple[tuple[TensorInfo, ...], tuple[Wire, ...]]:
+    """The inputs of the ControlNet of this index, from 0, and their wires: what it reads, of this shape, and a factor
+    for each of its `count` residuals in each row.
     """
     end = "" if index == 0 else f"_{index + 1}"
-    image = floats(f"{CONTROL_IMAGE}{end}", "batch", 3, "8*height", "8*width")
-    scales = floats(f"{SCALES}{end}", "batch", residuals(config))
+    image = floats(f"{CONTROL_IMAGE}{end}", *shape)
+    scales = floats(f"{SCALES}{end}", "batch", count)
     wires = (
         Wire(input=image.name, source=control_source(index)),
         Wire(input=scales.name, source=control_scale_source(index)),
     )
     return (image, scales), wires
+
+
+def summed(before: Sequence[Any], found: Sequence[Any]) -> list[Any]:
+    """The residuals of several ControlNets together; `before` are those of the ones so far."""
+    return [one + other for one, other in zip(before, found, strict=True)] if before else list(found)
 
 
 def added(
@@ -56,8 +72,7 @@ def added(
     sums: list[Any] = []
     for net, image, factors in zip(nets, images, scales, strict=True):
         down, middle = net(sample, *given, controlnet_cond=image, return_dict=False, **more)
-        scaled = [one * factors[:, at, None, None, None] for at, one in enumerate((*down, middle))]
-        sums = [before + one for before, one in zip(sums, scaled, strict=True)] if sums else scaled
+        sums = summed(sums, [one * factors[:, at, None, None, None] for at, one in enumerate((*down, middle))])
     return sums[:-1], sums[-1]
 
 

@@ -56,6 +56,8 @@ class ComponentClass:
     """Config fields that its constructor takes, so that they have an effect."""
     required: Mapping[str, type] = field(default_factory=dict[str, type])
     """Fields that all published configs have. Others may be missing: the libraries have defaults."""
+    null: tuple[str, ...] = ()
+    """Fields that may be null, although its constructor declares another type."""
     unused: tuple[str, ...] = ()
     """Modules of the component that no part calls: they are not loaded, and files may lack them."""
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ...core.wires import GUIDANCE, LATENTS, SIZE, TIMESTEP, Wire
-from . import ip_adapter
-from .controlnet import CONTROLNET, added, inputs_of
+from ...core.wires import GUIDANCE, LATENTS, SCORE, SIZE, TIMESTEP, Wire
+from . import ip_adapter, t2i_adapter
+from .controlnet import CONTROLNET, added, inputs_of, read_by
 from .ip_adapter import IP_ADAPTER
 from .part import ComponentClass, PartSpec, floats
 
@@ -40,15 +41,20 @@ def parts(checkpoint: Checkpoint, component: Component) -> tuple[PartSpec, ...]:
     wires = [Wire(input="sample", source=LATENTS)]
     if family.pooled is not None:
         inputs.append(floats("text_embeds", "batch", checkpoint.configs[family.pooled]["projection_dim"]))
-        inputs.append(floats("time_ids", "batch", 6))
-        wires.append(Wire(input="time_ids", source=SIZE))
+        inputs.append(floats("time_ids", "batch", family.time_ids))
+        wires.append(Wire(input="time_ids", source=SCORE if family.scored else SIZE))
     if guidance := config.get("time_cond_proj_dim"):
         inputs.append(floats("timestep_cond", "batch", guidance))
         wires.append(Wire(input="timestep_cond", source=GUIDANCE))
     names = tuple(tensor.name for tensor in inputs)
     controls = tuple(one.name for one in family.components if one.cls == CONTROLNET)
-    for index, name in enumerate(controls):
-        more, sources = inputs_of(index, checkpoint.configs[name])
+    t2i = tuple(one.name for one in family.components if one.cls == t2i_adapter.T2I_ADAPTER)
+    read = [
+        *(read_by(checkpoint.configs[name]) for name in controls),
+        *(t2i_adapter.read_by(checkpoint.configs[name]) for name in t2i),
+    ]
+    for index, (shape, count) in enumerate(read):
+        more, sources = inputs_of(index, shape, count)
         inputs += more
         wires += sources
 
@@ -70,14 +76,19 @@ def parts(checkpoint: Checkpoint, component: Component) -> tuple[PartSpec, ...]:
         given: dict[str, Any] = {"added_cond_kwargs": conditions or None, "return_dict": False}
         if also:
             images, scales = tensors[len(names) :: 2], tensors[len(names) + 1 :: 2]
-            read = (feeds["sample"], feeds[TIMESTEP], feeds["encoder_hidden_states"])
-            down, middle = added(also, images, scales, *read, added_cond_kwargs=given["added_cond_kwargs"])
+            if t2i:
+                given["down_intrablock_additional_residuals"] = t2i_adapter.added(also, images, scales)
+                return model(**feeds, **given)
+            known = (feeds["sample"], feeds[TIMESTEP], feeds["encoder_hidden_states"])
+            down, middle = added(also, images, scales, *known, added_cond_kwargs=given["added_cond_kwargs"])
             given |= {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
         return model(**feeds, **given)
 
-    also = (*controls, *adapters)
+    also = (*controls, *t2i, *adapters)
+    patch = max((t2i_adapter.patch_of(checkpoint.configs[name]) for name in t2i), default=1)
     name, out = component.name, floats("out_sample", "batch", config.get("out_channels", 4), "height", "width")
-    return (PartSpec(name, "denoiser", name, tuple(inputs), (out,), call, tuple(wires), resizing, also=also),)
+    part = PartSpec(name, "denoiser", name, tuple(inputs), (out,), call, tuple(wires), resizing, also=also)
+    return (replace(part, patch=patch),)
 
 
 @contextmanager

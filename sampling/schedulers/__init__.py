@@ -45,11 +45,16 @@ __all__ = [
     "check_name",
     "few_steps",
     "first_call",
+    "hand_over",
     "named",
+    "names",
     "samplers",
     "schedule",
     "understood",
 ]
+
+TWO_CALLS = (Heun, DpmSde, Dpm2)
+"""Schedules whose steps, but the last, take two calls."""
 
 FEW_STEPS = 8
 """With at most this many steps, an image depends on the timestep at which sampling starts."""
@@ -106,6 +111,19 @@ def schedule(
     return sampler.build(checked.model_copy(update=chosen), steps)
 
 
+def names(config: Mapping[str, object], aligned: Sequence[float] | None = None) -> tuple[str, ...]:
+    """The names that `schedule` accepts for the model of a config, sorted; `aligned` as there."""
+
+    def fits(name: str) -> bool:
+        try:
+            schedule(config, FEW_STEPS, name, aligned=aligned)
+        except (ProfileError, RequestError):
+            return False
+        return True
+
+    return tuple(sorted(filter(fits, NAMES)))
+
+
 def first_call(config: Mapping[str, object], walk: Schedule, steps: int, strength: float) -> int:
     """The call of a walk of `steps` steps at which image to image begins.
 
@@ -120,11 +138,33 @@ def first_call(config: Mapping[str, object], walk: Schedule, steps: int, strengt
             f"A strength of {strength:g} of {steps} steps leaves no denoiser call. Use a strength of at least "
             f"{math.ceil(1e4 / steps) / 1e4:g}, or more steps."
         )
-    if isinstance(walk, Heun | DpmSde | Dpm2):
+    if isinstance(walk, TWO_CALLS):
         return 2 * skipped
     if isinstance(walk, Pndm) and not walk.settings.skip_prk_steps:
         return skipped + 3 * min(skipped, RUNGE_KUTTA_STEPS)
     return skipped
+
+
+def hand_over(config: Mapping[str, object], walk: Schedule, share: float) -> tuple[int, int]:
+    """The number of calls of a walk that a model makes before its refiner, and the refiner's first call.
+
+    `config` is the checkpoint's, and `share` that of the training timesteps, from noise on, which are the model's.
+    Counted as in diffusers (`denoising_end`, `denoising_start`): where a step takes two calls, the refiner repeats the
+    first one of a step that would be divided. Raises `RequestError` if one of the two makes no call.
+    """
+    trained = config.get("num_train_timesteps", 1000)
+    assert isinstance(trained, int)
+    cutoff = round(trained - share * trained)
+    own = sum(timestep >= cutoff for timestep in walk.timesteps.tolist())
+    left = len(walk.timesteps) - own
+    if not own or not left:
+        what = "none for the refiner. Use a lower refine_from" if own else "none before. Use a higher refine_from"
+        raise RequestError(
+            f"If the refiner takes over from {share:g}, this request leaves {what}, more steps, or 1 to leave the "
+            "refiner out."
+        )
+    repeats = isinstance(walk, TWO_CALLS) and left % 2 == 0
+    return own, own - repeats
 
 
 def check_name(name: str) -> None:

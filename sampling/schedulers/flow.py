@@ -33,6 +33,7 @@ class FlowEuler:
 
     timesteps: Array
     sigmas: list[float]
+    settings: Settings
     init_noise_sigma: float = 1.0
 
     def scale(self, sample: Array, index: int) -> Array:
@@ -64,7 +65,7 @@ def flow_euler(settings: Settings, steps: int) -> FlowEuler:
     ramp = ramped(settings, float(levels[0]), float(levels[-1]), steps)
     sigmas = ended(levels if ramp is None else ramp, 0.0)
     timesteps = np.asarray(sigmas[:-1], np.float32) * np.float32(count)
-    return FlowEuler(timesteps, sigmas)
+    return FlowEuler(timesteps, sigmas, settings)
 
 
 def shifted(levels: Table, shift: float) -> Table:

@@ -37,6 +37,16 @@ def original(
     return answer if clip is None else np.clip(answer, -clip, clip)
 
 
+def estimate(prediction: Prediction, output: Array, sample: Array, level: tuple[float, float]) -> Array:
+    """Return the original in a sample with the parts `level` of original and noise, as a denoiser predicts it."""
+    # Velocities of diffusion are defined for samples of unit variance, those of flow matching for the sample itself.
+    unit = 1.0 if prediction == "flow_prediction" else math.hypot(*level)
+    alpha, sigma = (part / unit for part in level)
+    if prediction == "epsilon" and alpha == 0:
+        return np.zeros_like(sample)  # nothing of the original is left to be estimated
+    return original(prediction, output, sample / np.float32(unit), alpha, sigma)
+
+
 def noise_in(prediction: Prediction, output: Array, sample: Array, alpha: float, sigma: float) -> Array:
     """Return the noise in `sample = alpha * original + sigma * noise`."""
     match prediction:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from .arrays import Array
+
+if TYPE_CHECKING:
+    from .settings import Settings
 
 Noise = Callable[[], Array]
 """Returns standard normal values of the sample's shape; called only when they change the sample."""
@@ -23,6 +26,11 @@ class Schedule(Protocol):
     @property
     def timesteps(self) -> Array:
         """The denoiser's timesteps, one per call: Heun, PNDM and DPM++ SDE make more calls than steps."""
+        ...
+
+    @property
+    def settings(self) -> Settings:
+        """The configuration, checked."""
         ...
 
     @property

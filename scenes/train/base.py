@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import CLIPTextModel
 
 from ..caption import CHANCE, attributes, describe
-from ..judge import JUDGE, attributes_of, prepare, scene_score, scores_by_attribute
+from ..judge import attributes_of, prepare, scene_score, scores_by_attribute, unpacked
 from ..world import EXAMINED, sample
 from . import vae
 from .pictures import picture_of
@@ -126,7 +126,7 @@ def exam(count: int = 64, chance: Mapping[str, float] = CHANCE) -> Exam:
 
 def judged(pictures: Sequence[Picture], said: Sequence[Mapping[str, str]]) -> dict[str, float]:
     """The judge's score of these attributes of the pictures, by name, and of all of them as `score`."""
-    session = ort.InferenceSession(JUDGE, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(unpacked(), providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     outputs = session.run(None, {"image": prepare(np.stack(pictures))})
     read = attributes_of({name: np.asarray(output) for name, output in zip(names, outputs, strict=True)})

@@ -1,4 +1,4 @@
-"""Writes `published.json`: what the published implementations of LPIPS and FID make of fixed weights and pictures.
+"""Writes `published.json.xz`: what the published implementations of LPIPS and FID make of fixed weights and pictures.
 
     python -m venv published && published/bin/pip install torch && published/bin/pip install --no-deps lpips \
         torch-fidelity pytorch-fid && published/bin/pip install numpy scipy pillow tqdm
@@ -9,6 +9,7 @@ stand-in of plain layers, so that everything that is computed is theirs.
 """
 
 import json
+import lzma
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -90,7 +91,7 @@ def main():
     one, other = rng.normal(size=(40, 12)), rng.normal(0.5, 1.5, size=(50, 12))
     gaussians = [each for part in (one, other) for each in (part.mean(axis=0), np.cov(part, rowvar=False))]
     found["frechet"] = float(calculate_frechet_distance(*gaussians))
-    (HERE / "published.json").write_text(json.dumps(found) + "\n")
+    (HERE / "published.json.xz").write_bytes(lzma.compress(json.dumps(found).encode(), preset=9))
 
 
 if __name__ == "__main__":

@@ -162,15 +162,15 @@ def test_apart_each_draw_has_a_process_of_its_own(bundle, results, monkeypatch):
 
     monkeypatch.setattr("latentc.benchmarks.bench.Process", Watched)
     mine = (Profile(name="mine", title="", runtime="null", parity_db={"f32": 0}),)
-    rows = bench(bundle("sd1"), Plan(mine, sizes=((64, 64),), steps=1, repeat=2, apart=True, ceiling=False), results)
+    rows = bench(bundle("sd1"), Plan(mine, sizes=((64, 64),), steps=1, repeat=1, apart=True, ceiling=False), results)
     assert not alive
     assert max(most) == 1
-    assert len(lives) == 2 * (1 + 2 * PATIENCE), "one to build, then one for each draw"
+    assert len(lives) == 2 * (1 + PATIENCE), "one to build, then one for each draw"
     for row in rows:
         assert row.error is None
         assert row.apart
-        assert len(row.draws) == 2 * PATIENCE
-        assert len(row.warmup) == 2 * PATIENCE - 1, "each process draws before it is measured; the first's is apart"
+        assert len(row.draws) == PATIENCE
+        assert len(row.warmup) == PATIENCE - 1, "each process draws before it is measured; the first's is apart"
         if sys.platform == "linux":
             assert row.memory.peak_bytes >= row.memory.run_peak_bytes
 
@@ -270,7 +270,7 @@ def test_what_fails_is_a_line_with_its_reason(bundle, results):
     assert rows["elsewhere"].draws == ()
     assert rows["elsewhere"].stable is None
     assert rows["null"].error is None
-    assert "is built for size 128x128" in rows["static"].error
+    assert rows["static"].error is None, "an engine for this size is built"
     assert rows["static"].startup.load_seconds > 0, "what was known by then is kept"
     assert len(read_records(results)) == 3
 

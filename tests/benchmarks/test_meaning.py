@@ -1,7 +1,5 @@
 """Scoring what pictures show, with a judge made on the spot: it sees nothing, and says so consistently."""
 
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -145,15 +143,14 @@ def test_a_bundle_is_scored_between_ceiling_and_floor(bundle, judge_file, monkey
 
 
 @pytest.mark.slow
-def test_the_command_refuses_before_it_draws(bundle, tmp_path):
-    def latentc(*arguments):
-        command = [sys.executable, "-m", "latentc", "score", bundle("sd1").folder, *arguments]
-        return subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
+def test_the_command_refuses_before_it_draws(latentc, bundle, tmp_path):
+    def score(*words):
+        return latentc("score", bundle("sd1").folder, *words)
 
-    assert "is not a valid list of guidance scales" in latentc("--guidance", "2,high").stderr
-    assert "does not exist" in latentc("--output", tmp_path / "nowhere" / "x.json").stderr
-    assert "must end in one of: .png" in latentc("--sheet", tmp_path / "sheet.gif").stderr
-    refused = latentc("--profile", "null", "--json")
+    assert "is not a valid list of guidance scales" in score("--guidance", "2,high").stderr
+    assert "does not exist" in score("--output", tmp_path / "nowhere" / "x.json").stderr
+    assert "must end in one of: .png" in score("--sheet", tmp_path / "sheet.gif").stderr
+    refused = score("--profile", "null", "--json")
     assert refused.returncode == 1
     assert "a classifier that recognizes only images of scenes" in refused.stderr + refused.stdout
 

@@ -1,10 +1,12 @@
 """LPIPS and FID beside their published implementations, on the same weights and pictures.
 
-`published.json` is what lpips 0.1.4, torch-fidelity 0.4.0 and pytorch-fid 0.3.0 make of them: see `make_published.py`.
+`published.json.xz` is what lpips 0.1.4, torch-fidelity 0.4.0 and pytorch-fid 0.3.0 make of them: see
+`make_published.py`.
 """
 
 import hashlib
 import json
+import lzma
 from pathlib import Path
 from runpy import run_path
 from types import SimpleNamespace
@@ -21,7 +23,7 @@ from latentc.benchmarks.weights import find
 from latentc.cli.bench import print_rows
 from latentc.core.errors import RequestError
 
-PUBLISHED = json.loads(Path(__file__).with_name("published.json").read_text())
+PUBLISHED = json.loads(lzma.decompress(Path(__file__).with_name("published.json.xz").read_bytes()))
 CALM = (2.0, 2.01, 2.02, 2.0, 2.01, 2.02)
 
 

@@ -1,5 +1,6 @@
 """What a line of results holds, and what is computed from its samples."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -166,12 +167,34 @@ def test_a_line_of_version_2_is_read_as_one_of_3(measurement, tmp_path):
     assert old.request.count == 2
 
 
-KEPT = sorted((Path(records.__file__).parent / "results").glob("*.jsonl"))
+KEPT = sorted((Path(records.__file__).parent / "results").glob("*.jsonl*"))
 
 
 @pytest.mark.parametrize("path", KEPT, ids=lambda path: path.stem)
 def test_every_kept_file_can_be_read(path):
     assert read_records(path)
+
+
+def test_compressed_files_are_read_within_a_bound(tmp_path, monkeypatch):
+    path = tmp_path / "results.jsonl.gz"
+    whole = gzip.compress(KEPT[0].read_bytes() if KEPT[0].suffix != ".gz" else gzip.decompress(KEPT[0].read_bytes()))
+    path.write_bytes(whole)
+    assert read_records(path) == read_records(KEPT[0])
+    with pytest.raises(LatentcError, match="are not appended to compressed files"):
+        append_records(path, [])
+    path.write_bytes(whole + whole)
+    with pytest.raises(LatentcError, match="is several gzip files in one"):
+        read_records(path)
+    path.write_bytes(whole[:-9])
+    with pytest.raises(LatentcError, match="is cut off, or larger than"):
+        read_records(path)
+    path.write_bytes(b"{}")
+    with pytest.raises(LatentcError, match="is not a gzip file"):
+        read_records(path)
+    path.write_bytes(whole)
+    monkeypatch.setattr(records, "RESULTS_BYTES", len(gzip.decompress(whole)) - 1)
+    with pytest.raises(LatentcError, match="once decompressed"):
+        read_records(path)
 
 
 def test_no_file_and_no_place_for_one_are_said(tmp_path):

@@ -122,8 +122,10 @@ def original(family: str, tensors, configs):
     levels = len(configs["vae"]["block_out_channels"])
     entries = [vae_entry(name, tensor, levels) for name, tensor in tensors["vae"].items()]
     found |= {VAE + name: tensor for name, tensor in entries}
-    text = tensors["text_encoder"]
-    if family.startswith("sd1"):
+    text = tensors.get("text_encoder")
+    if family == "sdxl_refiner":
+        found |= {f"conditioner.embedders.0.model.{k}": t for k, t in openclip(tensors["text_encoder_2"]).items()}
+    elif family.startswith("sd1"):
         prefix = "cond_stage_model.transformer."
         found |= {prefix + name: tensor for name, tensor in text.items()}
         found[prefix + "text_model.embeddings.position_ids"] = torch.arange(77)[None]

@@ -162,6 +162,27 @@ def test_plain_fp8_is_widened(dtype, single_file, tmp_path):
     assert torch.equal(found["conv_in.weight"], small[f"{UNET}input_blocks.0.0.weight"].float())
 
 
+def test_only_weights_that_are_converted_must_fit_in_memory(single_file, tmp_path, monkeypatch):
+    """fp8 is copied as f16; what is stored in one of the types of a bundle stays in its file."""
+    free = [100_000]
+    monkeypatch.setattr("latentc.checkpoints.checkpoint.memory", lambda: (free[0], free[0]))
+    monkeypatch.setattr("latentc.checkpoints.checkpoint.swap", lambda: 0)
+    tensors = load_file(single_file("sd1"))
+
+    def stored(kind):
+        path = tmp_path / f"{kind}.safetensors"
+        save_file({name: one.to(kind) if one.is_floating_point() else one for name, one in tensors.items()}, path)
+        return open_checkpoint(str(path))
+
+    for kind in (torch.float32, torch.float16, torch.bfloat16):
+        stored(kind).check_modules()
+    small = stored(torch.float8_e4m3fn)
+    with pytest.raises(CheckpointError, match=r"takes .* for weights that are converted to f16 .* 100 kB are"):
+        small.check_modules()
+    free[0] = 10**9
+    small.check_modules()
+
+
 @pytest.mark.parametrize(
     ("more", "match"),
     [

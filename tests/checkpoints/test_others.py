@@ -209,7 +209,11 @@ def test_a_vae_of_unknown_scale_is_refused(other, own):
     ("component", "make", "match"),
     [
         ("unet", lambda other: other("sdxl")[0], "is a UNet of Stable Diffusion XL, but the checkpoint is"),
-        ("unet", lambda other: other("sdxl")[1], "is a UNet of Stable Diffusion XL, but the checkpoint is"),
+        (
+            "unet",
+            lambda other: other("sdxl")[1],
+            "UNet of Stable Diffusion XL or Stable Diffusion XL Refiner, but the",
+        ),
         ("unet", lambda other: other("sd2")[0], "is a UNet of Stable Diffusion 2, but the checkpoint is"),
         ("unet", lambda other: other("sd1")[0] / "vae" / WEIGHTS["vae"], "is a VAE alone"),
         ("vae", lambda other: other("sd1")[0] / "unet" / WEIGHTS["unet"], "is a UNet alone"),

@@ -186,3 +186,15 @@ def test_a_full_disk_is_told_before_anything_is_written(tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match="are free"):
         new_checkpoint("sd1", "full", 0, tmp_path / "new")
     assert not list(tmp_path.iterdir())
+
+
+def test_an_optional_text_encoder_is_left_out(checkpoint, tmp_path):
+    folder = new_checkpoint("sd3", "tiny", 1, tmp_path / "new", without=("text_encoder_3",))
+    whole = checkpoint("sd3")
+    assert not (folder / "text_encoder_3").exists()
+    assert (whole / "text_encoder_3").is_dir()
+    name = "transformer/diffusion_pytorch_model.safetensors"
+    assert (folder / name).read_bytes() == (whole / name).read_bytes()
+    assert "text_encoder_3" not in open_checkpoint(str(folder)).weights
+    with pytest.raises(CheckpointError, match="needs its text_encoder_2: it cannot be left out"):
+        new_checkpoint("sd3", "tiny", 1, tmp_path / "other", without=("text_encoder_2",))

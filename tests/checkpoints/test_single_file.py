@@ -13,7 +13,7 @@ from latentc.checkpoints.modules import build
 from latentc.checkpoints.names import fit, original_plan
 from latentc.core.errors import CheckpointError
 
-FAMILIES = ("sd1", "sd2", "sdxl")
+FAMILIES = ("sd1", "sd2", "sdxl", "sdxl_refiner", "sd1_edit")
 # What tensors don't tell, and what no module is built from.
 UNTOLD = {"sample_size", "torch_dtype"}
 

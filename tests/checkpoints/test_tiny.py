@@ -136,5 +136,5 @@ def test_video_models_take_none(checkpoint, taesd):
 
 
 def test_models_for_inpainting_take_none(checkpoint, taesd):
-    with pytest.raises(CheckpointError, match="Tiny decoders of models for inpainting are not supported yet"):
+    with pytest.raises(CheckpointError, match="Tiny decoders of models that need an image are not supported yet"):
         open_checkpoint(str(checkpoint("sd1_inpainting")), components={"tiny_vae": str(taesd)})

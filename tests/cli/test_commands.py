@@ -1,4 +1,4 @@
-"""The command as its users run it: a process, its output, its exit code."""
+"""What commands print, and their exit codes: in this process, except where the process itself is tested."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from latentc.benchmarks.reading import picture_psnr
 from latentc.benchmarks.records import read_records
 from latentc.cli import show
 from latentc.cli.ask import parse_size
-from latentc.cli.bench import parse_sizes
+from latentc.cli.bench import parse_sizes, show_demo
 from latentc.cli.choose import choose
 from latentc.cli.draw import draw
 from latentc.cli.progress import shown, within
@@ -30,14 +30,14 @@ from latentc.runtimes.diagnose import RuntimeState
 from latentc.runtimes.machine import machine
 
 
-def latentc(*arguments):
+def process(*arguments):
     """Lines are as long as any temporary folder's name makes them."""
     command, wide = [sys.executable, "-m", "latentc", *map(str, arguments)], {**os.environ, "COLUMNS": "500"}
     return subprocess.run(command, capture_output=True, text=True, check=False, env=wide)
 
 
 def test_help_lists_every_command_and_imports_nothing_heavy():
-    done = latentc("--help")
+    done = process("--help")
     assert done.returncode == 0
     for command in (
         "export", "build", "run", "why", "inspect", "verify", "show", "doctor", "profiles", "new-checkpoint", "demo",
@@ -51,7 +51,7 @@ def test_help_lists_every_command_and_imports_nothing_heavy():
 
 
 @pytest.mark.slow
-def test_a_profile_that_fails_hides_nothing_of_those_before(bundle, tmp_path):
+def test_a_profile_that_fails_hides_nothing_of_those_before(latentc, bundle, tmp_path):
     strict = tmp_path / "strict.toml"
     strict.write_text('title = "Strict"\nruntime = "onnxruntime"\n[parity_db]\nf32 = 500\n')
     done = latentc("build", bundle("sd1").folder, "--profile", f"null,{strict}", "--quiet")
@@ -65,7 +65,7 @@ def test_a_profile_that_fails_hides_nothing_of_those_before(bundle, tmp_path):
     ("other", "says"),
     [("nowhere.toml", "nowhere.toml was not found"), ("h100", "Profile h100 cannot be used on this machine")],
 )
-def test_of_several_profiles_each_is_looked_at_before_the_first_is_built(own_bundle, other, says):
+def test_of_several_profiles_each_is_looked_at_before_the_first_is_built(latentc, own_bundle, other, says):
     opened = own_bundle()
     done = latentc("build", opened.folder, "--profile", f"null,{other}", "--quiet")
     assert done.returncode == 1
@@ -74,7 +74,7 @@ def test_of_several_profiles_each_is_looked_at_before_the_first_is_built(own_bun
 
 
 def test_the_version_is_said_without_a_command():
-    assert latentc("--version").stdout.startswith("latentc 0.")
+    assert process("--version").stdout.startswith("latentc 0.")
 
 
 def test_a_build_for_a_device_that_isnt_here_says_what_was_compared(capsys):
@@ -85,17 +85,17 @@ def test_a_build_for_a_device_that_isnt_here_says_what_was_compared(capsys):
 @pytest.mark.slow
 def test_a_checkpoint_becomes_a_picture_and_back(bundle, tmp_path):
     folder = bundle("sd1").folder
-    built = json.loads(latentc("build", folder, "--profile", "null,cpu-onnxruntime", "--force", "--json").stdout)
-    (_, plan) = json.loads(latentc("plan", folder, "--profile", "null,cpu-onnxruntime", "--json").stdout)
+    built = json.loads(process("build", folder, "--profile", "null,cpu-onnxruntime", "--force", "--json").stdout)
+    (_, plan) = json.loads(process("plan", folder, "--profile", "null,cpu-onnxruntime", "--json").stdout)
     assert [engine["built"]["key"] for engine in plan["engines"]] == [engine["key"] for engine in built[1]["engines"]]
     assert plan["complaints"] == []
-    assert "Generating an image needs about" in latentc("plan", folder, "--profile", "cpu-onnxruntime").stdout
+    assert "Generating an image needs about" in process("plan", folder, "--profile", "cpu-onnxruntime").stdout
     assert [build["profile"] for build in built] == ["null", "cpu-onnxruntime"]
-    again = latentc("build", folder, "--profile", "cpu-onnxruntime")
+    again = process("build", folder, "--profile", "cpu-onnxruntime")
     assert "nothing to compile" in again.stdout
     picture = tmp_path / "deep" / "cat.png"
     picture.parent.mkdir()
-    done = latentc(
+    done = process(
         "run", folder, "a cat, sitting", "-o", picture, "-p", "cpu-onnxruntime", "--negative", "dog", "--size", "64x72",
         "--steps", 3, "--seed", 5, "--count", 2, "--scheduler", "euler", "--json",
     )  # fmt: skip
@@ -105,14 +105,14 @@ def test_a_checkpoint_becomes_a_picture_and_back(bundle, tmp_path):
     assert len(record["step_seconds"]) == 3
     assert record["peak_bytes"] > 50_000_000
     assert record["engines"]["unet"].startswith("onnxruntime ")
-    shown_back = json.loads(latentc("show", picture, "--json").stdout)["request"]
+    shown_back = json.loads(process("show", picture, "--json").stdout)["request"]
     assert shown_back["negative_prompt"] == "dog"
     assert (shown_back["width"], shown_back["height"], shown_back["seed"]) == (64, 72, 5)
-    assert "a cat, sitting" in latentc("show", picture).stdout
+    assert "a cat, sitting" in process("show", picture).stdout
 
 
 @pytest.mark.slow
-def test_what_is_in_a_bundle(bundle):
+def test_what_is_in_a_bundle(latentc, bundle):
     folder = bundle("sd1").folder
     latentc("build", folder, "--profile", "null", "--quiet")
     said = " ".join(latentc("inspect", folder).stdout.split())
@@ -127,7 +127,7 @@ def test_what_is_in_a_bundle(bundle):
 
 
 @pytest.mark.slow
-def test_what_is_wrong_with_a_bundle_is_told_whole(own_bundle):
+def test_what_is_wrong_with_a_bundle_is_told_whole(latentc, own_bundle):
     folder = own_bundle().folder
     assert "no engine has been built yet" in latentc("verify", folder).stdout
     assert latentc("why", folder, "-p", "null").stdout.endswith(f"latentc build {folder} --profile null\n")
@@ -150,7 +150,7 @@ def test_what_is_wrong_with_a_bundle_is_told_whole(own_bundle):
 
 
 @pytest.mark.slow
-def test_why_says_what_else_keeps_engines_from_being_used(own_bundle):
+def test_why_says_what_else_keeps_engines_from_being_used(latentc, own_bundle):
     folder = own_bundle().folder
     latentc("build", folder, "--profile", "null", "--quiet")
     assert "proved" not in latentc("why", folder, "-p", "null").stdout
@@ -163,7 +163,7 @@ def test_why_says_what_else_keeps_engines_from_being_used(own_bundle):
 
 
 @pytest.mark.slow
-def test_why_compares_the_closest_engine_field_by_field(own_bundle):
+def test_why_compares_the_closest_engine_field_by_field(latentc, own_bundle):
     opened = own_bundle()
     folder = opened.folder
     build(opened, load_profile("null"))
@@ -179,7 +179,7 @@ def test_why_compares_the_closest_engine_field_by_field(own_bundle):
 
 
 @pytest.mark.slow
-def test_why_says_what_to_do_about_a_device_that_is_not_here(own_bundle):
+def test_why_says_what_to_do_about_a_device_that_is_not_here(latentc, own_bundle):
     folder = own_bundle().folder
     advised = json.loads(latentc("doctor", "--json").stdout)["profile"]
     use = f"To run on this machine instead: latentc build {folder} --profile {advised}"
@@ -195,7 +195,7 @@ def test_why_says_what_to_do_about_a_device_that_is_not_here(own_bundle):
 
 
 @pytest.mark.slow
-def test_a_bench_that_could_measure_nothing_fails(own_bundle, tmp_path):
+def test_a_bench_that_could_measure_nothing_fails(latentc, own_bundle, tmp_path):
     command = (
         "bench",
         own_bundle().folder,
@@ -214,7 +214,7 @@ def test_a_bench_that_could_measure_nothing_fails(own_bundle, tmp_path):
 
 
 @pytest.mark.slow
-def test_what_will_not_fit_is_said_before_the_first_is_built(own_bundle, tmp_path):
+def test_what_will_not_fit_is_said_before_the_first_is_built(latentc, own_bundle, tmp_path):
     folder, small = own_bundle().folder, tmp_path / "small, as paths may be.toml"
     shipped = (FOLDER / "cpu-onnxruntime.toml").read_text()
     small.write_text(f"memory_gb = 0.001\n{shipped}")
@@ -228,13 +228,13 @@ def test_what_will_not_fit_is_said_before_the_first_is_built(own_bundle, tmp_pat
 
 
 @pytest.mark.slow
-def test_advice_is_written_as_a_shell_reads_it(own_bundle, tmp_path):
+def test_advice_is_written_as_a_shell_reads_it(latentc, own_bundle, tmp_path):
     folder = own_bundle().folder.rename(tmp_path / "a model.bundle")
     assert f"latentc build '{folder}' --profile null" in latentc("run", folder, "x", "-p", "null").stderr
 
 
 @pytest.mark.slow
-def test_without_a_profile_the_one_that_doctor_advises_is_taken(own_bundle, tmp_path):
+def test_without_a_profile_the_one_that_doctor_advises_is_taken(latentc, own_bundle, tmp_path):
     folder = own_bundle().folder
     advised = json.loads(latentc("doctor", "--json").stdout)["profile"]
     where = load_profile(advised)
@@ -245,7 +245,7 @@ def test_without_a_profile_the_one_that_doctor_advises_is_taken(own_bundle, tmp_
 
 
 @pytest.mark.slow
-def test_a_profile_of_ones_own_is_advised_by_its_path(own_bundle):
+def test_a_profile_of_ones_own_is_advised_by_its_path(latentc, own_bundle):
     mine = own_bundle().folder / "mine.toml"
     mine.write_text('title = "Mine"\nruntime = "null"\nprecision = "bf16"\n[parity_db]\nbf16 = 0\n')
     refused = latentc("run", mine.parent, "x", "-p", mine).stderr
@@ -253,7 +253,7 @@ def test_a_profile_of_ones_own_is_advised_by_its_path(own_bundle):
 
 
 @pytest.mark.slow
-def test_doctor_and_profiles():
+def test_doctor_and_profiles(latentc):
     said = json.loads(latentc("doctor", "--json").stdout)
     assert said["machine"]["cores"] >= 1
     assert {state["name"] for state in said["runtimes"]} >= {"openvino", "onnxruntime", "torch", "null"}
@@ -276,7 +276,7 @@ def test_what_to_install_is_printed_whole(capsys):
 
 
 @pytest.mark.slow
-def test_new_checkpoint_and_export(tmp_path):
+def test_new_checkpoint_and_export(latentc, tmp_path):
     done = latentc("new-checkpoint", tmp_path / "new", "--family", "sd21", "--seed", 3)
     assert done.returncode == 0
     assert "Next: latentc export" in done.stdout
@@ -304,7 +304,7 @@ def test_new_checkpoint_and_export(tmp_path):
         (["frobnicate"], 2, "No such command"),
     ],
 )
-def test_errors_are_one_line_and_an_exit_code(bundle, arguments, code, says):
+def test_errors_are_one_line_and_an_exit_code(latentc, bundle, arguments, code, says):
     done = latentc(*(bundle("sd1").folder if argument == "BUNDLE" else argument for argument in arguments))
     assert done.returncode == code
     assert says in done.stderr
@@ -314,8 +314,8 @@ def test_errors_are_one_line_and_an_exit_code(bundle, arguments, code, says):
 
 @pytest.mark.slow
 def test_debug_shows_the_trace():
-    assert "Traceback" in latentc("--debug", "build", "nowhere").stderr
-    assert "Traceback" in latentc("build", "nowhere", "--debug").stderr
+    assert "Traceback" in process("--debug", "build", "nowhere").stderr
+    assert "Traceback" in process("build", "nowhere", "--debug").stderr
 
 
 @pytest.mark.parametrize("size", ["512x", "x512", "x", "axb", "5 x 5", "-8x8", "8x8x8", "banana", ""])
@@ -369,7 +369,7 @@ def test_what_is_done_in_under_a_second_is_not_told(capsys):
 
 
 @pytest.mark.slow
-def test_the_demo_compares_every_runtime(exported, tmp_path, monkeypatch):
+def test_the_demo_compares_every_runtime(exported, tmp_path, monkeypatch, capsys):
     def export(name, folder, on_progress):
         return open_bundle(shutil.copytree(exported(name).folder, folder))
 
@@ -386,6 +386,8 @@ def test_the_demo_compares_every_runtime(exported, tmp_path, monkeypatch):
     assert outcome.sheet.is_file()
     assert read_records(outcome.results) == list(outcome.rows)
     assert "torch-f32: generate" in printed
+    show_demo(outcome, as_json=False)
+    assert f"latentc serve {outcome.bundle} --profile {PROFILES[-1]}" in " ".join(capsys.readouterr().out.split())
 
 
 def test_two_profiles_of_one_name_are_refused(tmp_path):

@@ -139,7 +139,7 @@ def test_export_sends_nothing_and_gives_the_same_bytes_again(watched, exported, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("profile", ["cpu-openvino-f32", "cpu-onnxruntime", "cpu-iree", "torch-f32", "null"])
+@pytest.mark.parametrize("profile", ["cpu-openvino-f32", "cpu-onnxruntime", "torch-f32", "null"])
 def test_every_runtime(watched, own_bundle, tmp_path, profile):
     chosen = load_profile(profile)
     if reason := runtime(chosen.runtime).missing(chosen.device):
@@ -153,9 +153,37 @@ def test_every_runtime(watched, own_bundle, tmp_path, profile):
     assert {"openvino": "openvino", "onnxruntime": "onnxruntime"}.get(chosen.runtime, "") in {*imported, ""}
 
 
+ONE_PART = """
+import sys
+from pathlib import Path
+
+from latentc.compiler.make import make
+from latentc.compiler.targets import wanted
+from latentc.core.bundle import open_bundle
+from latentc.core.progress import quiet
+from latentc.profiles import load_profile
+
+opened, profile = open_bundle(sys.argv[1]), load_profile("cpu-iree")
+adapter, engines = wanted(opened, profile, to_run=True)
+want = next(one for one in engines if one.part == "text_encoder")
+made = make(opened, profile, adapter, want, Path(sys.argv[2]), quiet, here=True)
+assert made.parity.psnr_db > 60
+"""
+
+
+@pytest.mark.slow
+def test_iree(watched, own_bundle, tmp_path):
+    """One part is compiled, loaded and compared, as the commands do: to compile them all takes a minute."""
+    if reason := runtime("iree").missing("CPU"):
+        pytest.skip(reason)
+    (tmp_path / "engine").mkdir()
+    assert watched(sys.executable, "-c", ONE_PART, own_bundle("sd1").folder, tmp_path / "engine") >= {"latentc"}
+
+
 @pytest.mark.slow
 def test_bench(watched, own_bundle, tmp_path):
-    options = ["--size", "64x64", "--batch", "1", "--steps", "1", "--repeat", "1", "-o", tmp_path / "results.jsonl"]
+    options = ["--size", "64x64", "--batch", "1", "--steps", "1", "--repeat", "1", "--no-ceiling"]
+    options += ["-o", tmp_path / "results.jsonl"]
     which = ["-p", "cpu-openvino-f32,cpu-onnxruntime", "--against", "diffusers"]
     imported = watched(*LATENTC, "bench", own_bundle("sd1").folder, *which, *options)
     assert {"onnxruntime", "openvino", "diffusers"} <= imported

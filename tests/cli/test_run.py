@@ -13,11 +13,12 @@ from PIL.PngImagePlugin import PngInfo
 
 from latentc.cli.ask import differences
 from latentc.compiler.build import build
-from latentc.core.manifest import Embedding
+from latentc.core.manifest import AdapterSource, Embedding
+from latentc.core.request import Fused
 from latentc.pipelines import save
 from latentc.pipelines.a1111 import parse
 from latentc.pipelines.pipeline import Pipeline
-from latentc.pipelines.png import Shown, read
+from latentc.pipelines.png import Shown, origin, read
 from latentc.profiles import load_profile
 
 
@@ -217,7 +218,7 @@ def test_what_of_another_tools_picture_isnt_drawn_is_said(run):
     record = json.loads(out)
     assert (record["request"]["guidance"], record["request"]["seed"], record["request"]["steps"]) == (3, 4, 1)
     assert (record["request"]["prompt_syntax"], record["request"]["clip_skip"]) == ("a1111", 1)
-    foreign, left = record["notices"][:2]
+    foreign, _, left = record["notices"][:3]
     assert foreign.startswith("web.png was made by another tool")
     assert left.startswith("web.png has settings that latentc ignores: Sampler: Restart, Schedule type: Karras, Hires")
     assert "\x1b" not in left
@@ -233,6 +234,43 @@ def test_a_picture_of_another_bundle_says_so(run, folder, monkeypatch):
     info.add_text("latentc", text)
     Image.new("RGB", (8, 8)).save("y.png", pnginfo=info)
     assert "note: y.png was generated from another bundle, of other. This bundle is of" in run("--from", "y.png")[1]
+
+
+def test_adapters_are_the_same_in_another_order_and_in_the_bundle_itself(run, exported):
+    assert run("a cat", "-o", "x.png")[0] == 0
+    shown, opened = read("x.png"), exported("sd1")
+    ink, fog = (Fused(name=name, sha256=digit * 64, strength=0.5) for name, digit in (("ink", "1"), ("fog", "2")))
+    about = {"location": "ink", "kind": "LoRA"}
+    own = AdapterSource(name="ink.safetensors", sha256=ink.sha256, strength=0.5, **about)
+    source = opened.manifest.source.model_copy(update={"adapters": (own,)})
+    with_own = replace(opened, manifest=opened.manifest.model_copy(update={"source": source}))
+
+    def said(bundle, made, passed=()):
+        drawing = shown.drawing.model_copy(update={"adapters": made, "model": origin(bundle).model})
+        found = differences(Path("x.png"), replace(shown, drawing=drawing), bundle, passed)
+        return [one for one in found if "other adapters" in one]
+
+    assert not said(opened, (ink, fog), (fog, ink))
+    assert not said(with_own, (ink,)), "the bundle's own"
+    assert not said(with_own, (fog, ink), (fog,)), "its own, and one that is swapped in"
+    assert not said(with_own, (ink,), (ink,)), "fused with it"
+    assert said(with_own, (ink,), (fog,))
+    assert said(opened, (ink, fog), (ink, fog.model_copy(update={"strength": 0.4})))
+    assert "(ink:0.5) than those here (none)" in said(opened, (ink,))[0]
+
+
+def test_what_an_image_states_can_be_left_out(run, monkeypatch):
+    assert run("a cat", "--size", 64, "--hires", 2, "--hires-strength", 1, "--vae-tile", 160, "-o", "x.png")[0] == 0
+    assert run("--from", "x.png", "--without", "hires", "--without", "vae-tile", "-o", "y.png")[0] == 0
+    left = {"hires": None, "hires_strength": None, "hires_steps": None, "vae_tile": None, "strength": None}
+    before, after = read("x.png").request, read("y.png").request
+    assert after == before.model_copy(update=left)
+    monkeypatch.setattr(Pipeline, "open", lambda *_, **__: pytest.fail("it loads"))
+    assert (
+        "'steps' can't be left out with --without. Options that can: "
+        in run("--from", "x.png", "--without", "steps")[2]
+    )
+    assert "leaves out what the image of --from states" in run("a cat", "--without", "hires")[2]
 
 
 def test_notices_of_a_prompt_reach_the_terminal(run):
@@ -256,9 +294,16 @@ def test_a_prompts_syntax_and_clip_skip_are_options_and_are_drawn_again(run, mon
     assert read("y.png").request == request
     assert run("--from", "x.png", "--clip-skip", 0, "--prompt-syntax", "plain", "-o", "z.png")[0] == 0
     assert (read("z.png").request.prompt_syntax, read("z.png").request.clip_skip) == ("plain", 0)
+    assert run("a (cat)0.4", "--prompt-syntax", "compel", "-o", "mask.png")[0] == 0
+    assert run("--from", "mask.png", "--downweight", "remove", "-o", "remove.png")[0] == 0
+    assert [read(f"{mode}.png").request.downweight for mode in ("mask", "remove")] == ["mask", "remove"]
+    assert run("--from", "mask.png", "--prompt-syntax", "plain", "-o", "plain.png")[0] == 0
+    assert read("plain.png").request.downweight is None
     monkeypatch.setattr(Pipeline, "open", lambda *_, **__: pytest.fail("it loads"))
     assert "has alternation ('[a|b]')" in run("[a|b]", "--prompt-syntax", "a1111")[2]
     assert "prompt_syntax" in run("a", "--prompt-syntax", "comfy")[2]
+    assert "downweight" in run("a-", "--prompt-syntax", "compel", "--downweight", "blur")[2]
+    assert "--without downweight" in run("--from", "mask.png", "--prompt-syntax", "plain", "--downweight", "mask")[2]
     assert "can skip" in run("a", "--clip-skip", 9)[2]
 
 
@@ -271,8 +316,9 @@ def test_what_the_web_ui_means_by_other_models_and_embeddings_is_said(exported):
     like_sdxl = replace(opened, manifest=opened.manifest.model_copy(update=changes))
     parsed = parse('a bad cat\nSteps: 9, Clip skip: 2, TI hashes: "bad: 0123456789ab", Version: v1.9.4')
     shown = Shown(parsed.request, "", parsed.rest, None, 64, 64)
-    assert len(differences(Path("x.png"), shown, opened)) == 2
-    assert "ignores: TI hashes: bad: 0123456789ab" in differences(Path("x.png"), shown, opened)[1]
+    _, skip, left = differences(Path("x.png"), shown, opened)
+    assert skip.startswith("x.png has the clip skip 2, which the web UI applies to the negative prompt too")
+    assert "ignores: TI hashes: bad: 0123456789ab" in left
     found = differences(Path("x.png"), shown, like_sdxl)
     assert len(found) == 2
     assert found[1].startswith("x.png has the clip skip 2, which the web UI ignores for models such as ")

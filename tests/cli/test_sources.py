@@ -1,16 +1,8 @@
 """What `export` takes from elsewhere, and what `inspect` says of it."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
-
-
-def latentc(*arguments):
-    command, wide = [sys.executable, "-m", "latentc", *map(str, arguments)], {**os.environ, "COLUMNS": "500"}
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=wide)
 
 
 @pytest.mark.slow
@@ -22,7 +14,7 @@ def latentc(*arguments):
         (lambda _: ["--variant", "ema"], "has no weights of the variant 'ema'"),
     ],
 )
-def test_what_does_not_fit_is_refused_before_any_work(options, says, checkpoint, tmp_path):
+def test_what_does_not_fit_is_refused_before_any_work(latentc, options, says, checkpoint, tmp_path):
     done = latentc("export", checkpoint("sd1"), "-o", tmp_path / "out", *options(checkpoint("sdxl")))
     assert done.returncode == 1
     assert says in done.stderr
@@ -30,7 +22,7 @@ def test_what_does_not_fit_is_refused_before_any_work(options, says, checkpoint,
 
 
 @pytest.mark.slow
-def test_inspect_says_where_components_are_from(own_bundle, edit_manifest):
+def test_inspect_says_where_components_are_from(latentc, own_bundle, edit_manifest):
     opened = own_bundle()
 
     def change(value):

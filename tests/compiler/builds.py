@@ -21,7 +21,7 @@ def of(profile, **changes):
 
 
 def static(profile, *sizes, **changes):
-    return of(profile, shapes=profile.shapes.model_copy(update={"sizes": sizes, **changes}))
+    return of(profile, shapes=profile.shapes.model_copy(update={"sizes": sizes, "free": (), **changes}))
 
 
 def new_unet(opened, edit_manifest):

@@ -22,7 +22,9 @@ from latentc.core.bundle import open_bundle
 from latentc.core.errors import BundleError, LatentcError, ParityError
 from latentc.core.files import read_sealed, sha256, write_sealed
 from latentc.core.manifest import FileInfo
+from latentc.core.references import hide
 from latentc.core.tensors import psnr_db, snr_db
+from latentc.export.sessions import CpuSession
 from latentc.export.texts import Frame, spread
 from latentc.pipelines.pipeline import Pipeline
 from latentc.profiles import load_profile
@@ -222,11 +224,45 @@ def test_a_part_is_compared_in_every_row_size_and_timestep(sound, fault):
     assert measure("unet", FAULTY[fault](engine), "", cases, "sample").psnr_db < 40
 
 
+def shown(ids):
+    """Ids of which none is hidden."""
+    return np.where(ids < 0, -1 - ids, ids)
+
+
 def test_every_id_of_a_small_vocabulary_is_fed(exported):
     opened = exported("scenes")
-    ids = np.concatenate([case.feeds["input_ids"].ravel() for case in stored_cases(opened, "text_encoder")])
+    ids = np.concatenate([shown(case.feeds["input_ids"]).ravel() for case in stored_cases(opened, "text_encoder")])
     size = len(json.loads((opened.folder / "tokenizer" / "vocab.json").read_text()))
     assert set(ids) >= set(range(size))
+
+
+@pytest.mark.parametrize("family", ["sd1", "scenes"])
+def test_an_engine_that_hides_other_words_would_not_pass(exported, family):
+    opened = exported(family)
+    case = next(case for case in stored_cases(opened, "text_encoder") if case.name == "vocabulary")
+    ids, hidden = shown(case.feeds["input_ids"]), case.feeds["input_ids"] < 0
+    assert hidden.any(axis=1).all()
+    assert hidden[:, 1:-1].any(axis=0).all()
+    assert not hidden[:, [0, -1]].any()
+    others = {
+        "none": hidden & False,
+        "the next": np.roll(hidden, 1, axis=1),
+        "the next row's": np.roll(hidden, 1, axis=0),
+    }
+    with CpuSession(opened.folder / "text_encoder" / "model.onnx") as session:
+        for name, expected in case.outputs.items():
+            assert psnr_db(expected, session.answer(case.feeds)[name]) > 110
+            for what, other in others.items():
+                assert psnr_db(expected, session.answer({"input_ids": hide(ids, other)})[name]) < 30, what
+
+
+def test_a_manifest_that_differs_on_hidden_words_is_refused(own_bundle):
+    from latentc.benchmarks.planted import manifest
+
+    opened = own_bundle()
+    manifest("model", "text_encoders", 0, "hides", value=False)(opened.folder)
+    with pytest.raises(ParityError, match="text_encoder does not hide words .* by its references it does\\."):
+        prove_host(open_bundle(opened.folder))
 
 
 @pytest.mark.parametrize(
@@ -234,8 +270,8 @@ def test_every_id_of_a_small_vocabulary_is_fed(exported):
 )
 def test_ids_of_a_large_vocabulary_are_spread_over_it(frame, size, rows):
     """As many for T5, whose rows are longer and far more expensive, as for CLIP."""
-    made = spread(frame, size)
-    ids = np.unique([row["input_ids"] for row in made])
+    made = spread(frame, size, hides=frame.start is not None)
+    ids = np.unique([shown(row["input_ids"]) for row in made])
     assert len(made) == rows
     assert len(ids) >= 1200
     assert np.diff(ids).max() < 2 * size / 1200
@@ -326,14 +362,26 @@ def test_tokens_reach_nothing_but_their_table(own_bundle):
     opened = own_bundle()
     with opened_graph(opened.folder, "text_encoder") as graph:
         other_id(300, 301)(graph)
-    with pytest.raises(ParityError, match="computes Where of token ids"):
+    with pytest.raises(ParityError, match="computes more of token ids"):
+        build(open_bundle(opened.folder), ONNXRUNTIME)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("before", [0, -1])
+def test_ids_are_hidden_in_no_other_way(own_bundle, before):
+    opened = own_bundle()
+    with opened_graph(opened.folder, "text_encoder") as graph:
+        node = next(node for node in graph.model.graph.node if node.op_type == ("Sub" if before else "GreaterOrEqual"))
+        node.input[1 + before] = graph.constant(before - 5, "int64")
+    with pytest.raises(ParityError, match="computes more of token ids"):
         build(open_bundle(opened.folder), ONNXRUNTIME)
 
 
 @pytest.mark.slow
 def test_another_embedding_of_an_id_that_no_reference_feeds_is_seen(own_bundle):
     opened = own_bundle()
-    fed = {int(each) for case in stored_cases(opened, "text_encoder") for each in case.feeds["input_ids"].ravel()}
+    cases = stored_cases(opened, "text_encoder")
+    fed = {int(each) for case in cases for each in shown(case.feeds["input_ids"]).ravel()}
     unfed = next(number for number in range(40_000) if number not in fed)
     with opened_graph(opened.folder, "text_encoder") as graph:
         name = next(name for name in graph.weights if name.endswith("token_embedding.weight"))
@@ -399,7 +447,7 @@ def test_files_of_the_host_have_to_be_in_the_manifest(own_bundle):
 )
 def test_sizes_of_the_manifest_are_proved(own_bundle, edit_manifest, key, value):
     opened = own_bundle()
-    edit_manifest(opened, lambda read: read["model"].update({key: value}))
+    edit_manifest(opened, lambda read: read["model"].update({key: value, "preview": None}))
     with pytest.raises(ParityError, match="The manifest"):
         prove_host(open_bundle(opened.folder))
 
@@ -441,15 +489,25 @@ def test_references_that_lack_something_prove_nothing(own_bundle):
 
 
 @pytest.mark.slow
-def test_token_ids_are_not_looked_up_elsewhere(own_bundle):
-    """By GatherND, whose table nobody compares."""
+@pytest.mark.parametrize(
+    ("made_by", "says"),
+    [
+        ("Where", "computes GatherND of token ids"),
+        ("Sub", "more of token ids"),
+        ("GreaterOrEqual", "more of token ids"),
+    ],
+)
+def test_token_ids_are_not_looked_up_elsewhere(own_bundle, made_by, says):
+    """By GatherND, whose table nobody compares: the ids, what they are where they are hidden, and their signs."""
     opened = own_bundle()
     with opened_graph(opened.folder, "text_encoder") as graph:
         table = graph.constant(np.zeros((49408, 1)))
-        index = graph.add("Unsqueeze", "input_ids", graph.constant([2], "int64"))
+        ids = next(node.output[0] for node in graph.model.graph.node if node.op_type == made_by)
+        ids = graph.cast(ids, 7) if made_by == "GreaterOrEqual" else ids
+        index = graph.add("Unsqueeze", ids, graph.constant([2], "int64"))
         more = graph.add("GatherND", table, index)
         graph.add("Add", graph.output("last_hidden_state"), more, to="last_hidden_state")
-    with pytest.raises(ParityError, match="computes GatherND of token ids"):
+    with pytest.raises(ParityError, match=says):
         build(open_bundle(opened.folder), ONNXRUNTIME)
 
 

@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 import time
 
 import pytest
@@ -18,11 +16,6 @@ from latentc.profiles import load_profile
 from latentc.runtimes.iree import IREE
 
 OLD = time.time() - 3600
-
-
-def latentc(*arguments):
-    command = [sys.executable, "-m", "latentc", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def aged(path, content=b"x" * 1000):
@@ -177,7 +170,7 @@ def test_files_with_other_names_free_nothing_until_the_last_goes(built):
 
 
 @pytest.mark.slow
-def test_the_commands_say_what_and_how_much(own_bundle):
+def test_the_commands_say_what_and_how_much(latentc, own_bundle):
     folder = own_bundle().folder
     latentc("build", folder, "--profile", "null", "--quiet")
     aged(folder / "engines" / ".0123456789abcdef.tmp", bytes(2_500_000))
@@ -213,7 +206,7 @@ def test_a_header_of_another_place_is_no_engine(built, tmp_path, part):
 @pytest.mark.parametrize(
     "fields", [{}, {"device": "CPU"}, {"device": {"name": ["CPU"]}}, {"runtime": ["openvino"]}, {"shape": 5}]
 )
-def test_a_header_that_lacks_something_is_no_engine(built, fields):
+def test_a_header_that_lacks_something_is_no_engine(latentc, built, fields):
     one = next(artifact for artifact in artifacts(built) if artifact.part == "unet")
     whole = {} if not fields else {**one.fields.plain, **fields}
     folder = built.engines / f"unet-{key_of(whole)}"
@@ -223,3 +216,24 @@ def test_a_header_that_lacks_something_is_no_engine(built, fields):
     assert done.returncode == 0, done.stderr
     assert f"{folder.name} is damaged" in done.stdout
     assert len(artifacts(built)) == 4
+
+
+def test_bundles_made_with_adapters_are_verified_and_pruned(own_bundle, command):
+    opened = own_bundle()
+    build(opened, load_profile("null"))
+    place = opened.folder / "adapters" / "0123456789abcdef"
+    shutil.copytree(opened.folder, place, ignore=shutil.ignore_patterns("adapters"))
+    idle = place / "engines" / artifacts(opened)[0].name
+    assert idle in [one.path for one in prune(opened, dry_run=True).removed]
+    assert command("verify", opened.folder, "-q")[0] == 0
+    graph = place / "unet" / "model.onnx"
+    content = graph.read_bytes()
+    graph.unlink()
+    graph.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    code, _, err = command("verify", opened.folder, "-q")
+    assert (code, str(graph.parent.parent) in err) == (1, True)
+    prune(opened)
+    assert not idle.exists()
+    (place / "latentc.json").write_text("{")
+    code, _, err = command("verify", opened.folder, "-q")
+    assert (code, "was made with adapters, and may be removed" in err) == (1, True)

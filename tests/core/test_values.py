@@ -7,6 +7,7 @@ from latentc.core.manifest import Model, TensorInfo, TextEncoder
 from latentc.core.request import Request
 from latentc.core.shapes import Setting, shape_of, sizes, sizes_of
 from latentc.core.tensors import PERFECT_DB, cosine, psnr_db
+from latentc.core.units import listed
 
 
 def test_psnr_is_apples():
@@ -173,3 +174,7 @@ def test_text_is_replaced_whole(tmp_path):
 def test_the_digest_of_json_does_not_depend_on_order():
     assert sha256_json({"a": 1, "b": [1, 2]}) == sha256_json({"b": [1, 2], "a": 1})
     assert sha256_json({"a": 1}) != sha256_json({"a": 2})
+
+
+def test_names_are_listed_as_in_a_sentence():
+    assert [listed("abc"[:count]) for count in (1, 2, 3)] == ["a", "a and b", "a, b and c"]

@@ -94,6 +94,7 @@ def test_what_a_bundle_records(adopted, optimum):
     for name in ("unet/model.onnx", "unet/model.onnx_data", "model_index.json", "tokenizer/vocab.json"):
         assert record.files[name].bytes == (folder / name).stat().st_size
     assert opened.standing is SELF_CONSISTENT
+    assert not manifest.model.hides, "of words: no other tool's ids have such a meaning"
     for part in manifest.parts.values():
         assert part.proved is None
         assert part.psnr_db >= 100  # the rewritten graph against the file's own

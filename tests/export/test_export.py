@@ -2,10 +2,12 @@
 
 import json
 import logging
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
 import pytest
+import torch
 
 from latentc.checkpoints import parts
 from latentc.checkpoints.open import open_checkpoint
@@ -14,10 +16,15 @@ from latentc.checkpoints.random import new_checkpoint
 from latentc.core import files
 from latentc.core.bundle import verify_files
 from latentc.core.errors import BundleError, CheckpointError, ParityError
+from latentc.core.manifest import Model
+from latentc.core.references import hide
 from latentc.core.shapes import shape_of
+from latentc.core.tensors import psnr_db
 from latentc.export import export as exporting
 from latentc.export import reference
 from latentc.export.export import export as run_export
+from latentc.export.sessions import CpuSession
+from latentc.sampling.draw import drawing_digest
 
 FAMILIES = ("sd1", "sd2", "sdxl")
 
@@ -29,6 +36,30 @@ def test_every_part_is_what_pytorch_computes(bundle, family):
     for part in manifest.parts.values():
         assert part.psnr_db >= 100
         assert part.weights == "f32"
+
+
+@pytest.mark.parametrize(("family", "part"), [("sd1", "text_encoder"), ("sdxl", "text_encoder_2")])
+def test_negative_ids_are_those_that_transformers_masks(exported, checkpoint, family, part):
+    opened = exported(family)
+    random = np.random.default_rng(0)
+    ids = random.integers(0, 49406, (3, 77))
+    ids[:, 0], ids[:, 60:] = 49406, 49407
+    hidden = random.random(ids.shape) < 0.3
+    hidden[:, [0, -1]] = False
+    module = open_checkpoint(str(checkpoint(family))).module(part)
+    with torch.no_grad():
+        mask = torch.from_numpy((~hidden).astype(np.int64))
+        expected = module(torch.from_numpy(ids), attention_mask=mask, output_hidden_states=True)
+    with CpuSession(opened.graph(part)) as session:
+        found = session.answer({"input_ids": hide(ids, hidden)})
+        plain = session.answer({"input_ids": ids})
+    wanted = {name: expected[name] for name in found if "." not in name}
+    wanted |= {name: expected.hidden_states[int(name[-1])] for name in found if name.startswith("hidden_states.")}
+    assert len(wanted) == (2 if family == "sd1" else 2 + len(expected.hidden_states) - 1)
+    for name, tensor in wanted.items():
+        assert psnr_db(tensor.numpy(), found[name]) > 115, name
+        assert name == "hidden_states.0" or psnr_db(tensor.numpy(), plain[name]) < 30, name
+    assert [value.name for value in opened.part(part).inputs] == ["input_ids"], "which is all that optimum passes"
 
 
 @pytest.mark.slow
@@ -81,7 +112,7 @@ def test_the_layout_is_diffusers_and_optimums(bundle):
 def test_every_file_has_a_digest(bundle):
     opened = bundle("sd1")
     files = {str(path.relative_to(opened.folder)) for path in opened.folder.rglob("*") if path.is_file()}
-    files = {name for name in files if not name.startswith("engines/")}
+    files = {name for name in files if not name.startswith(("engines/", "adapters/"))}  # which builds make
     assert files == set(opened.manifest.files) | {"latentc.json"}
     assert {"torch", "diffusers", "onnx", "onnxruntime"} <= opened.manifest.versions.keys()
 
@@ -163,3 +194,16 @@ def test_the_manifest_is_json_that_others_can_read(bundle):
         "dtype": "float32",
         "shape": ["batch", 4, "height", "width"],
     }
+
+
+def test_previews_are_fitted_and_change_no_image(bundle):
+    opened = bundle("sd1")
+    model = opened.manifest.model
+    assert [len(row) for row in model.preview] == [model.latent_channels + 1] * 3
+    without = opened.manifest.model_copy(update={"model": model.model_copy(update={"preview": None})})
+    assert drawing_digest(replace(opened, manifest=without)) == drawing_digest(opened)
+    stored = model.model_dump(mode="json")
+    stored["preview"][1].pop()
+    with pytest.raises(ValueError, match="each row of preview should have 5 numbers"):
+        Model.model_validate(stored)
+    assert "preview" not in model.model_copy(update={"preview": None}).model_dump(mode="json")

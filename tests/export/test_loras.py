@@ -23,6 +23,7 @@ from latentc.compiler.build import build
 from latentc.compiler.targets import job_of, wanted
 from latentc.core.bundle import open_bundle
 from latentc.core.errors import BundleError, CheckpointError, RequestError
+from latentc.core.external import parameter_of
 from latentc.core.files import sha256
 from latentc.core.manifest import ControlNet
 from latentc.core.progress import quiet
@@ -30,7 +31,7 @@ from latentc.core.request import Request
 from latentc.core.tensors import psnr_db
 from latentc.export.export import export
 from latentc.export.fused import adapters_of, fuse, shapes_of
-from latentc.export.weights import computing, parameter_of
+from latentc.export.weights import computing
 from latentc.pipelines.pipeline import Pipeline
 from latentc.pipelines.png import read
 from latentc.profiles import load_profile
@@ -265,6 +266,11 @@ def test_a_run_swaps_adapters_and_its_images_are_generated_again(made, bundle, r
     )
     assert "differ" not in again
     assert np.array_equal(np.asarray(Image.open(tmp_path / "c.png")), image[0])
+    said = json.loads(run("run", base.folder, "a lighthouse", *given, *asked, "-o", tmp_path / "d.png", "--json"))
+    assert said["adapters_by"] == read(tmp_path / "d.png").drawing.adapters_by == "weights exchanged"
+    assert "Adapters (run --lora): weights exchanged. " in run("why", base.folder, "--profile", profile.name)
+    rows = json.loads(run("why", base.folder, "--profile", "null", "--json"))
+    assert {row["adapters_by"] for row in rows} == {"a build of its own"}
     assert run("verify", base.folder)
 
 
@@ -273,21 +279,24 @@ def test_runtimes_that_cannot_swap_build_a_bundle_of_its_own_and_keep_it(made, b
     _, loras, _ = made
     base, profile = bundle("sd1"), load_profile("cpu-onnxruntime")
     build(base, profile)
-    monkeypatch.setattr(ONNXRuntime, "opens", lambda *_: False)
+    monkeypatch.setattr(ONNXRuntime, "fixed", lambda *_: "It takes too long.")
     request = Request(prompt="a lighthouse", width=72, height=72, steps=2, seed=1)
     with Pipeline.open(base, profile, adapters=loras) as pipeline:
         result = pipeline(request)
         place = pipeline.bundle.folder
-        with pytest.raises(RequestError, match="not swapped by this runtime.* was opened with .*style:0.8"):
+        with pytest.raises(
+            RequestError, match=r"build of their own, with the strengths .*style:0.8.* It takes too long"
+        ):
             pipeline(request.model_copy(update={"adapters": {"style": 0.1}}))
     assert place.parent == base.folder / "adapters"
-    assert any("not swapped by this runtime" in notice for notice in result.notices)
+    assert any(notice.endswith(f"{place}. It takes too long.") for notice in result.notices)
+    assert result.origin.adapters_by == "a build of its own"
     assert result.request.adapters == {"style": 0.8, "mood": -0.5}
     monkeypatch.setattr(adapted_module, "fuse", None)
     with Pipeline.open(base, profile, adapters=loras) as pipeline:
         assert np.array_equal(pipeline(request).images, result.images)
-    decoder = next((base.engines).glob("vae_decoder*/engine.data"))
     kept = next((place / "engines").glob("vae_decoder*/engine.data"))
+    decoder = base.engines / kept.parent.name / kept.name
     assert decoder.samefile(kept), "the engine of an unchanged part is shared"
 
 
@@ -405,14 +414,16 @@ def test_bundles_and_adapters_that_cannot_be_fused_are_refused(made, exported, b
     [
         ({"controls": (ControlNet(residuals=2),)}, "has ControlNets"),
         ({"tiny_decoder": "tiny"}, "has a tiny decoder"),
-        ({"tasks": ("inpaint",)}, "is a model for inpainting"),
+        ({"tasks": ("inpaint",)}, "is a model that needs an image"),
         ({"tasks": ("image_to_video",)}, "is a model of videos"),
     ],
 )
 def test_models_that_cannot_be_fused_are_refused(exported, update, match):
     opened = exported("sd1")
     manifest = opened.manifest.model_copy(update={"model": opened.manifest.model.model_copy(update=update)})
-    with pytest.raises(BundleError, match=f"{match}, and adapters cannot .* Export the checkpoint with --lora instead"):
+    with pytest.raises(
+        BundleError, match=f"{match}, and adapters cannot .* Export the checkpoint with --lora or --embedding instead"
+    ):
         adapters_of(replace(opened, manifest=manifest), {"x.safetensors": 1.0})
 
 
@@ -423,7 +434,7 @@ def test_fusing_needs_no_torch(made, exported, adapted_bundle, tmp_path):
     code = (
         "import sys; sys.modules |= dict.fromkeys(('torch', 'diffusers', 'transformers'));"
         "from latentc.core.progress import quiet; from latentc.export.fused import fuse_apart;"
-        f"fuse_apart({str(exported('sd1').folder)!r}, {str(tmp_path / 'new')!r}, {loras!r}, quiet)"
+        f"fuse_apart({str(exported('sd1').folder)!r}, {str(tmp_path / 'new')!r}, {loras!r}, [], quiet)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     assert open_bundle(tmp_path / "new").part("unet").digest == adapted_bundle.part("unet").digest

@@ -191,6 +191,7 @@ def test_a_variant_of_the_denoiser_is_proved_and_drawn_over_the_same_weights(mad
     assert (result.images != drawn("layered", REQUEST, latents).images).any()
     assert result.request.variant == "shallow"
     assert "unet@shallow" in result.engines
+    assert "unet" not in result.engines
     with pytest.raises(RequestError, match="no denoiser variant 'deep'. .*shallow"):
         drawn("layered", REQUEST.model_copy(update={"variant": "deep"}), latents)
 

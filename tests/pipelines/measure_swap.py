@@ -1,12 +1,15 @@
 """Measure what swapping an adapter costs with `scenes`, and compare images with diffusers' and PEFT's.
 
-    python tests/pipelines/measure_swap.py BUNDLE PROFILE LORA STRENGTH
+    python tests/pipelines/measure_swap.py BUNDLE LORA STRENGTH PROFILE ...
 
-`docs/loras.md` has the results. The first swap is measured only if this machine never compared the combination.
+Builds the bundle for the profiles, and prints the table of `docs/loras.md`: a column for each profile. What was
+compared is remembered in a folder of its own, so that the first use of a combination is one.
 """
 
+import os
 import statistics
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -15,6 +18,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 import latentc
+from latentc.core.records import STATE
 from latentc.core.tensors import psnr_db
 
 CHECKPOINT = Path(latentc.__file__).parent / "scenes" / "checkpoint"
@@ -46,32 +50,53 @@ def called(pipeline, adapters):
     return statistics.median(np.mean(one.step_seconds) for one in results), results[-1]
 
 
-def main(bundle, profile, lora, strength):
-    reference = StableDiffusionPipeline.from_pretrained(CHECKPOINT, safety_checker=None)
+def timed(call):
+    start = time.perf_counter()
+    return call(), time.perf_counter() - start
+
+
+def near(one, other):
+    return psnr_db(one.astype(float), other.astype(float))
+
+
+def column(bundle, profile, lora, strength, plain, fused):
+    """The figures of a profile, by the words of their rows."""
+    latentc.build(bundle, profile)
+    used, without = {Path(lora).stem: strength}, {Path(lora).stem: 0.0}
+    pipeline, opened = timed(lambda: latentc.Pipeline.open(bundle, profile))
+    with pipeline:
+        step, bare = called(pipeline, None)
+    pipeline, opened_with = timed(lambda: latentc.Pipeline.open(bundle, profile, adapters={lora: 0.0}))
+    with pipeline:
+        swaps = [ours(pipeline, one).seconds["adapters"] for one in (used, without, used)]
+        step_with, swapped = called(pipeline, used)
+        assert np.array_equal(ours(pipeline, without).images, bare.images), "strength 0 is the plain image"
+    return {
+        "open, s: without adapters, with one at strength 0": f"{opened:.2f}, {opened_with:.2f}",
+        "swap, s: first use of a combination": f"{swaps[0]:.2f}",
+        "swap, s: compared before": f"{swaps[2]:.2f}",
+        "swap back to none, s": f"{swaps[1]:.3f}",
+        "one step, s: without adapters, with one": f"{step:.4f}, {step_with:.4f}",
+        "image against diffusers with PEFT, dB": f"{near(fused, swapped.images):.1f}",
+        "image without adapters against diffusers, dB": f"{near(plain, bare.images):.1f}",
+    }
+
+
+def main(bundle, lora, strength, *profiles):
+    reference = StableDiffusionPipeline.from_pretrained(CHECKPOINT, safety_checker=None, torch_dtype=torch.float32)
     reference.set_progress_bar_config(disable=True)
     plain = theirs(reference)
     reference.load_lora_weights(lora, adapter_name="one")
-    reference.set_adapters(["one"], [strength])
+    reference.set_adapters(["one"], [float(strength)])
     fused = theirs(reference)
-    used, start = {Path(lora).stem: strength}, time.perf_counter()
-    with latentc.Pipeline.open(bundle, profile) as pipeline:
-        seconds = {"open": time.perf_counter() - start}
-        seconds["step"], without = called(pipeline, None)
-    start = time.perf_counter()
-    with latentc.Pipeline.open(bundle, profile, adapters=[lora]) as pipeline:
-        seconds["open with the adapter"] = time.perf_counter() - start
-        for what, adapters in {"first swap": used, "swap back": {}, "swap again": used}.items():
-            seconds[what] = ours(pipeline, adapters).seconds["adapters"]
-        seconds["step with the adapter"], swapped = called(pipeline, used)
-    for what, value in seconds.items():
-        sys.stdout.write(f"{what}: {value:.4f} s\n")
-    for what, one, other in (
-        ("plain", plain, without.images),
-        ("with the adapter", fused, swapped.images),
-        ("the adapter's own effect", plain, fused),
-    ):
-        sys.stdout.write(f"{what}: {psnr_db(one.astype(float), other.astype(float)):.1f} dB\n")
+    with tempfile.TemporaryDirectory() as state:
+        os.environ[STATE] = state
+        columns = [column(bundle, name, lora, float(strength), plain, fused) for name in profiles]
+    rows = [["", *profiles], ["---", *["--:"] * len(profiles)]]
+    rows += [[what, *(one[what] for one in columns)] for what in columns[0]]
+    sys.stdout.writelines(f"| {' | '.join(row)} |\n" for row in rows)
+    sys.stdout.write(f"The adapter's own effect: {near(plain, fused):.1f} dB\n")
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:4], float(sys.argv[4]))
+    main(*sys.argv[1:])

@@ -260,6 +260,11 @@ def test_the_syntax_is_written():
     assert parse(text).request == request
     assert "syntax" not in write(request.model_copy(update={"prompt_syntax": "plain"}), {})
     assert "prompt_syntax" not in Request(prompt="cat").model_dump_json()
+    for downweight in ("mask", "remove"):
+        compel = request.model_copy(update={"prompt": "a-", "prompt_syntax": "compel", "downweight": downweight})
+        assert parse(write(compel, {})).request.downweight == downweight
+    earlier = write(compel, {}).replace(", Downweight: remove", "")  # whose words of low weight were left out
+    assert parse(earlier).request.downweight == "remove"
 
 
 @pytest.mark.parametrize(
@@ -274,3 +279,28 @@ def test_clip_skip_counts_from_the_last_layer(text, layers, rest):
         assert f"Clip skip: {text}" in again
         assert parse(again).request.clip_skip == layers
     assert "Clip" not in write(Request(prompt="", width=8 * 8, height=64, seed=1, clip_skip=0), {})
+
+
+def test_the_refiner_and_the_guidance_of_an_image_are_read():
+    """As the web UI writes them; the name of the refiner is no setting of a request."""
+    text = (
+        "a cat\nSteps: 20, Sampler: Euler, Schedule type: Automatic, CFG scale: 7, Seed: 1, Size: 1024x1024, "
+        "Model: sd_xl_base_1.0, Refiner: sd_xl_refiner_1.0 [7440042bbd], Refiner switch at: 0.85, "
+        "Image CFG scale: 1.8, Version: v1.10.1"
+    )
+    found = parse(text)
+    assert (found.request.refine_from, found.request.image_guidance) == (0.85, 1.8)
+    assert found.rest["Refiner"] == "sd_xl_refiner_1.0 [7440042bbd]"
+    assert "Refiner switch at" not in found.rest
+    scores = {"refine_from": 0.8, "aesthetic_score": 7.0, "negative_aesthetic_score": 2.0}
+    request = Request(prompt="x", width=64, height=64, seed=1, **scores)
+    assert parse(write(request, {})).request == request
+    assert "Refiner" not in write(request.model_copy(update={"refine_from": 1.0}), {})
+
+
+def test_a_second_pass_of_no_strength_is_left_out():
+    text = "cat\nSteps: 9, Seed: 4, Size: 64x64, Denoising strength: {}, Hires upscale: 2, Version: v1.9.4"
+    found = parse(text.format(0))
+    assert (found.request.hires, found.request.hires_strength, found.request.strength) == (None, None, None)
+    assert {"Denoising strength": "0", "Hires upscale": "2"}.items() <= found.rest.items()
+    assert parse(text.format(0.4)).request.hires_strength == 0.4

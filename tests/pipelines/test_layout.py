@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from latentc.checkpoints import open_checkpoint
 from latentc.checkpoints.parts import model_facts
 from latentc.core.errors import RequestError
 from latentc.core.request import Request
-from latentc.pipelines.layout import around, framed, lay_out, size_of
+from latentc.pipelines.layout import around, framed, lay_out, size_of, spread
 from latentc.sampling.inpaint import filled
 
 
@@ -140,6 +140,13 @@ def test_filling_continues_the_colours_around():
     other = flat.copy()
     other[3:30, 2:15] = 0
     np.testing.assert_array_equal(filled(other, (other == 0).any(axis=-1)), flat)
+
+
+@pytest.mark.parametrize(("height", "width", "by"), [(64, 80, 8), (5, 40, 8), (33, 33, 1)])
+def test_an_area_is_spread_as_a_square_filter_does(height, width, by):
+    some = np.random.default_rng(height).random((height, width)) < 0.01
+    expected = Image.fromarray(some.astype(np.uint8)).filter(ImageFilter.MaxFilter(2 * by + 1))
+    np.testing.assert_array_equal(spread(some, by), np.asarray(expected) > 0)
 
 
 def test_thin_parts_of_a_mask_are_named(model):

@@ -19,7 +19,7 @@ from latentc.pipelines.pipeline import Pipeline
 from latentc.profiles import load_profile
 from latentc.sampling.guidance import guidance_embedding
 from latentc.sampling.noise import initial_noise
-from latentc.sampling.pixels import quantized
+from latentc.sampling.pixels import preview, quantized
 from latentc.sampling.schedulers import SCHEDULERS, schedule
 
 REQUEST = Request(prompt="a lighthouse", negative_prompt="blurry", steps=4, seed=1)
@@ -342,3 +342,9 @@ def test_pixels_are_rounded_as_diffusers_rounds_them():
         warnings.simplefilter("ignore")
         (expected,) = VaeImageProcessor().postprocess(torch.from_numpy(image[None]), output_type="pil")
     assert (quantized(image) == np.asarray(expected)).all()
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_preview_of_infinite_latents_does_not_overflow():
+    latents = np.array([np.inf, np.nan, 1.0, 0.0], np.float32).reshape(1, 4, 1, 1)
+    assert preview([[40.0, 40.0, 40.0, 40.0, 0.0]] * 3, latents).tolist() == [[[[255] * 3]]]

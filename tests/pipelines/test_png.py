@@ -318,6 +318,15 @@ def test_text_behind_the_pixels_is_read(tmp_path):
     assert read(path).request == Request(prompt="cat", steps=3, seed=1)
 
 
+@pytest.mark.parametrize("suffix", [".png", ".webp", ".jpg"])
+def test_the_content_of_a_file_is_read_as_the_file(tmp_path, suffix):
+    (path,) = save(_result(count=1), tmp_path / f"a{suffix}")
+    content = path.read_bytes()
+    assert read(content) == read(path)
+    with pytest.raises(RequestError, match=r"^The file is (a damaged|not a PNG)"):
+        read(content[:40])
+
+
 def test_what_holds_no_request_is_refused(tmp_path):
     with pytest.raises(RequestError, match=r"has no generation parameters.*texts: Software, prompt"):
         read(_png(tmp_path / "comfy.png", {"prompt": "{}", "Software": "x"}))

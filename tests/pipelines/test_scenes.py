@@ -7,6 +7,7 @@ from safetensors.numpy import load_file
 from latentc.checkpoints import SHIPPED, open_checkpoint
 from latentc.compiler.build import build
 from latentc.core.request import Request
+from latentc.core.tensors import psnr_db
 from latentc.pipelines.pipeline import Pipeline
 from latentc.profiles import load_profile
 
@@ -14,15 +15,19 @@ PROFILE = load_profile("cpu-openvino-f32")
 
 
 @pytest.fixture(scope="module")
-def draw(bundle):
+def pipeline(bundle):
     opened = bundle("scenes")
     build(opened, PROFILE)
     with Pipeline.open(opened, PROFILE) as pipeline:
+        yield pipeline
 
-        def draw(prompt, seed=1, **others):
-            return pipeline(Request(prompt=prompt, seed=seed, **{"guidance": 4.0, **others})).images[0].astype(float)
 
-        yield draw
+@pytest.fixture(scope="module")
+def draw(pipeline):
+    def draw(prompt, seed=1, **others):
+        return pipeline(Request(prompt=prompt, seed=seed, **{"guidance": 4.0, **others})).images[0].astype(float)
+
+    return draw
 
 
 def test_it_ships_small_and_is_said_to(bundle):
@@ -64,3 +69,16 @@ def test_an_unknown_word_is_harmless(draw):
     known = draw("a beach at sunset")
     strange = np.abs(draw("a zxqvu beach at sunset") - known).mean()
     assert strange < 0.5 * np.abs(draw("a beach at night") - known).mean()
+
+
+def test_previews_show_the_image_early(pipeline):
+    """Compared with the finished image at their own size; that of the latents themselves has 10 dB in the middle."""
+    shown = []
+    asked = Request(prompt="a red house by a lake at sunset", seed=3, steps=20, guidance=4.0, count=2)
+    result = pipeline(asked, on_step=lambda step: shown.append(pipeline.preview(step)))
+    small = result.images.reshape(2, 16, 8, 16, 8, 3).mean(axis=(2, 4))
+    assert [one.shape for one in shown] == [(2, 16, 16, 3)] * 20
+    found = [psnr_db(small, one.astype(np.float64)) for one in shown]
+    assert found[9] > 15
+    assert found[-1] > 22
+    assert found[0] < found[9] < found[-1]

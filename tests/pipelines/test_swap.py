@@ -1,6 +1,8 @@
 """Adapters that are swapped at run time: engines of each request's strengths, and what is recorded about them."""
 
+import shutil
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +13,22 @@ from safetensors.torch import save_file
 from latentc.checkpoints.families import find_family
 from latentc.compiler import swap
 from latentc.compiler.build import build
-from latentc.core.errors import CheckpointError, ParityError, RequestError
+from latentc.compiler.cache import Parity
+from latentc.compiler.targets import wanted
+from latentc.core.errors import CheckpointError, CompileError, ParityError, RequestError
 from latentc.core.request import Request
 from latentc.core.tensors import psnr_db
-from latentc.export.fused import fuse, shapes_of
+from latentc.export.export import export
+from latentc.export.fused import CHANGED, fuse, shapes_of
 from latentc.pipelines.pipeline import Pipeline
 from latentc.pipelines.png import read
-from latentc.profiles import load_profile
+from latentc.profiles import Shapes, load_profile
+from latentc.runtimes import runtime
+
+with_iree = pytest.param(
+    "cpu-iree",
+    marks=[pytest.mark.slow, pytest.mark.skipif(runtime("iree").unbuildable("CPU") is not None, reason="needs IREE")],
+)
 
 ENDS = ("to_q.weight", "conv1.weight", "q_proj.weight", "fc1.weight")
 
@@ -48,14 +59,20 @@ def asked(**more):
     return Request(prompt="a lighthouse", width=72, height=72, steps=2, seed=1, **more)
 
 
+def profile_of(name):
+    """The profile; IREE's for the requests here, because it compiles for one size."""
+    profile = load_profile(name)
+    return profile.model_copy(update={"shapes": Shapes(sizes=("72x72",))}) if name == "cpu-iree" else profile
+
+
 def leftovers(bundle):
     return list(bundle.engines.glob(".latentc-scratch-*"))
 
 
-@pytest.mark.parametrize("name", ["cpu-onnxruntime", "cpu-openvino-f32"])
+@pytest.mark.parametrize("name", ["cpu-onnxruntime", "cpu-openvino-f32", "torch-f32", with_iree])
 def test_each_request_has_its_strengths(base, loras, tmp_path, name):
     """Images are those of a bundle that is fused and built; without adapters they are the plain ones, to the byte."""
-    profile = load_profile(name)
+    profile = profile_of(name)
     build(base, profile)
     with Pipeline.open(base, profile) as pipeline:
         plain = pipeline(asked())
@@ -78,15 +95,18 @@ def test_each_request_has_its_strengths(base, loras, tmp_path, name):
         assert one.engines == plain.engines
         assert one.origin.standing is None
         assert one.origin.adapters == ()
+        assert one.origin.adapters_by is None
     assert first.origin.standing == "self-consistent"
     assert any("no PyTorch reference stands behind" in notice for notice in first.notices)
     assert first.engines["unet"].endswith("adapters swapped in")
     assert first.engines["vae_decoder"] == plain.engines["vae_decoder"]
     assert first.seconds["adapters"] >= 0
+    assert first.origin.adapters_by == "weights exchanged"
     drawing = read(path).drawing
     assert drawing.request.adapters == {"style": 0.8, "mood": -0.5}
     assert [(one.name, one.strength) for one in drawing.adapters] == [("style", 0.8), ("mood", -0.5)]
     assert drawing.standing == "self-consistent"
+    assert drawing.adapters_by == "weights exchanged"
     assert not leftovers(base)
 
 
@@ -114,10 +134,10 @@ def test_parts_in_turn_and_threads_give_the_same_images(base, loras):
     assert not leftovers(base)
 
 
-@pytest.mark.parametrize("name", ["cpu-onnxruntime", "cpu-openvino-f32"])
+@pytest.mark.parametrize("name", ["cpu-onnxruntime", "cpu-openvino-f32", "torch-f32", with_iree])
 def test_engines_that_keep_a_weight_are_refused(base, loras, monkeypatch, tmp_path, name):
     """One layer whose weight was not replaced, or all of them, at a strength whose effect is below the part's floor."""
-    profile = load_profile(name)
+    profile = profile_of(name)
     build(base, profile)
     real, ways = swap._open, []
 
@@ -181,6 +201,8 @@ def test_adapters_are_refused_before_anything_is_loaded(base, loras, tmp_path):
     profile = load_profile("cpu-onnxruntime")
     with pytest.raises(CheckpointError, match="was not found"):
         Pipeline.open(base, profile, adapters=["nowhere.safetensors"])
+    with pytest.raises(CheckpointError, match="lists a file twice"):
+        Pipeline.open(base, profile, adapters=[loras[0], loras[0]])
     with pytest.raises(CheckpointError, match="must be a list of files"):
         Pipeline.open(base, profile, adapters=loras[0])
     same = tmp_path / "style.safetensors"
@@ -223,3 +245,86 @@ def test_figures_are_remembered_by_adapter_and_strength(base, loras, monkeypatch
         with Pipeline.open(base, profile, adapters={loras[0]: strength}) as pipeline:
             pipeline(asked())
         assert len(compared) == count
+
+
+def flip(path):
+    """Change one bit in the middle of a file, which keeps its size."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damaged", [CHANGED, "model.onnx", "model.onnx_data"])
+def test_weights_that_are_damaged_on_disk_are_refused_at_each_load(base, loras, monkeypatch, damaged):
+    """Also those of a combination that was compared before, and those that a pipeline loads a second time."""
+    profile, strengths = load_profile("cpu-onnxruntime"), {loras[0]: 0.57}
+    build(base, profile)
+    with Pipeline.open(base, profile, adapters=strengths, sequential=True) as pipeline:
+        pipeline(asked())
+        (combination,) = (one for key, one in pipeline._swaps._kept.items() if key)
+        path = combination.graphs["unet"].graph.with_name(damaged)
+        alone(path)
+        flip(path)
+        with pytest.raises(CompileError, match=rf"unet/{damaged}, .* is damaged: it is not what was written"):
+            pipeline(asked())
+    real = swap.write_changed
+
+    def write(*args):
+        changed = real(*args)
+        alone(changed.graph.with_name(damaged))
+        flip(changed.graph.with_name(damaged))
+        return changed
+
+    monkeypatch.setattr(swap, "write_changed", write)
+    remembered = Pipeline.open(base, profile, adapters=strengths)
+    with remembered, pytest.raises(CompileError, match=rf"{damaged}, .* is damaged"):
+        remembered(asked())
+    monkeypatch.setattr(swap, "write_changed", real)
+    assert not leftovers(base)
+    with Pipeline.open(base, profile, adapters=strengths) as pipeline:
+        assert pipeline(asked()).origin.standing == "self-consistent"
+
+
+def alone(path):
+    """Replace a hard link to the bundle's own file by a copy."""
+    content = path.read_bytes()
+    path.unlink()
+    path.write_bytes(content)
+
+
+def test_pytorch_refuses_a_checkpoint_that_was_changed_after_the_build(checkpoint, loras, tmp_path):
+    """The figures of a combination are remembered, but not what the checkpoint's files held then."""
+    source = tmp_path / "checkpoint"
+    shutil.copytree(checkpoint("sd1"), source)
+    bundle, profile = export(str(source), tmp_path / "own.bundle"), load_profile("torch-f32")
+    build(bundle, profile)
+    with Pipeline.open(bundle, profile, adapters=loras[:1]) as pipeline:
+        pipeline(asked())
+    flip(source / "unet" / "diffusion_pytorch_model.safetensors")
+    opened = Pipeline.open(bundle, profile, adapters=loras[:1])
+    with opened as pipeline, pytest.raises(CheckpointError, match="was changed after this engine was built"):
+        pipeline(asked())
+
+
+MEASURED = [
+    # figures of scenes with ember, by measure_change.py: own dB, swapped dB, share, change dB
+    ("cpu-onnxruntime", 133.8, 136.1, 1.03e-2, 90.2, True),
+    ("cpu-onnxruntime", 133.8, 135.5, 0.785, 124.8, True),
+    ("torch-f32", 200.0, 135.0, 1.03e-2, 89.6, True),
+    ("cpu-openvino-f32", 129.3, 131.7, 0.785, 121.6, True),
+    ("cpu-iree", 129.3, 128.3, 1.03e-2, 82.8, True),
+    ("cpu-onnxruntime", 133.8, 112.4, 1.03e-2, 69.1, False),  # one weight is unchanged, the median by size
+    ("cpu-onnxruntime", 133.8, 103.0, 3.08e-2, 69.2, False),
+    ("cpu-onnxruntime", 133.8, 93.3, 9.74e-2, 69.4, False),
+    ("cpu-onnxruntime", 133.8, 98.0, 1.03e-2, 51.4, False),  # the largest change times 1.1
+]
+
+
+@pytest.mark.parametrize(("name", "own", "swapped", "share", "change", "right"), MEASURED)
+def test_the_bound_separates_what_was_measured(base, name, own, swapped, share, change, right):
+    profile = profile_of(name)
+    want = next(one for one in wanted(base, profile, to_run=False)[1] if one.part == "unet")
+    figures = Parity(psnr_db=own, cosine=1.0, reference="PyTorch")
+    found = swap.Compared(parity=figures.model_copy(update={"psnr_db": swapped}), change_db=change, change_share=share)
+    with nullcontext() if right else pytest.raises(ParityError, match=r"The change that the adapter makes to the unet"):
+        swap.check(base, profile, want, found, figures)

@@ -44,6 +44,8 @@ def test_floors_that_are_not_given_are_filled_in(tmp_path):
         "tf32": 50.0,
         "f16": 40.0,
         "bf16": 42.0,
+        "w8": 30.0,
+        "int8": 30.0,
     }
 
 
@@ -56,14 +58,14 @@ def test_floors_that_are_not_given_are_filled_in(tmp_path):
         (HEAD + "[shapes]\nsizes = ['512']\n", "shapes.sizes.0"),
         (
             HEAD + "precision = 'fp16'\n",
-            "default.0: 'fp16' is not a known precision. Did you mean 'f16'. Known: bf16, f16, f32, tf32",
+            "default.0: 'fp16' is not a known precision. Did you mean 'f16'. Known: bf16, f16, f32, int8, tf32, w8",
         ),
         (
             HEAD + "[precision]\nunet = ['bf16', 'float32']\n",
             "unet.1: 'float32' is not a known precision. Did you mean 'f32'",
         ),
         (HEAD + "[parity_db]\nbfloat16 = 30\n", "'bfloat16' is not a known precision. Did you mean 'bf16'"),
-        (HEAD + "[precision]\nunet = [16]\n", "'f32', 'tf32', 'bf16' or 'f16'"),
+        (HEAD + "[precision]\nunet = [16]\n", "'f32', 'tf32', 'bf16', 'f16', 'w8' or 'int8'"),
         (HEAD + "opset = 17\n", "opset"),
         (HEAD + "precision = []\n", "at least 1 item"),
         (HEAD + 'name = "x"\n', "unknown key 'name'"),
@@ -77,7 +79,7 @@ def test_a_bad_profile_says_what_is_wrong(tmp_path, text, says):
 
 
 def test_a_wrong_entry_of_a_list_is_not_reported_as_a_short_list_too(tmp_path):
-    with pytest.raises(ProfileError, match=r"'fp16' is not a known precision\. .*f32\.?$"):
+    with pytest.raises(ProfileError, match=r"'fp16' is not a known precision\. .*w8\.?$"):
         own(tmp_path, HEAD + "precision = 'fp16'\n")
 
 

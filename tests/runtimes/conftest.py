@@ -18,6 +18,7 @@ from latentc.core.bundle import Bundle
 from latentc.core.manifest import Manifest, Model, Part, Source, TensorInfo, TextEncoder
 from latentc.core.progress import quiet
 from latentc.runtimes import RUNTIMES, Target, runtime
+from latentc.runtimes.cuda import RETAINED
 
 PART = "unet"
 CASES = [
@@ -274,6 +275,13 @@ def usable(name: str, device: str):
     if reason := adapter.missing(device):
         pytest.skip(reason)
     return adapter
+
+
+@pytest.fixture(autouse=True)
+def no_gpu_in_use():
+    """Contexts of a stand-in for the driver don't outlive a test."""
+    yield
+    RETAINED.clear()
 
 
 @pytest.fixture(scope="session")

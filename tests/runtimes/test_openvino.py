@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from latentc.core.errors import CompileError, ProfileError
+from latentc.core.errors import CompileError, ProfileError, RuntimeMissing
 from latentc.profiles import load_profile
 from latentc.runtimes import openvino as module
 from latentc.runtimes.base import Target, files_in
@@ -39,6 +39,9 @@ def test_a_precision_survives_loading(case, tmp_path, precision):
 
 def test_only_the_precisions_that_the_cpu_has_are_listed(case, monkeypatch):
     monkeypatch.setattr(module, "_capabilities", lambda device: ("WINOGRAD", "FP32", "INT8", "BF16"))
+    assert case.adapter.precisions("CPU") == ("f32", "bf16", "w8", "int8")
+    assert case.adapter.precisions("GPU") == ("f32", "bf16")  # where quantized models were not tried
+    monkeypatch.setattr(module, "_capabilities", lambda device: ("WINOGRAD", "FP32", "BF16"))
     assert case.adapter.precisions("CPU") == ("f32", "bf16")
 
 
@@ -249,3 +252,89 @@ def test_an_option_is_checked_against_the_profiles_device(monkeypatch):
         adapter.check(options, "CPU")
     adapter.check(options, "GPU")
     assert tried == [("GPU", options)]
+
+
+def test_pages_of_weights_are_given_back(case, tmp_path, monkeypatch):
+    """After the first call of each size, when the kernels have their copies; later calls give the same."""
+    given: list[int] = []
+    give_back = module.give_back
+    monkeypatch.setattr(module, "give_back", lambda mapped: (given.append(len(mapped)), give_back(mapped)))
+    case.build(tmp_path / "out")
+    engine = case.load(tmp_path / "out")
+    feeds = case.feeds()
+    first = engine.run(feeds)
+    assert given == [1]
+    if sys.platform == "linux":
+        assert resident(tmp_path / "out" / "engine.blob") == 0
+    again = engine.run(feeds)
+    assert all(np.array_equal(first[name], again[name]) for name in first)
+    assert given == [1], "this size was called before"
+    more = {name: np.concatenate([array, array]) if len(array) > 1 else array for name, array in feeds.items()}
+    engine.run(more)
+    assert given == [1, 1]
+    engine.close()
+
+
+def resident(path):
+    """Kilobytes of a mapped file that are in this process's memory."""
+    found, inside = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.split(" ")[0]:
+            inside = line.endswith(str(path))
+        elif inside and line.startswith("Rss:"):
+            found += int(line.split()[1])
+    return found
+
+
+@pytest.fixture
+def quantizing(case):
+    """The case, on a CPU that has int8."""
+    if "w8" not in case.adapter.precisions("CPU"):
+        pytest.skip("this CPU has no int8")
+    return case
+
+
+def weights_of(graph):
+    """The weights of matrix products in an ONNX graph, by name: [in, out]."""
+    import onnx
+
+    model = onnx.load(graph)
+    arrays = {one.name: onnx.numpy_helper.to_array(one) for one in model.graph.initializer}
+    return {node.input[1]: arrays[node.input[1]] for node in model.graph.node if node.op_type == "MatMul"}
+
+
+def test_w8_rounds_weights_of_products_to_the_nearest_step_of_their_channel(quantizing, tmp_path, monkeypatch):
+    """255 steps from the smallest to the largest weight of a channel, and 0 among them; convolutions stay exact."""
+    graph = quantizing.bundle.graph("unet")
+    model = module.quantize.compressed(module._core().read_model(str(graph)))
+    kinds = [op.get_element_type().to_string() for op in model.get_ops() if op.get_type_name() == "Constant"]
+    assert kinds.count("u8") == 2 * len(weights_of(graph))  # and the zero point of each channel
+    monkeypatch.setattr(module, "DEFAULTS", ("f32",))
+    quantizing.build(tmp_path / "out", precision="w8")
+    engine, feeds = quantizing.load(tmp_path / "out", precision="w8"), quantizing.feeds()
+    given = feeds["encoder_hidden_states"]
+    unit = {**feeds, "encoder_hidden_states": np.eye(given.shape[-1], dtype=np.float32)[None].repeat(len(given), 0)}
+    found, weight = engine.run(unit)["context"][0], weights_of(graph)["to_v"]  # times the unit matrix: the weights
+    engine.close()
+    step = (np.maximum(weight.max(0), 0) - np.minimum(weight.min(0), 0)) / 255
+    assert np.all(np.abs(found - weight) <= step / 2 + np.abs(weight) * 2**-11 + 1e-6)  # NNCF keeps scales in f16
+    assert np.any(np.abs(found - weight) > step * 0.25)
+
+
+def test_w8_computes_the_rest_in_the_cpus_default(quantizing, tmp_path, monkeypatch):
+    target = quantizing.compile(tmp_path / "out", precision="w8")
+    default = module._core().get_property("CPU", "INFERENCE_PRECISION_HINT").to_string()
+    assert {"f32": "f32", "bf16": "bf16"}[module._config(target)["INFERENCE_PRECISION_HINT"]] == default
+    monkeypatch.setattr(module, "_capabilities", lambda device: ("FP32", "INT8"))
+    assert module._config(target)["INFERENCE_PRECISION_HINT"] == "f32"
+
+
+def test_without_nncf_engines_load_and_a_build_says_what_to_install(quantizing, tmp_path, monkeypatch):
+    target = quantizing.compile(tmp_path / "out", precision="w8")
+    monkeypatch.setattr(module.quantize, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "nncf", None)
+    assert quantizing.adapter.uncompilable(target).endswith('pip install -c constraints.txt ".[quantize]".')
+    assert quantizing.adapter.uncompilable(quantizing.target) is None
+    with pytest.raises(RuntimeMissing, match="NNCF"):
+        quantizing.compile(tmp_path / "other", precision="w8")
+    quantizing.adapter.load(tmp_path / "out", target, files_in(tmp_path / "out")).close()

@@ -5,16 +5,19 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from latentc.checkpoints.parts.part import PartSpec
 from latentc.core.errors import CheckpointError, CompileError, ProfileError
 from latentc.core.progress import quiet
 from latentc.core.shapes import shape_of
 from latentc.core.tensors import psnr_db
 from latentc.runtimes import CheckpointOrigin, Job, Target, runtime
 from latentc.runtimes.base import files_in
+from latentc.runtimes.torch import _digest
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +119,17 @@ def test_a_checkpoint_that_was_changed_is_named(torch, build, checkpoint, tmp_pa
     weights.write_bytes(content)
     with pytest.raises(CheckpointError, match="was changed after this engine was built"):
         torch.load(artifact, target, files_in(artifact))
+
+
+def test_the_digest_covers_what_is_part_of_the_graph():
+    """A ControlNet's file may change as the UNet's may."""
+    spec = PartSpec("unet", "denoiser", "unet", (), (), print, ())
+    digests = {"unet": "a", "controlnet": "b"}
+    checkpoint = SimpleNamespace(digest=digests.__getitem__)
+    alone, both = _digest(checkpoint, spec), _digest(checkpoint, replace(spec, also=("controlnet",)))
+    assert alone == "a"
+    digests["controlnet"] = "c"
+    assert _digest(checkpoint, replace(spec, also=("controlnet",))) != both
 
 
 def test_a_bundle_of_another_model_is_refused(build, make_case):

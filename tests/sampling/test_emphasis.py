@@ -173,6 +173,11 @@ def test_chunks_end_where_the_web_ui_ends_them(exported, prompt):
         assert (row[used:] == tokenizer.pad_token_id).all()
 
 
+def test_more_chunks_than_the_limit_name_their_number(exported):
+    with pytest.raises(RequestError, match="takes more than 20 chunks, which is the limit. Write fewer BREAKs"):
+        tokenize(load_vocabularies(exported("sd1")), ("a BREAK " * 30 + "b",), "a1111")
+
+
 def modules(folder, names):
     from transformers import AutoConfig, CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel
 

@@ -17,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 
 from latentc.core.errors import LatentcError, ProfileError, RequestError
-from latentc.sampling.schedulers import FLOW_SCHEDULERS, KNOWN_KEYS, SCHEDULERS, first_call, schedule
+from latentc.sampling.schedulers import FLOW_SCHEDULERS, KNOWN_KEYS, NAMES, SCHEDULERS, first_call, names, schedule
+from latentc.sampling.schedulers.rows import parted
 from latentc.sampling.schedulers.settings import INERT, REFUSED
 
 from .walks import (
@@ -540,6 +541,14 @@ for name in SCHEDULERS:
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment, timeout=600)
+
+
+def test_names_of_a_model():
+    assert set(names(SD15)) == {name for name in NAMES if not name.endswith("-ays")}
+    assert set(names(SD15, aligned=(14.6, 1.2, 0.03))) == NAMES
+    flow = names({"_class_name": "FlowMatchEulerDiscreteScheduler"})
+    assert {parted(name)[0] for name in flow} == set(FLOW_SCHEDULERS)
+    assert list(flow) == sorted(flow)
 
 
 def test_a_plain_name_has_no_ramp_and_a_ramp_is_asked_for():

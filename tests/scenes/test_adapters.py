@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import pytest
 
@@ -16,7 +14,8 @@ from latentc.profiles import load_profile
 from latentc.scenes.caption import attributes
 from latentc.scenes.judge import scene_score
 from latentc.scenes.render import render
-from latentc.scenes.train.ember import INKS
+
+from .changes import ink_distance
 
 pytestmark = pytest.mark.slow
 PROFILE = "cpu-onnxruntime"
@@ -68,14 +67,6 @@ def test_lcm_draws_better_in_four_steps_than_the_checkpoint(plain, fused, read):
     distilled = score(read, drawn(fused("scenes/lcm"), ASKED, steps=4, guidance=1.0, scheduler="lcm"))
     assert distilled >= 0.85 * whole
     assert distilled > short
-
-
-def ink_distance(image):
-    """The mean distance of pixels' tones from the nearest blend of two neighbouring inks, in 8 bits."""
-    shares = np.linspace(0, 1, 9, dtype=np.float32)[:, None]
-    blends = np.concatenate([low * (1 - shares) + high * shares for low, high in itertools.pairwise(INKS)])
-    pixels = image.reshape(-1, 3).astype(np.float32)
-    return float(np.sqrt(((pixels[:, None] - blends) ** 2).sum(-1)).min(1).mean())
 
 
 def test_ember_prints_in_its_inks_and_keeps_the_content(plain, fused, read):

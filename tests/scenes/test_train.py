@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from latentc.scenes.caption import EACH, WHOLE, attributes
+from latentc.scenes.judge import unpacked
 from latentc.scenes.train import judge, pictures, save, text
 from latentc.scenes.train.course import Course, run_course, share_at, trained
 from latentc.scenes.train.pictures import Pictures, picture_of, scene_of
@@ -173,10 +174,10 @@ def test_a_saved_judge_answers_as_it_was_trained_for_any_number_of_pictures(tmp_
     onnxruntime = pytest.importorskip("onnxruntime")
     model = judge.Judge().eval()
     monkeypatch.setattr(judge, "load", lambda folder: model)
-    path = tmp_path / "judge.onnx"
+    path = tmp_path / "judge.onnx.xz"
     save.save_judge(tmp_path, path)
-    assert path.stat().st_size < 2_000_000, "weights in f16"
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    assert path.stat().st_size < 1_500_000, "weights in f16, compressed"
+    session = onnxruntime.InferenceSession(unpacked(path), providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     for count in (1, 3):
         image = torch.rand(count, 3, 128, 128)

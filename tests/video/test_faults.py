@@ -361,7 +361,7 @@ def test_chunks_of_a_profile_have_engines_of_their_own(exported):
 def test_engines_of_a_fixed_size_are_proved(bundle):
     """The references have no such size: a referee computes them."""
     shapes = PROFILE.shapes.model_copy(update={"sizes": ("104x88",), "decode_frames": 6})
-    profile = PROFILE.model_copy(update={"shapes": shapes})
+    profile = PROFILE.model_copy(update={"name": "sized", "shapes": shapes})
     built = build(bundle("svd"), profile)
     assert built.steps.step_db > 90
     parts = [one.artifact.part for one in built.engines]

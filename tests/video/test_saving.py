@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from contextlib import suppress
 
 import numpy as np
@@ -153,14 +151,8 @@ def test_files_of_others_have_no_request(tmp_path):
     assert containers.kind_of(b"\x89PNG\r\n\x1a\n1234") is None
 
 
-def latentc(*words):
-    return subprocess.run(
-        [sys.executable, "-m", "latentc", *map(str, words)], capture_output=True, text=True, check=False
-    )
-
-
 @pytest.mark.slow
-def test_the_command_makes_a_video_and_repeats_it(bundle, photo_file, tmp_path):
+def test_the_command_makes_a_video_and_repeats_it(latentc, bundle, photo_file, tmp_path):
     folder, clip = bundle("svd").folder, tmp_path / "clip.mp4"
     built = latentc("build", folder, "-p", "cpu-onnxruntime", "-q")
     assert built.returncode == 0, built.stderr
@@ -175,18 +167,17 @@ def test_the_command_makes_a_video_and_repeats_it(bundle, photo_file, tmp_path):
     shown = json.loads(latentc("show", clip, "--json").stdout)["request"]
     wanted = {"fps": 12, "motion_bucket_id": 30, "noise_aug_strength": 0.1, "min_guidance": 1.2, "decode_chunk_size": 6}
     assert {name: shown[name] for name in wanted} == wanted
-    again = latentc("run", folder, "--from", clip, "--image", photo_file, "-o", tmp_path / "again.mp4", *common)
-    assert again.returncode == 0, again.stderr
-    first, second = (decoded(path)[0].astype(np.float64) for path in (clip, tmp_path / "again.mp4"))
-    assert psnr_db(first, second) > 45  # x264 does not always give the same bytes for the same frames
-    shutil.copy(clip, tmp_path / "copy.mp4")
-    for name in ("a.webp", "b.webp"):
-        same = latentc(
-            "run", folder, "--from", tmp_path / "copy.mp4", "--image", photo_file, "-o", tmp_path / name, *common
-        )
+    # x264 does not always encode the same narrow frames the same way, so they are compared in lossless files
+    repeated = {"a.webp": clip, "b.webp": tmp_path / "a.webp"}
+    for name, made_by in repeated.items():
+        shutil.copy(made_by, tmp_path / f"copy{made_by.suffix}")
+        again = ("run", folder, "--from", tmp_path / f"copy{made_by.suffix}", "--image", photo_file, *common)
+        same = latentc(*again, "-o", tmp_path / name)
         assert same.returncode == 0, same.stderr
-    assert (decoded(tmp_path / "a.webp")[0] == decoded(tmp_path / "b.webp")[0]).all()
-    for name in ("copy.mp4", "a.webp", "b.webp"):
+    (first, _), (second, _), (encoded, _) = (decoded(path) for path in (tmp_path / "a.webp", tmp_path / "b.webp", clip))
+    assert (first == second).all()
+    assert psnr_db(first.astype(np.float64), encoded.astype(np.float64)) > 30
+    for name in ("copy.mp4", "copy.webp", "a.webp", "b.webp"):
         (tmp_path / name).unlink()
     assert decoded(clip)[1] == 12.0
     for words, says in (
@@ -204,18 +195,11 @@ def test_the_command_makes_a_video_and_repeats_it(bundle, photo_file, tmp_path):
         refused = latentc("run", folder, *words, *common)
         assert refused.returncode in (1, 2), words
         assert says in " ".join(refused.stderr.replace("│", " ").split()), (words, refused.stderr)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["again.mp4", "clip.mp4", "photo.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clip.mp4", "photo.png"]
 
 
 @pytest.mark.slow
-def test_a_benchmark_of_videos_is_refused(bundle, tmp_path):
-    refused = latentc("bench", bundle("svd").folder, "-o", tmp_path / "a.jsonl", "-p", "cpu-onnxruntime")
-    assert "generates videos from images, which latentc bench cannot measure yet" in refused.stderr
-    assert not (tmp_path / "a.jsonl").exists()
-
-
-@pytest.mark.slow
-def test_the_command_refuses_a_video_of_a_text_model(bundle, photo_file, tmp_path):
+def test_the_command_refuses_a_video_of_a_text_model(latentc, bundle, photo_file, tmp_path):
     folder = bundle("sd1").folder
     refused = latentc("run", folder, "a cat", "--fps", 7, "-o", tmp_path / "a.png")
     assert "images from a prompt. It does not take fps: leave it out." in refused.stderr

@@ -91,7 +91,7 @@ class Halved:
 
 def test_what_is_beside_the_latents_is_not_scaled():
     beside = np.full((2, 3, 4, 8, 9), 7, np.float32)
-    walk = Walk(Halved(), None, 2.0, 0.0, "sample", "unet", "e", beside)
+    walk = Walk(Halved(), None, 2.0, None, 0.0, "sample", "unet", "e", beside)
     fed = feeds(walk, 0, np.full((1, 3, 4, 8, 9), 4, np.float32))["sample"]
     assert fed.shape == (2, 3, 8, 8, 9) == sample_shape((2, 3, 4, 8, 9), beside)
     assert (fed[:, :, :4] == 2).all()

@@ -103,6 +103,8 @@ UNET_CASES = [
         (made.lora, "conv"), (made.lora, "input_blocks.0.0"), (made.lokr_second, LINEAR), (made.dora, "in_layers.2"),
     )),
     ("sdxl", "own", underscored("lora_unet_"), {}, made.lora, "add_embedding.linear_1"),
+    ("sdxl_refiner", "sgm", underscored("lora_unet_"), {}, made.lora, "attn2.to_k"),
+    ("sdxl_refiner", "own", dotted("unet."), made.KOHYA_TO_PEFT, made.lora_without_alpha, "attn2.to_v"),
     ("sdxl", "own", dotted("unet."), made.KOHYA_TO_PEFT, made.lora_without_alpha, "attn2.to_v"),
     ("sd3", "own", dotted("transformer."), made.KOHYA_TO_PEFT, made.lora_without_alpha, "attn.to_q"),
     ("sd3", "own", dotted("transformer."), made.KOHYA_TO_PEFT, made.lora_without_alpha, "attn.add_k_proj"),

@@ -17,4 +17,9 @@ def test_models_for_inpainting_take_what_their_family_takes(family):
 
 
 def test_the_widths_of_prompts_name_plain_families():
-    assert widths_of_prompts() == {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2", 2048: "Stable Diffusion XL"}
+    assert widths_of_prompts() == {
+        768: "Stable Diffusion 1",
+        1024: "Stable Diffusion 2",
+        1280: "Stable Diffusion XL Refiner",
+        2048: "Stable Diffusion XL",
+    }

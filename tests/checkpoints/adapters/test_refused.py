@@ -147,6 +147,8 @@ OTHERS = {
     "SDXL by width": (pair(NAMED, 2048), {}, "Stable Diffusion XL"),
     "SDXL by its blocks": (
         pair("lora_unet_input_blocks_4_1_transformer_blocks_1_attn1_to_q", 32), {}, "Stable Diffusion XL"),
+    "SDXL's refiner by width": (
+        pair("lora_unet_input_blocks_4_1_transformer_blocks_1_attn2_to_k", 1280), {}, "Stable Diffusion XL Refiner"),
     "SDXL by its text encoder": (
         PLAIN | pair("lora_te2_text_model_encoder_layers_0_self_attn_q_proj", 8), {}, "Stable Diffusion XL"),
     "SDXL by what it states": (PLAIN, {"ss_base_model_version": "sdxl_base_v1-0"}, "Stable Diffusion XL"),

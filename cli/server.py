@@ -1,0 +1,176 @@
+"""`latentc serve`: answer HTTP requests with the images of bundles."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from threading import Thread
+from types import FrameType
+
+import uvicorn
+
+from ..compiler.plan import plan
+from ..core.bundle import Bundle, open_bundle
+from ..core.errors import ProfileError, RequestError
+from ..core.reading import read_small
+from ..core.units import sized
+from ..pipelines.pipeline import Pipeline
+from ..profiles import Profile
+from ..serving.app import create_app
+from ..serving.guard import LOCAL, Access
+from ..serving.limits import Limits
+from ..serving.service import Service
+from ..serving.service import serve as service_of
+from .progress import shown
+from .text import say
+
+TOKEN_BYTES = 1 << 16
+MOST_CONNECTIONS = 512
+SEND_SECONDS = 30
+"""Within which answers are sent after the last job."""
+
+
+class _Server(uvicorn.Server):
+    """Finishes the jobs that it accepted before it exits; a second signal cancels them."""
+
+    service: Service
+    seconds: float
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Called by uvicorn at SIGINT and SIGTERM."""
+        del sig, frame
+        if self.service.draining:
+            self.should_exit = self.force_exit = True
+            return
+        self.service.draining = True
+        Thread(target=self._drain, daemon=True).start()
+
+    def _drain(self) -> None:
+        self.service.close(self.seconds)
+        self.should_exit = True
+
+
+def serve(
+    bundles: Sequence[Path],
+    profile: Profile,
+    *,
+    host: str,
+    port: int,
+    limits: Limits,
+    token_file: Path | None = None,
+    hosts: Sequence[str] = (),
+    drain_seconds: float = 60.0,
+    adapters: Mapping[str, float] = {},
+    embeddings: Sequence[str] = (),
+    quiet: bool = False,
+) -> None:
+    """Open the bundles, and serve them until SIGTERM or Ctrl-C."""
+    access = Access(tokens(token_file), [*LOCAL, *hosts] if host in LOCAL or hosts else None)
+    if host not in LOCAL and not access.tokens:
+        say(f"note: whoever reaches {host} may use this server. Pass --token-file to ask for a token.", err=True)
+    opened = named(bundles)
+    check_memory(opened, profile)
+    listening = _listen(host, port)
+    with listening, ExitStack() as stack:
+        with shown(quiet) as tell:
+            pipelines = {
+                name: stack.enter_context(
+                    Pipeline.open(bundle, profile, tell, adapters=adapters, embeddings=embeddings)
+                )
+                for name, bundle in opened.items()
+            }
+        service = service_of(pipelines, limits)
+        stack.callback(service.close, 0)
+        _run(service, access, listening, drain_seconds, quiet=quiet)
+
+
+def _run(service: Service, access: Access, listening: socket.socket, seconds: float, *, quiet: bool) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    log = logging.getLogger("latentc.serving")
+    log.addHandler(handler)
+    log.setLevel(logging.WARNING if quiet else logging.INFO)
+    config = uvicorn.Config(
+        create_app(service, access),
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,  # any local process could choose its address
+        limit_concurrency=MOST_CONNECTIONS,
+        timeout_graceful_shutdown=SEND_SECONDS,
+    )
+    server = _Server(config)
+    server.service, server.seconds = service, seconds
+    failed: list[Exception] = []
+
+    def announce() -> None:
+        try:
+            service.warmed()
+        except Exception as exc:  # raised at the end, in the main thread
+            failed.append(exc)
+            server.should_exit = True
+            return
+        name, port = listening.getsockname()[:2]
+        say(f"Serving {', '.join(service.models)} at http://{f'[{name}]' if ':' in name else name}:{port}")
+
+    service.start()
+    Thread(target=announce, daemon=True).start()
+    try:
+        server.run(sockets=[listening])
+    finally:
+        log.removeHandler(handler)
+    if failed:
+        raise failed[0]
+
+
+def named(bundles: Sequence[Path]) -> dict[str, Bundle]:
+    """The bundles by the names of their folders; raises `RequestError` for two of one name."""
+    found: dict[str, Bundle] = {}
+    for path in bundles:
+        bundle = open_bundle(path)
+        name = bundle.folder.resolve().name.removesuffix(".bundle")
+        if name in found:
+            raise RequestError(f"Two bundles are called {name!r}, by which requests choose one. Rename a folder.")
+        found[name] = bundle
+    return found
+
+
+def check_memory(bundles: Mapping[str, Bundle], profile: Profile) -> None:
+    """Raise `ProfileError` if the engines of several bundles are predicted not to fit in memory together."""
+    if len(bundles) < 2:
+        return
+    plans = [plan(bundle, profile) for bundle in bundles.values()]
+    held = sum(one.held_bytes for one in plans)
+    room = plans[0].free_bytes if plans[0].on_host else plans[0].device_bytes
+    if room is not None and held > room:
+        raise ProfileError(
+            f"These {len(bundles)} bundles are predicted to hold {sized(held)}, but {plans[0].device} "
+            f"has {sized(room)}. Serve fewer bundles."
+        )
+
+
+def tokens(file: Path | None) -> tuple[str, ...]:
+    """The tokens in a file, one in a line; raises `RequestError` for a file without any."""
+    if file is None:
+        return ()
+    advice = "Use a text file with one token per line."
+    text = read_small(file, TOKEN_BYTES, RequestError, advice).decode("utf-8", "replace")
+    found = tuple(line.strip() for line in text.splitlines() if line.strip())
+    if not found:
+        raise RequestError(f"{file} contains no token. {advice}")
+    return found
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=MOST_CONNECTIONS)
+    except (OSError, OverflowError) as exc:
+        raise RequestError(
+            f"{host}:{port} can't be listened on ({getattr(exc, 'strerror', None) or exc}). Choose another --host or "
+            "--port."
+        ) from exc

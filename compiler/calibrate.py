@@ -1,0 +1,154 @@
+"""Calls from which the ranges of int8 are calibrated: a part's own, recorded while f32 engines generate images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..core.bundle import Bundle
+from ..core.engine import Engine, Run
+from ..core.errors import RuntimeMissing
+from ..core.install import install
+from ..core.progress import Progress
+from ..core.references import Case
+from ..core.request import Request, Step
+from ..core.tensors import Array
+from ..core.wires import TIMESTEP
+from ..runtimes import Calibration, Target, runtime
+from ..sampling.draw import draw, latent_shape, load_host
+from ..sampling.noise import added_noise, initial_noise
+from .cases import REFEREES, cases_in, refereed, stored_drawings
+from .traces import KINDS, TRACES, Trace
+
+
+def uncalibrated(bundle: Bundle, part: str) -> str | None:
+    """Why a part can't be calibrated, in a sentence; None where it can."""
+    model = bundle.manifest.model
+    if part not in bundle.drawing or part in (*model.refiner_parts, model.tiny_decoder):
+        return "Calibration generates images from prompts, which does not call this part."
+    if model.tasks[0] != "text" or model.takes_style or model.controls:
+        return "Calibration generates images from prompts, and this model reads images too."
+    return None
+
+
+def calibration(bundle: Bundle, part: str, target: Target, floor_db: float, on_progress: Progress) -> Calibration:
+    """Generate the images of `TRACES` with f32 engines of the exported graphs, and record the calls of a part.
+
+    A denoiser is also called with the latents of each image at timestep 0, and with noise alone at every level, as its
+    proof does. Raises `RuntimeMissing` where no runtime is installed that runs the graphs.
+    """
+    calls, judged = list[Case](), list[Case]()
+    with _Recorder(bundle, part, target) as recorder:
+        for index, trace in enumerate(TRACES):
+            on_progress(f"{part}: record {trace.prompt!r}", None)
+            walk, beyond = recorder.calls_of(trace)
+            calls += [*(call for at, call in enumerate(walk) if trace.keeps(at)), *beyond]
+            if index < len(KINDS):  # one trace of each kind: the largest values, and what is beyond the walk
+                judged += [walk[min(1, len(walk) - 1)], *beyond[:: max(1, len(beyond) - 1)]]
+            elif not trace.guided:
+                judged.append(walk[0])  # of other prompts
+    info, shape = bundle.part(part), target.shape
+
+    def fitting(cases: Iterable[Case]) -> tuple[Case, ...]:
+        return tuple(cases if shape is None else (one for case in cases for one in cases_in(info, case, shape)))
+
+    return Calibration(fitting(calls), fitting(judged), floor_db)
+
+
+class _Recorder:
+    """f32 engines of a bundle's exported graphs, which generate images at an engine's size."""
+
+    def __init__(self, bundle: Bundle, part: str, target: Target) -> None:
+        self._bundle, self._part, self._host = bundle, part, load_host(bundle)
+        self._size = _size(bundle, part, target)
+        able = [one for one in (target.runtime, *REFEREES) if one in REFEREES and not runtime(one).missing("CPU")]
+        if not able:
+            raise RuntimeMissing(f"Calibrating {part} requires {' or '.join(REFEREES)}. {install('onnxruntime')}")
+        self._referee, self._files, self._engines = able[0], ExitStack(), dict[str, Engine]()
+        self._calls: list[Case] = []
+
+    def __enter__(self) -> _Recorder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._files.close()
+
+    def calls_of(self, trace: Trace) -> tuple[list[Case], list[Case]]:
+        """The part's calls while an image is generated, and those of a denoiser with other latents."""
+        self._calls.clear()
+        host, request, latents = self._host, self._request(trace), list[NDArray[np.float32]]()
+
+        def on_step(step: Step) -> None:
+            latents[:] = [step.latents]
+
+        shape = latent_shape(host.model, request)
+        start, noise = initial_noise(trace.seed, shape), added_noise(trace.seed, shape)
+        draw(host, request, self._engine, start=start, noise=noise, on_step=on_step)
+        walk, engine, sample = [*self._calls], self._engines[self._part], host.model.latents_input
+        if TIMESTEP not in (last := walk[-1].feeds):
+            return walk, []
+        self._calls.clear()
+        ended = np.ascontiguousarray(np.broadcast_to(latents[0], last[sample].shape))
+        engine.run({**last, sample: ended, TIMESTEP: np.zeros_like(last[TIMESTEP])})
+        if not trace.guided:
+            first = np.full_like(last[TIMESTEP], int(host.scheduler.get("num_train_timesteps", 1000)) - 1)
+            times = (call.feeds[TIMESTEP] for at, call in enumerate(walk) if trace.keeps(at))
+            for time in (first, *times, np.zeros_like(first)):
+                engine.run({**last, sample: noise(), TIMESTEP: time})
+        return walk, [*self._calls]
+
+    def _request(self, trace: Trace) -> Request:
+        drawings, _ = stored_drawings(self._bundle)
+        width, height = self._size
+        variants = {name: variant for variant, name in self._host.denoisers.items()}
+        return Request(
+            prompt=trace.prompt, steps=trace.steps, guidance=trace.guidance, seed=trace.seed,
+            width=width, height=height, variant=variants.get(self._part),
+            scheduler=drawings.drawings[0].request.scheduler,
+        )  # fmt: skip
+
+    def _engine(self, part: str, shapes: Mapping[str, tuple[int, ...]]) -> Engine:
+        del shapes
+        if part not in self._engines:
+            _, engine = self._files.enter_context(refereed(self._bundle, part, self._referee))
+            self._engines[part] = _Kept(engine, self._calls) if part == self._part else engine
+        return self._engines[part]
+
+
+class _Kept:
+    """An engine whose calls are kept."""
+
+    def __init__(self, engine: Engine, calls: list[Case]) -> None:
+        self._engine, self._calls = engine, calls
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        outputs = self._engine.run(feeds)
+        self._calls.append(Case(str(len(self._calls)), dict(feeds), outputs))
+        return outputs
+
+    def bind(self, feeds: Mapping[str, Array]) -> Run:
+        return lambda others: self.run({**feeds, **others})
+
+    def close(self) -> None:
+        self._engine.close()
+
+
+def _size(bundle: Bundle, part: str, target: Target) -> tuple[int, int]:
+    """Width and height in pixels: the engine's, or the model's own."""
+    model = bundle.manifest.model
+    if target.shape is None:
+        return model.own_size
+    fixed = {
+        dim: size
+        for tensor in bundle.part(part).inputs
+        for dim, size in zip(tensor.shape, target.shape[tensor.name], strict=True)
+        if isinstance(dim, str)
+    }
+    own_width, own_height = model.own_size
+    height, width = (
+        fixed.get(name, side // model.downscale) for name, side in (("height", own_height), ("width", own_width))
+    )
+    return width * model.downscale, height * model.downscale

@@ -1,0 +1,60 @@
+"""The requests from which int8 is calibrated. None is a request of a proof or a benchmark."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from ..core.files import sha256_json
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A request, without its size: the engine's, or the model's own."""
+
+    prompt: str
+    steps: int
+    guidance: float
+    seed: int
+
+    @property
+    def guided(self) -> bool:
+        """Whether a call of the denoiser has a second row."""
+        return self.guidance > 1
+
+    def keeps(self, call: int) -> bool:
+        """Whether a call is used: the first, the last, and every third between, others in each trace."""
+        return call in (0, self.steps - 1) or (call + self.seed) % 3 == 0
+
+
+KINDS = ((4, 9.0), (12, 1.0), (8, 5.0))
+"""Steps, and the scale of guidance, which traces take in turn. Few steps with much guidance give the largest values,
+and many steps the latest timesteps; without guidance a call takes half the time."""
+
+PROMPTS = (
+    "a large white lighthouse on the right on a beach at night",
+    "a portrait photo of an old sailor with a grey beard, soft window light",
+    "three small blue houses in a snowy valley on a foggy morning",
+    "a bowl of oranges on a wooden table, oil painting, thick brush strokes",
+    "one red sailing boat on the left on the sea on a bright day",
+    "two large yellow castles on a hill above a green field",
+    "a crowded street market in the rain, neon signs, wide angle",
+    "four orange tents by a lake in a forest at dawn",
+    "a small purple hot-air balloon over a desert at noon",
+    "a black cat asleep on a pile of books, close-up",
+    "three tall white windmills in a meadow of flowers on a sunny day",
+    "a red car on a mountain road, 35mm film",
+    "two green trees beside a pink house under a stormy sky",
+    "a spaceship above a ruined city, concept art, highly detailed",
+    "a large orange pyramid in a sandy desert at sunset",
+    "a plate of pasta with basil, studio light",
+    "one small blue tower on snowy mountains under the stars",
+    "pencil drawing of a dancer, white background",
+)
+
+TRACES = tuple(Trace(prompt, *KINDS[seed % len(KINDS)], seed) for seed, prompt in enumerate(PROMPTS))
+
+REVISION = 1
+"""Increased when other calls are recorded for the same traces."""
+
+DIGEST = sha256_json([REVISION, *(asdict(one) for one in TRACES)])[:16]
+"""Part of the key of an engine that is calibrated."""

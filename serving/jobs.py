@@ -1,0 +1,187 @@
+"""Jobs: submit a request, follow it by polling or by server-sent events, cancel it, and fetch its images later.
+
+    POST /v1/jobs                    202, or 429 with Retry-After
+    GET  /v1/jobs                    the client's own jobs that are kept
+    GET  /v1/jobs/ID                 200, 404, or 410 once its result is dropped
+    GET  /v1/jobs/ID/events          server-sent events: status, progress, and the end; with ?previews=true previews
+    GET  /v1/jobs/ID/result          200, or 409 before its end
+    POST /v1/jobs/ID/cancel          200, or 409 after its end
+    GET  /v1/capabilities            models and limits
+
+The states are those of stable-diffusion.cpp's server: queued, generating, completed, failed, cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import json
+import time
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from fastapi import APIRouter, Response
+from fastapi import Request as HttpRequest
+from fastapi.responses import JSONResponse, StreamingResponse
+
+from ..compiler.targets import fixed_sizes
+from ..core.request import Request, Step
+from ..pipelines.pipeline import Pipeline
+from ..pipelines.png import origin
+from .bodies import ALIVE, SSE, json_fields, request_fields
+from .errors import ApiError, api_error, openai_body, route_class
+from .pictures import path_of, plain_file
+from .queue import DONE, ImageJob
+from .service import ServedModel, Service, result_of
+
+NAME, PREFIXES = "jobs", ("/v1/jobs", "/v1/capabilities")
+INPUTS = ("image", "mask")
+PREVIEW_SECONDS = 0.25
+"""Between two previews of a job, for each of its clients."""
+
+
+def asked(fields: Mapping[str, Any]) -> tuple[Request, str | None, dict[str, bytes]]:
+    """The request of a body's fields, the name of its model, and the files of its images.
+
+    The fields are those of `Request`, also under the names that other tools have for them, `model`, and `image` and
+    `mask` as base64. Raises `ApiError` 400 with the field at fault.
+    """
+    left = dict(fields)
+    model = left.pop("model", None)
+    if model is not None and not isinstance(model, str):
+        raise ApiError(400, "The model is not a text.", param="model")
+    inputs = {name: _decoded(name, left.pop(name)) for name in INPUTS if name in left}
+    return Request.model_validate(request_fields(left)), model, inputs
+
+
+def router(service: Service) -> APIRouter:
+    """The routes."""
+    routes = APIRouter(route_class=route_class(openai_body))
+    able = {name: _able(model) for name, model in service.models.items()}
+
+    @routes.post("/v1/jobs")
+    async def submit(http: HttpRequest) -> Response:
+        request, model, inputs = asked(await json_fields(http))
+        job = await service.submit(request, model=model, inputs=inputs, api=NAME, keep=True, owner=http.state.owner)
+        return JSONResponse(shown(service, job), 202, headers={"location": _path(job)})
+
+    @routes.get("/v1/jobs")
+    async def jobs(http: HttpRequest) -> dict[str, Any]:
+        own = [job for job in service.kept.jobs() if job.owner == http.state.owner]
+        return {"object": "list", "data": [shown(service, job) for job in own]}
+
+    @routes.get("/v1/jobs/{name}")
+    async def status(name: str) -> dict[str, Any]:
+        return shown(service, service.kept.find(name))
+
+    @routes.post("/v1/jobs/{name}/cancel")
+    async def cancel(name: str) -> dict[str, Any]:
+        job = service.kept.find(name)
+        if not service.cancel(job):
+            raise ApiError(409, f"The job has ended: it is {job.state}.", code="job_ended")
+        return shown(service, job)
+
+    @routes.get("/v1/jobs/{name}/events")
+    async def events(http: HttpRequest, name: str) -> Response:
+        job, previews = service.kept.find(name), http.query_params.get("previews") == "true"
+        return StreamingResponse(_events(service, job, previews), headers=SSE, media_type="text/event-stream")
+
+    @routes.get("/v1/jobs/{name}/result")
+    async def result(name: str) -> dict[str, Any]:
+        job = service.kept.find(name)
+        found = result_of(job)
+        seed = found.request.seed or 0
+        return {
+            "id": job.id,
+            "model": job.model,
+            "request": found.request.model_dump(),
+            "images": [{"url": path_of(job, index, "png"), "seed": seed + index} for index in range(len(found.images))],
+            "engines": dict(found.engines),
+            "notices": list(found.notices),
+            "seconds": dict(found.seconds),
+        }
+
+    @routes.get("/v1/capabilities")
+    async def capabilities() -> dict[str, Any]:
+        return {"models": able, "limits": asdict(service.limits)}
+
+    return routes
+
+
+def shown(service: Service, job: ImageJob) -> dict[str, Any]:
+    """A job as its clients see it."""
+    return {
+        "id": job.id,
+        "status": job.state,
+        "created": int(job.created),
+        "model": job.model,
+        "poll_url": _path(job),
+        "queue_position": service.position(job),
+        "step": job.step,
+        "steps": job.steps,
+        "seconds": round(job.seconds, 3),
+        "error": None if job.error is None else openai_body(api_error(job.error))["error"],
+    }
+
+
+async def _events(service: Service, job: ImageJob, previews: bool) -> AsyncGenerator[str]:
+    """The job at each change: `status` until it begins, `progress` after each step, at the end its state.
+
+    With `previews`, some have `preview`: the first image in progress as a PNG in base64, at 1/8 of its size.
+    """
+    last, previewed = None, 0.0
+    pipeline = service.models[job.model].pipeline
+    previews = previews and pipeline.bundle.manifest.model.preview is not None
+    async for _ in service.changes(job):
+        found, step, now = shown(service, job), job.last, time.monotonic()
+        name = found["status"] if found["status"] in DONE else "progress" if found["step"] else "status"
+        state = (found["status"], found["queue_position"], found["step"])
+        if previews and step is not None and state != last and now - previewed >= PREVIEW_SECONDS:
+            found["preview"] = await asyncio.to_thread(_preview, pipeline, step)
+            previewed = now
+        yield f"event: {name}\ndata: {json.dumps(found)}\n\n" if state != last else ALIVE
+        last = state
+
+
+def _preview(pipeline: Pipeline, step: Step) -> str:
+    return base64.b64encode(plain_file(pipeline.preview(step)[0], "png")).decode()
+
+
+def _able(model: ServedModel) -> dict[str, Any]:
+    """What a model can do, and what it is: what a page needs to offer choices."""
+    pipeline = model.pipeline
+    manifest = pipeline.bundle.manifest
+    facts = manifest.model
+    width, height = facts.own_size
+    return {
+        "checkpoint": origin(pipeline.bundle).model,
+        "tasks": list(facts.tasks),
+        "image": manifest.encodes,
+        "mask": manifest.encodes and not facts.edits,
+        "previews": facts.preview is not None,
+        "scheduler": pipeline.scheduler,
+        "schedulers": pipeline.schedulers,
+        "multiple": facts.downscale * facts.patch,
+        "adapters": pipeline.adapters,
+        "takes_strengths": pipeline.takes_strengths,
+        "default_size": f"{width}x{height}",
+        "sizes": [f"{width}x{height}" for width, height in fixed_sizes(facts, pipeline.profile)] or None,
+        "profile": pipeline.profile.name,
+        "engines": pipeline.describe(),
+    }
+
+
+def _path(job: ImageJob) -> str:
+    return f"/v1/jobs/{job.id}"
+
+
+def _decoded(name: str, text: Any) -> bytes:
+    """The file of an image in base64, which may be a data URL."""
+    if not isinstance(text, str):
+        raise ApiError(400, f"The {name} is not a text in base64.", param=name)
+    try:
+        return base64.b64decode(text.partition(",")[2] if text.startswith("data:") else text, validate=True)
+    except (binascii.Error, ValueError) as exc:
+        raise ApiError(400, f"The {name} is not valid base64 ({exc}).", param=name) from exc

@@ -1,0 +1,258 @@
+"""OpenAI's Images API: generations, edits, and the list of models.
+
+Fields, answers and events as in openai-python 3.57.0 (`types/image_generate_params.py`, `types/image_gen_*_event.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import re
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fastapi import APIRouter, Response
+from fastapi import Request as HttpRequest
+from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.background import BackgroundTask
+
+from ..core.errors import RequestError
+from ..core.request import Request, Step
+from ..pipelines.picture import load_clear
+from ..pipelines.pipeline import Pipeline
+from ..pipelines.save import check_jpeg
+from .bodies import ALIVE, SSE, form_fields, json_fields, request_fields
+from .errors import ApiError, api_error, openai_body, route_class
+from .pictures import TYPES, files, path_of, plain_file
+from .queue import ImageJob
+from .service import Service, result_of
+
+NAME, PREFIXES = "openai", ("/v1/images/generations", "/v1/images/edits", "/v1/models")
+IGNORED = ("moderation", "user", "safety_identifier", "complexity")
+"""Fields that don't say what to draw."""
+NO_EFFECT = ("quality", "style", "input_fidelity")
+"""Fields of OpenAI's own models: they have no effect here, which a notice says."""
+USAGE = {
+    "input_tokens": 0,
+    "output_tokens": 0,
+    "total_tokens": 0,
+    "input_tokens_details": {"image_tokens": 0, "text_tokens": 0},
+}
+"""OpenAI's clients need it; nothing is counted in tokens here."""
+
+
+@dataclass(frozen=True)
+class ImagesAsked:
+    """A request, and how its images are to be sent."""
+
+    request: Request
+    model: str | None
+    as_url: bool
+    kind: str
+    """Of `pictures.TYPES`."""
+    quality: int | None
+    stream: bool
+    partial_images: int
+    notices: tuple[str, ...]
+
+
+def asked(fields: Mapping[str, Any]) -> ImagesAsked:
+    """The request of a body's fields, none of which is null; numbers may be strings, as in forms.
+
+    OpenAI's fields, and those of `Request` under their own names and those of other tools (`steps`,
+    `num_inference_steps`). Raises `ApiError` 400 with the field at fault.
+    """
+    left = dict(fields)
+    for name in IGNORED:
+        left.pop(name, None)
+    notices = tuple(
+        f"{name} has no effect on this model."
+        for name in NO_EFFECT
+        if left.pop(name, "auto") not in ("auto", "standard")
+    )
+    prompt = left.pop("prompt", None)
+    if not isinstance(prompt, str):
+        raise ApiError(400, "A prompt is needed, which is a text.", param="prompt", code="missing_prompt")
+    _choice(left, "background", ("auto", "opaque"), "auto")
+    kind = _choice(left, "output_format", tuple(TYPES), "png")
+    compression = _whole(left, "output_compression", 0, 100, None)
+    if kind == "png" and compression not in (None, 100):
+        raise ApiError(400, "A PNG has no output_compression. Use jpeg or webp.", param="output_compression")
+    quality = None if compression is None else max(1, compression)
+    as_url = _choice(left, "response_format", ("b64_json", "url"), "b64_json") == "url"
+    if as_url and compression not in (None, 100):
+        raise ApiError(400, "An image as a URL has no output_compression. Leave it out.", param="output_compression")
+    stream, partial = _truth(left, "stream"), _whole(left, "partial_images", 0, 3, 0) or 0
+    model = left.pop("model", None)
+    if model is not None and not isinstance(model, str):
+        raise ApiError(400, "The model is not a text.", param="model")
+    if stream and as_url:
+        raise ApiError(400, "A stream has no URLs. Leave response_format out.", param="response_format")
+    sides = _size(left.pop("size", "auto"))
+    values = request_fields({"prompt": prompt, **left})
+    if sides.keys() & values.keys():
+        raise ApiError(400, "The size is given twice, also as width or height. Leave one out.", param="size")
+    request = Request.model_validate(values | sides)
+    if kind == "jpeg":
+        check_jpeg(request)
+    return ImagesAsked(request, model, as_url, kind, quality, stream, partial, notices)
+
+
+def _size(value: Any) -> dict[str, int]:
+    """Width and height of `WxH`; none for `auto`, the model's own."""
+    if value == "auto":
+        return {}
+    found = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", value) if isinstance(value, str) else None
+    sides: dict[str, int] = {"width": int(found[1]), "height": int(found[2])} if found else {}
+    try:
+        if not sides:
+            raise RequestError("It is not WIDTHxHEIGHT, such as 512x512, or auto.")
+        Request.model_validate(sides)
+    except RequestError as exc:
+        raise ApiError(400, f"The size {str(value)[:40]!a} is not valid. {exc}", param="size") from exc
+    return sides
+
+
+def _choice(left: dict[str, Any], name: str, known: tuple[str, ...], default: str) -> str:
+    value = left.pop(name, default)
+    if value not in known:
+        raise ApiError(400, f"{name} must be one of: {', '.join(known)}.", param=name)
+    return value
+
+
+def _whole(left: dict[str, Any], name: str, least: int, most: int, default: int | None) -> int | None:
+    value = left.pop(name, default)
+    if isinstance(value, str) and value.isdecimal() and len(value) <= 9:
+        value = int(value)
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most):
+        raise ApiError(400, f"{name} must be a whole number from {least} to {most}.", param=name)
+    return value
+
+
+def _truth(left: dict[str, Any], name: str) -> bool:
+    value = left.pop(name, False)
+    if value in ("true", "false"):
+        value = value == "true"
+    if not isinstance(value, bool):
+        raise ApiError(400, f"{name} must be true or false.", param=name)
+    return value
+
+
+def router(service: Service) -> APIRouter:
+    """The routes."""
+    routes = APIRouter(route_class=route_class(openai_body))
+
+    @routes.post("/v1/images/generations")
+    async def generations(http: HttpRequest) -> Response:
+        return await _answer(service, http, asked(await json_fields(http)), "image_generation", {})
+
+    @routes.post("/v1/images/edits")
+    async def edits(http: HttpRequest) -> Response:
+        texts, sent = await form_fields(http, nested=True)
+        wanted = asked(texts)
+        service.check_first(wanted.request, wanted.model)
+        return await _answer(service, http, wanted, "image_edit", await asyncio.to_thread(edited, sent))
+
+    @routes.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": [_model(service, name) for name in service.models]}
+
+    @routes.get("/v1/models/{name}")
+    async def model(name: str) -> dict[str, Any]:
+        return _model(service, service.model(name).name)
+
+    return routes
+
+
+def edited(sent: Mapping[str, list[bytes]]) -> dict[str, Any]:
+    """What accompanies the request of an edit: the files `image` and `mask` of its form; the transparent area of the
+    mask is generated. Raises `ApiError` 400.
+    """
+    if unknown := next((name for name in sent if name not in ("image", "mask")), None):
+        raise ApiError(400, f"Unknown file {unknown[:80]!a}.", param=unknown[:80], code="unknown_parameter")
+    images, masks = sent.get("image", []), sent.get("mask", [])
+    if len(images) != 1:
+        raise ApiError(400, f"One image is needed, and {len(images)} were sent.", param="image")
+    if len(masks) > 1:
+        raise ApiError(400, f"{len(masks)} masks were sent. Send one.", param="mask")
+    return {"image": images[0], **({"mask": load_clear(masks[0])} if masks else {})}
+
+
+def _model(service: Service, name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": service.models[name].created, "owned_by": "latentc"}
+
+
+async def _answer(
+    service: Service, http: HttpRequest, wanted: ImagesAsked, event: str, inputs: Mapping[str, Any]
+) -> Response:
+    """Queue a request, and answer with its images, or with a stream of events."""
+    previews: list[str] = []
+    partial = wanted.stream and wanted.partial_images
+    on_step = _previewing(service.model(wanted.model).pipeline, wanted, previews) if partial else None
+    job = await service.submit(
+        wanted.request, model=wanted.model, inputs=inputs, api="openai", keep=wanted.as_url, on_step=on_step
+    )
+    if wanted.stream:
+        events = _events(service, job, wanted, event, previews)
+        left = BackgroundTask(service.cancel, job, "disconnect")  # runs when the answer has ended, or its client left
+        return StreamingResponse(events, headers=SSE, media_type="text/event-stream", background=left)
+    result = await service.result(job, http)
+    if wanted.as_url:
+        base = str(http.base_url).rstrip("/")
+        data = [{"url": base + path_of(job, index, wanted.kind)} for index in range(len(result.images))]
+    else:
+        contents = await files(result, wanted.kind, wanted.quality)
+        data = await asyncio.to_thread(lambda: [{"b64_json": _text(one)} for one in contents])
+    more = {"seed": result.request.seed, "engines": dict(result.engines), "notices": [*wanted.notices, *result.notices]}
+    about = {"created": int(job.created), "data": data, **_about(job, wanted), **more}
+    return await asyncio.to_thread(JSONResponse, about)
+
+
+def _about(job: ImageJob, wanted: ImagesAsked) -> dict[str, Any]:
+    """What answers and events say of their images."""
+    size = f"{job.request.width}x{job.request.height}"
+    return {"size": size, "quality": "auto", "background": "opaque", "output_format": wanted.kind}
+
+
+def _previewing(pipeline: Pipeline, wanted: ImagesAsked, previews: list[str]) -> Callable[[Step], None]:
+    """What adds the first image to `previews` at some of the steps, evenly spaced, as `b64_json`."""
+    pipeline.check_decoding()
+    count = wanted.partial_images
+
+    def stepped(step: Step) -> None:
+        marks = {round(step.total * (index + 1) / (count + 1)) for index in range(count)}
+        if step.index in marks and len(previews) < count:
+            pixels = pipeline.decode_step(wanted.request, replace(step, estimate=step.estimate[:1]))[0]
+            previews.append(_text(plain_file(pixels, wanted.kind)))
+
+    return stepped
+
+
+async def _events(
+    service: Service, job: ImageJob, wanted: ImagesAsked, event: str, previews: list[str]
+) -> AsyncGenerator[str]:
+    """Server-sent events: partial images, then the images or an error."""
+    sent = 0
+    try:
+        async for _ in service.changes(job):
+            yield ALIVE
+            while sent < len(previews):
+                more = {"b64_json": previews[sent], "partial_image_index": sent}
+                yield _event(f"{event}.partial_image", job, wanted, more)
+                sent += 1
+        for content in await files(result_of(job), wanted.kind, wanted.quality):
+            yield _event(f"{event}.completed", job, wanted, {"b64_json": _text(content), "usage": USAGE})
+    except Exception as exc:
+        yield f"data: {json.dumps(openai_body(api_error(exc)))}\n\n"
+
+
+def _event(name: str, job: ImageJob, wanted: ImagesAsked, more: Mapping[str, Any]) -> str:
+    fields = {"type": name, "created_at": int(time.time()), **_about(job, wanted), **more}
+    return f"event: {name}\ndata: {json.dumps(fields)}\n\n"
+
+
+def _text(content: bytes) -> str:
+    return base64.b64encode(content).decode()

@@ -1,0 +1,70 @@
+"""Results as files: PNG, JPEG and WebP with the request inside, and the route of those that are answered as a URL."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Sequence
+from io import BytesIO
+
+import numpy as np
+from fastapi import APIRouter, Response
+from numpy.typing import NDArray
+from PIL import Image
+
+from ..core.request import Result
+from ..pipelines.png import drawings
+from ..pipelines.save import encoded
+from .errors import ApiError, openai_body, route_class
+from .guard import FILES
+from .queue import ImageJob
+from .service import Service, result_of
+
+TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
+NAME, PREFIXES = "files", (FILES,)
+_NAME = re.compile(r"([0-9]{1,3})\.(png|jpeg|webp)")
+
+
+async def files(
+    result: Result, kind: str, quality: int | None = None, indices: Sequence[int] | None = None
+) -> list[bytes]:
+    """The images of a result, or those of `indices`, as files of a kind of `TYPES`, marked as generated.
+
+    `quality` is that of JPEG, and of WebP below 100, which is lossless otherwise.
+    """
+    return await asyncio.to_thread(_files, result, kind, quality, indices)
+
+
+def _files(result: Result, kind: str, quality: int | None, indices: Sequence[int] | None) -> list[bytes]:
+    return [
+        encoded(image, drawing, f".{kind}", quality=quality, marked=True)
+        for index, (image, drawing) in enumerate(zip(result.images, drawings(result), strict=True))
+        if indices is None or index in indices
+    ]
+
+
+def plain_file(pixels: NDArray[np.uint8], kind: str) -> bytes:
+    """An image, [height, width, 3], without a request: a preview."""
+    buffer = BytesIO()
+    Image.fromarray(pixels).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def path_of(job: ImageJob, index: int, kind: str) -> str:
+    """The path of an image of a job that is kept."""
+    return f"{FILES}{job.id}/{index}.{kind}"
+
+
+def router(service: Service) -> APIRouter:
+    """The route of images by job: its id is the secret that lets a client fetch them."""
+    routes = APIRouter(route_class=route_class(openai_body))
+
+    @routes.get(FILES + "{job}/{name}")
+    async def file(job: str, name: str) -> Response:
+        result, found = result_of(service.kept.find(job)), _NAME.fullmatch(name)
+        if found is None or int(found[1]) >= len(result.images):
+            raise ApiError(404, "The job has no such file.", code="file_not_found")
+        (content,) = await files(result, found[2], indices=[int(found[1])])
+        return Response(content, media_type=TYPES[found[2]], headers={"cache-control": "private, max-age=600"})
+
+    return routes

@@ -1,0 +1,249 @@
+"""What an HTTP API is built over: the models that a server has open, their queues, and its limits."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import Request as HttpRequest
+
+from ..compiler.targets import fixed_sizes
+from ..core.errors import RequestError
+from ..core.request import Request, Result, Step
+from ..pipelines.pipeline import Pipeline
+from .errors import NO_ANSWER, ApiError
+from .limits import Limits
+from .metrics import Metrics
+from .queue import WARM_UP, ImageJob, KeptJobs, Queue
+
+WARM_STEPS = 2
+HEARTBEAT = 15.0
+"""Seconds after which a stream says that it is alive."""
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A bundle that is served under a name."""
+
+    name: str
+    pipeline: Pipeline
+    queue: Queue
+    created: int
+    """Unix time in seconds at which it was opened."""
+
+
+@dataclass
+class Service:
+    """The models of a server by name, their queues, and the jobs that it keeps."""
+
+    limits: Limits
+    metrics: Metrics
+    models: Mapping[str, ServedModel]
+    kept: KeptJobs
+    draining: bool = False
+    _warm: list[ImageJob] = field(default_factory=list[ImageJob], init=False)
+
+    def start(self) -> None:
+        """Start the queues, each with a first image: until they are done, the server isn't ready."""
+        for model in self.models.values():
+            model.queue.start()
+            width, height = _own_size(model.pipeline)
+            request = Request(prompt="", steps=WARM_STEPS, seed=0, width=width, height=height)
+            self._warm.append(model.queue.submit(ImageJob(request, warm_inputs(model.pipeline), model.name, WARM_UP)))
+
+    @property
+    def ready(self) -> bool:
+        """Whether each model has generated an image, its queue works, and new requests are accepted."""
+        works = all(model.queue.works for model in self.models.values())
+        return works and not self.draining and all(job.state == "completed" for job in self._warm)
+
+    def warmed(self) -> None:
+        """Wait for the first images; raises the error of one that failed."""
+        for job in self._warm:
+            while not job.done:
+                time.sleep(0.01)
+            if job.error is not None:
+                raise job.error
+
+    def close(self, seconds: float | None = None) -> bool:
+        """Accept no more jobs, and wait up to `seconds` for those that were accepted; returns whether all finished."""
+        self.draining = True
+        for model in self.models.values():
+            model.queue.refuse()
+        until = None if seconds is None else time.monotonic() + seconds
+        left = [
+            model.queue.close(None if until is None else max(0.0, until - time.monotonic()))
+            for model in self.models.values()
+        ]
+        return all(left)
+
+    def model(self, name: str | None) -> ServedModel:
+        """The model of a name; with a single one, any name is taken. Raises `ApiError` 404."""
+        if len(self.models) == 1 or name is None:
+            return next(iter(self.models.values()))
+        if name not in self.models:
+            raise ApiError(
+                404,
+                f"There is no model {name[:80]!a}. Known: {', '.join(self.models)}.",
+                param="model",
+                code="model_not_found",
+            )
+        return self.models[name]
+
+    def check_first(self, request: Request, model: str | None = None) -> ServedModel:
+        """The model of a name, if its queue has room and what the request states is within the limits.
+
+        `submit` begins with it; APIs call it before they decode images. Raises `ApiError`.
+        """
+        chosen = self.model(model)
+        chosen.queue.check_room()
+        self.limits.check(request)
+        return chosen
+
+    async def submit(
+        self,
+        request: Request,
+        *,
+        model: str | None = None,
+        inputs: Mapping[str, Any] | None = None,
+        api: str = "",
+        keep: bool = False,
+        owner: str = "",
+        on_step: Callable[[Step], None] | None = None,
+    ) -> ImageJob:
+        """Check a request against the limits and the model, and queue it.
+
+        `inputs` is what is passed in beside it: keyword arguments of `Pipeline.__call__`, where images may be the bytes
+        of files. With `keep`, the result can be found by the job's id for a time, and `owner` is who may list it.
+
+        Raises `ApiError` and `RequestError` before anything is queued.
+        """
+        chosen = self.check_first(request, model)
+        beside = dict(inputs or {})
+        asked = await asyncio.to_thread(chosen.pipeline.check, request, within=self.limits.check, **beside)
+        size_and_seed = {name: getattr(asked, name) for name in ("width", "height", "seed")}
+        job = ImageJob(
+            request.model_copy(update=size_and_seed),
+            beside,
+            chosen.name,
+            api,
+            owner,
+            deadline=time.monotonic() + self.limits.job_seconds,
+            on_step=on_step,
+        )
+        chosen.queue.submit(job)
+        if keep:
+            self.kept.add(job)
+        return job
+
+    def cancel(self, job: ImageJob, reason: str = "client") -> bool:
+        """Cancel a job; see `Queue.cancel`."""
+        return self.models[job.model].queue.cancel(job, reason)
+
+    def position(self, job: ImageJob) -> int | None:
+        """Number of jobs before a job that waits, from 0; None if it doesn't wait."""
+        return self.models[job.model].queue.position(job)
+
+    async def result(self, job: ImageJob, http: HttpRequest) -> Result:
+        """Wait for a job; cancels it if its client disconnects. Raises its error, or `ApiError` `NO_ANSWER`."""
+        gone = asyncio.ensure_future(_disconnected(http))
+        try:
+            async for _ in self.changes(job, gone):
+                pass
+        finally:
+            gone.cancel()
+            self.cancel(job, "disconnect")  # unless it has ended
+        if job.reason == "disconnect":
+            raise ApiError(NO_ANSWER, "The client has left.", code="disconnected")
+        return result_of(job)
+
+    async def changes(self, job: ImageJob, gone: asyncio.Future[None] | None = None) -> AsyncGenerator[None]:
+        """Yield at first, after each change of a job and every `HEARTBEAT` seconds, until it has ended or `gone` is
+        done; cancels it at its deadline.
+        """
+        loop, changed = asyncio.get_running_loop(), asyncio.Event()
+
+        def heard() -> None:
+            with suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(changed.set)
+
+        job.listeners.append(heard)
+        try:
+            while True:
+                changed.clear()
+                done = job.done
+                yield
+                if done or (gone is not None and gone.done()):
+                    return
+                left = HEARTBEAT
+                if job.deadline is not None and job.reason is None:
+                    left = min(left, max(0.0, job.deadline - time.monotonic()))
+                waiting = asyncio.ensure_future(changed.wait())
+                try:
+                    either = [waiting] if gone is None else [waiting, gone]
+                    await asyncio.wait(either, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    waiting.cancel()
+                if job.late:
+                    self.cancel(job, "deadline")
+        finally:
+            job.listeners.remove(heard)
+
+
+def serve(pipelines: Mapping[str, Pipeline], limits: Limits | None = None) -> Service:
+    """A service of open pipelines by name; `start` begins its work, and `close` ends it."""
+    limits, metrics = limits or Limits(), Metrics()
+    now = int(time.time())
+    models = {
+        name: ServedModel(name, pipeline, Queue(name, pipeline.draw_many, limits, metrics), now)
+        for name, pipeline in pipelines.items()
+    }
+    for name, model in models.items():
+        if model.pipeline.bundle.manifest.model.frames is not None:
+            raise RequestError(f"{name} generates videos, and the server answers with images. Leave it out.")
+    return Service(limits, metrics, models, KeptJobs(limits.keep_seconds, limits.keep_bytes))
+
+
+def result_of(job: ImageJob) -> Result:
+    """The result of a job that has ended; raises `ApiError` for one that was cancelled, and the error of one that
+    failed.
+    """
+    if job.state == "cancelled" and job.reason == "deadline":
+        raise ApiError(504, "The job took longer than it may, and was cancelled.", code="deadline")
+    if job.state == "cancelled" and job.reason == "shutdown":
+        raise ApiError(503, "The server is shutting down. Try again later.", code="draining", retry_seconds=5)
+    if job.error is not None:
+        raise job.error
+    if job.result is None:
+        raise ApiError(409, f"The job is {job.state}, and has no result.", code="no_result")
+    return job.result
+
+
+def _own_size(pipeline: Pipeline) -> tuple[int, int]:
+    """The model's own size, or the first that its engines were built for."""
+    model = pipeline.bundle.manifest.model
+    built = fixed_sizes(model, pipeline.profile)
+    return model.own_size if not built or model.own_size in built else built[0]
+
+
+def warm_inputs(pipeline: Pipeline) -> dict[str, Any]:
+    """What the first image of a model needs beside a prompt."""
+    import numpy as np
+
+    model = pipeline.bundle.manifest.model
+    if not (model.needs_image or model.inpaints):
+        return {}
+    side = model.default_size
+    grey = np.full((side, side, 3), 128, np.uint8)
+    return {"image": grey, **({"mask": np.full((side, side), 255, np.uint8)} if model.inpaints else {})}
+
+
+async def _disconnected(http: HttpRequest) -> None:
+    """Return when the client has closed the connection."""
+    with suppress(ApiError):  # more than a body, which is too much
+        while (await http.receive())["type"] != "http.disconnect":
+            pass

@@ -1,0 +1,349 @@
+"""Stability's REST API: `generation` of v1 (text to image, image to image, masking), and `sd3` and `inpaint` of v2beta.
+
+What would change the picture and can't be done, such as `style_preset`, is an error that names the field. Accounts and
+credits don't exist here: a server has an operator, not customers.
+Source: the API's reference and the typings of its clients (`stability-ai` 0.7.0).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+from fastapi import APIRouter, Response
+from fastapi import Request as HttpRequest
+from fastapi.responses import JSONResponse
+
+from ..core.errors import RequestError
+from ..core.record import suggest
+from ..core.request import Request, Result
+from ..core.units import listed
+from ..pipelines.layout import spread
+from ..pipelines.picture import load_clear, load_mask
+from .bodies import form_fields, json_fields
+from .errors import ApiError, route_class
+from .pictures import TYPES, files
+from .service import Service
+
+NAME, PREFIXES = "stability", ("/v1/generation/", "/v1/engines/", "/v2beta/")
+STEPS, GUIDANCE = 30, 7.0
+"""Defaults of v1, as in Stability's reference."""
+
+SAMPLERS = {
+    "DDIM": "ddim", "DDPM": "ddpm", "K_DPMPP_2M": "dpm++2m", "K_DPMPP_2S_ANCESTRAL": "dpm++2s-ancestral",
+    "K_DPM_2": "dpm2", "K_DPM_2_ANCESTRAL": "dpm2-ancestral", "K_EULER": "euler",
+    "K_EULER_ANCESTRAL": "euler-ancestral", "K_HEUN": "heun", "K_LMS": "lms",
+}  # fmt: skip
+RATIOS = ("16:9", "1:1", "21:9", "2:3", "3:2", "4:5", "5:4", "9:16", "9:21")
+MAX_GROWTH = 100
+"""Largest `grow_mask` in pixels, as in Stability's reference."""
+
+_SPECIAL = re.compile(r"([\\()\[\]])")
+_PROMPT = re.compile(r"text_prompts\[([0-9]{1,3})\]\[(text|weight)\]")
+
+
+@dataclass(frozen=True)
+class StabilityAsked:
+    """A request of Stability's API, understood."""
+
+    request: Request
+    read: Callable[[], dict[str, Any]] = dict
+    """Decodes the images that accompany it, by their names in `Pipeline.__call__`."""
+    kind: str = "png"
+    """Of `pictures.TYPES`."""
+
+
+def stability_body(error: ApiError) -> dict[str, Any]:
+    """An error in the form of v1 and v2beta."""
+    return {
+        "id": error.code or error.kind,
+        "name": error.code or error.kind,
+        "message": str(error),
+        "errors": [str(error)],
+    }
+
+
+def router(service: Service) -> APIRouter:
+    """The routes."""
+    routes = APIRouter(route_class=route_class(stability_body))
+
+    @routes.get("/v1/engines/list")
+    async def engines() -> list[dict[str, Any]]:
+        return [{"id": one, "name": one, "description": "", "type": "PICTURE"} for one in service.models]
+
+    @routes.post("/v1/generation/{engine}/text-to-image")
+    async def from_text(engine: str, http: HttpRequest) -> Response:
+        return await _v1(service, engine, http, from_fields(await json_fields(http)))
+
+    @routes.post("/v1/generation/{engine}/image-to-image")
+    async def from_image(engine: str, http: HttpRequest) -> Response:
+        texts, sent = await form_fields(http)
+        return await _v1(service, engine, http, from_form(texts, sent))
+
+    @routes.post("/v1/generation/{engine}/image-to-image/masking")
+    async def masking(engine: str, http: HttpRequest) -> Response:
+        texts, sent = await form_fields(http)
+        return await _v1(service, engine, http, from_form(texts, sent, masked=True))
+
+    @routes.post("/v2beta/stable-image/generate/sd3")
+    async def generate(http: HttpRequest) -> Response:
+        texts, sent = await form_fields(http)
+        model = service.model(texts.pop("model", None))
+        own = model.pipeline.bundle.manifest.model
+        return await _v2(service, model.name, http, from_v2(texts, sent, own.own_size))
+
+    @routes.post("/v2beta/stable-image/edit/inpaint")
+    async def inpaint(http: HttpRequest) -> Response:
+        texts, sent = await form_fields(http)
+        return await _v2(service, service.model(None).name, http, inpainted(texts, sent))
+
+    return routes
+
+
+def from_fields(fields: Mapping[str, Any]) -> StabilityAsked:
+    """The request of v1's `text-to-image`. Raises `ApiError` and `RequestError` with the field at fault."""
+    left = dict(fields)
+    values = _prompts(left.pop("text_prompts", None))
+    values |= {name: left.pop(name, None) for name in ("width", "height")}
+    return StabilityAsked(Request.model_validate(values | _common(left)))
+
+
+def from_form(texts: Mapping[str, str], sent: Mapping[str, list[bytes]], *, masked: bool = False) -> StabilityAsked:
+    """The request of v1's `image-to-image`, or of its `masking`."""
+    left: dict[str, Any] = dict(texts)
+    prompts: dict[int, dict[str, Any]] = {}
+    for name in list(left):
+        if found := _PROMPT.fullmatch(name):
+            prompts.setdefault(int(found[1]), {})[found[2]] = left.pop(name)
+    values = _prompts([prompts[index] for index in sorted(prompts)])
+    image = _file(sent, "init_image")
+    read = _alone(image)
+    if masked:
+        read = _masked(left.pop("mask_source", None), sent, image)
+    else:
+        values["strength"] = 1 - _kept(left)
+    return StabilityAsked(Request.model_validate(values | _common(left)), read)
+
+
+def from_v2(texts: Mapping[str, str], sent: Mapping[str, list[bytes]], size: tuple[int, int]) -> StabilityAsked:
+    """The request of v2beta's `generate/sd3`; `size` is the model's own width and height in pixels."""
+    left: dict[str, Any] = dict(texts)
+    values, kind = _v2_common(left)
+    mode = left.pop("mode", "text-to-image")
+    if mode not in ("text-to-image", "image-to-image"):
+        raise ApiError(400, f"mode is {mode[:80]!a}. Use text-to-image or image-to-image.", param="mode")
+    read: Callable[[], dict[str, Any]] = dict
+    if mode == "image-to-image":
+        if "aspect_ratio" in left:
+            raise ApiError(400, "An image has its own aspect_ratio. Leave it out.", param="aspect_ratio")
+        image = _file(sent, "image")
+        read = _alone(image)
+        if "strength" not in left:
+            raise ApiError(400, "image-to-image needs a strength, from 0 to 1.", param="strength")
+        values["strength"] = left.pop("strength")
+    else:
+        ratio = left.pop("aspect_ratio", "1:1")
+        if ratio not in RATIOS:
+            raise ApiError(
+                400, f"aspect_ratio is {ratio[:80]!a}. Use one of: {', '.join(RATIOS)}.", param="aspect_ratio"
+            )
+        values |= _sides(ratio, size)
+    if (scale := left.pop("cfg_scale", None)) is not None:
+        values["guidance"] = scale
+    _none_left(left)
+    return StabilityAsked(Request.model_validate(values), read, kind)
+
+
+def inpainted(texts: Mapping[str, str], sent: Mapping[str, list[bytes]]) -> StabilityAsked:
+    """The request of v2beta's `edit/inpaint`: white of the mask is generated, or else what is transparent."""
+    left: dict[str, Any] = dict(texts)
+    values, kind = _v2_common(left)
+    image = _file(sent, "image")
+    drawn = _file(sent, "mask") if "mask" in sent else None
+    grown = _whole(left.pop("grow_mask", 5), "grow_mask", MAX_GROWTH)
+    _none_left(left)
+
+    def read() -> dict[str, Any]:
+        mask = load_clear(image) if drawn is None else load_mask(drawn)
+        return {"image": image, "mask": replace(mask, pixels=spread(mask.pixels, grown))}
+
+    return StabilityAsked(Request.model_validate(values), read, kind)
+
+
+def _common(left: dict[str, Any]) -> dict[str, Any]:
+    """Fields of v1 that all routes have; raises `ApiError` for others."""
+    values: dict[str, Any] = {"steps": left.pop("steps", STEPS), "guidance": left.pop("cfg_scale", GUIDANCE)}
+    values["count"] = left.pop("samples", 1)
+    if (seed := _whole(left.pop("seed", 0), "seed", 2**32 - 1)) > 0:
+        values["seed"] = seed
+    if (sampler := left.pop("sampler", None)) is not None:
+        if sampler not in SAMPLERS:
+            known = ", ".join(SAMPLERS)
+            raise ApiError(400, f"sampler is {str(sampler)[:80]!a}. Use one of: {known}.", param="sampler")
+        values["scheduler"] = SAMPLERS[sampler]
+    if (guided := left.pop("clip_guidance_preset", "NONE")) != "NONE":
+        raise ApiError(400, f"clip_guidance_preset is {str(guided)[:80]!a}; this server has none. Leave it out.")
+    left.pop("extras", None)
+    _none_left(left)
+    return values
+
+
+def _v2_common(left: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """Fields of v2beta that all routes have, and the kind of file."""
+    kind = left.pop("output_format", "png")
+    if kind not in TYPES:
+        raise ApiError(400, f"output_format is {kind[:80]!a}. Use one of: {', '.join(TYPES)}.", param="output_format")
+    if not left.get("prompt"):
+        raise ApiError(400, "A prompt is needed.", param="prompt")
+    values: dict[str, Any] = {"prompt": left.pop("prompt"), "negative_prompt": left.pop("negative_prompt", "")}
+    if (seed := _whole(left.pop("seed", 0), "seed", 2**32 - 2)) > 0:
+        values["seed"] = seed
+    return values, kind
+
+
+def _none_left(left: Mapping[str, Any]) -> None:
+    if name := next(iter(left), None):
+        hint = suggest(name, ["text_prompts", "cfg_scale", "sampler", "samples", "seed", "steps", "width", "height"])
+        raise ApiError(400, f"{name[:80]!a} is not supported by this server. {hint} Leave it out.", param=name[:80])
+
+
+def _prompts(given: object) -> dict[str, Any]:
+    """Prompt and negative prompt of weighted texts: those of negative weight are negative prompts."""
+    if not isinstance(given, list) or not given:
+        raise ApiError(400, "text_prompts is missing. Pass a list with at least one text.", param="text_prompts")
+    sides: dict[bool, list[str]] = {True: [], False: []}
+    for one in cast("list[Any]", given):
+        text = cast("dict[str, Any]", one).get("text") if isinstance(one, dict) else None
+        if not isinstance(text, str) or not text:
+            raise ApiError(400, "Each of text_prompts needs a text.", param="text_prompts")
+        weight = _number(cast("dict[str, Any]", one).get("weight", 1), "text_prompts")
+        if not weight:
+            continue
+        plain = _SPECIAL.sub(r"\\\1", text)
+        sides[weight > 0].append(plain if abs(weight) == 1 else f"({plain}:{abs(weight):g})")
+    if not sides[True]:
+        raise ApiError(400, "text_prompts has no text of positive weight. Pass one.", param="text_prompts")
+    prompts = {"prompt": ", ".join(sides[True]), "negative_prompt": ", ".join(sides[False])}
+    return {**prompts, "prompt_syntax": "a1111"}
+
+
+def _kept(left: dict[str, Any]) -> float:
+    """The share of the image that is kept, from 0 to 1, by either of v1's two ways to say so."""
+    mode = left.pop("init_image_mode", "IMAGE_STRENGTH")
+    if mode == "IMAGE_STRENGTH":
+        return _number(left.pop("image_strength", 0.35), "image_strength")
+    if mode != "STEP_SCHEDULE":
+        raise ApiError(400, f"init_image_mode is {mode[:80]!a}. Use IMAGE_STRENGTH or STEP_SCHEDULE.")
+    if _number(left.pop("step_schedule_end", 1), "step_schedule_end") != 1:
+        raise ApiError(400, "step_schedule_end is below 1, which this server does not support. Leave it out.")
+    return 1 - _number(left.pop("step_schedule_start", 0.65), "step_schedule_start")  # 0 is the image itself
+
+
+def _alone(image: bytes) -> Callable[[], dict[str, Any]]:
+    """What passes on an image without a mask."""
+    return lambda: {"image": image}
+
+
+def _masked(source: object, sent: Mapping[str, list[bytes]], image: bytes) -> Callable[[], dict[str, Any]]:
+    """What decodes the image of `masking` and its mask."""
+    if source == "INIT_IMAGE_ALPHA":
+        return lambda: {"image": image, "mask": load_clear(image)}
+    if source not in ("MASK_IMAGE_WHITE", "MASK_IMAGE_BLACK"):
+        known = "MASK_IMAGE_WHITE, MASK_IMAGE_BLACK and INIT_IMAGE_ALPHA"
+        raise ApiError(400, f"mask_source is {str(source)[:80]!a}. Use one of: {known}.", param="mask_source")
+    drawn = _file(sent, "mask_image")
+
+    def read() -> dict[str, Any]:
+        mask = load_mask(drawn)
+        white = mask if source == "MASK_IMAGE_WHITE" else replace(mask, pixels=255 - mask.pixels)
+        return {"image": image, "mask": white}
+
+    return read
+
+
+def _file(sent: Mapping[str, list[bytes]], name: str) -> bytes:
+    found = sent.get(name, [])
+    if len(found) != 1:
+        raise ApiError(400, f"{name} is needed once, and {len(found)} were sent.", param=name)
+    return found[0]
+
+
+def _sides(ratio: str, size: tuple[int, int]) -> dict[str, int]:
+    """Width and height of about the model's own area in this ratio, multiples of 64."""
+    across, down = map(int, ratio.split(":"))
+    unit = (size[0] * size[1] / (across * down)) ** 0.5
+    return {"width": max(64, round(across * unit / 64) * 64), "height": max(64, round(down * unit / 64) * 64)}
+
+
+def _number(value: object, name: str) -> float:
+    try:
+        found = float(cast("Any", value))
+    except (TypeError, ValueError):
+        raise ApiError(400, f"{name} must be a number.", param=name) from None
+    if not abs(found) <= 1000:  # also NaN
+        raise ApiError(400, f"{name} is out of range.", param=name)
+    return found
+
+
+def _whole(value: object, name: str, most: int) -> int:
+    text = str(value)
+    if not (text.isdecimal() and len(text) <= 12 and int(text) <= most):
+        raise ApiError(400, f"{name} must be a whole number from 0 to {most}.", param=name)
+    return int(text)
+
+
+async def _v1(service: Service, engine: str, http: HttpRequest, asked: StabilityAsked) -> Response:
+    accepted = _accepted(http, ("application/json", "image/png"))
+    if accepted == "image/png" and asked.request.count > 1:
+        raise ApiError(400, f"{asked.request.count} samples can't be sent as one PNG. Accept application/json.")
+    result = await _generated(service, engine, http, asked)
+    images = await files(result, "png")
+    seed = result.request.seed or 0
+    if accepted == "image/png":
+        return Response(images[0], media_type="image/png", headers={"finish-reason": "SUCCESS", "seed": str(seed)})
+    artifacts = [
+        {"base64": base64.b64encode(one).decode(), "seed": seed + index, "finishReason": "SUCCESS"}
+        for index, one in enumerate(images)
+    ]
+    return JSONResponse({"artifacts": artifacts})
+
+
+async def _v2(service: Service, model: str, http: HttpRequest, asked: StabilityAsked) -> Response:
+    accepted = _accepted(http, ("image/*", "application/json"))
+    result = await _generated(service, model, http, asked)
+    (image,) = await files(result, asked.kind)
+    seed = result.request.seed or 0
+    if accepted == "application/json":
+        text = base64.b64encode(image).decode()
+        return JSONResponse({"image": text, "finish_reason": "SUCCESS", "seed": seed})
+    headers = {"finish-reason": "SUCCESS", "seed": str(seed)}
+    return Response(image, media_type=TYPES[asked.kind], headers=headers)
+
+
+async def _generated(service: Service, model: str, http: HttpRequest, asked: StabilityAsked) -> Result:
+    try:
+        service.check_first(asked.request, model)
+        inputs = await asyncio.to_thread(asked.read)
+        job = await service.submit(asked.request, model=model, inputs=inputs, api=NAME, owner=http.state.owner)
+    except RequestError as exc:
+        raise ApiError(400, str(exc), code="bad_request") from exc
+    return await service.result(job, http)
+
+
+def _accepted(http: HttpRequest, known: tuple[str, str]) -> str:
+    """The first type of the header Accept that is one of `known`, whose first stands for anything; raises `ApiError`
+    400 without one.
+    """
+    accept = http.headers.get("accept", "*/*")
+    for one in (part.partition(";")[0].strip().lower() for part in accept.split(",")):
+        if one in known:
+            return one
+        if one in ("*/*", ""):
+            return known[0]
+        if one.startswith("image/") and "image/*" in known:
+            return "image/*"
+    raise ApiError(400, f"The header Accept is {accept[:80]!a}. Use one of: {listed(known)}.", param="accept")

@@ -1,0 +1,115 @@
+// The page: its buttons, files and dialogs.
+
+import { json, onToken, read } from "./api.js";
+import { $, fail, make, notice, quiet, safely, say } from "./dom.js";
+import * as form from "./form.js";
+import * as gallery from "./gallery.js";
+import { generate, resume, stop } from "./jobs.js";
+import * as source from "./source.js";
+
+/** Fill the form with an image's parameters, and its image and mask where this browser has them. */
+async function use(about, inputs) {
+  const left = form.fill(about, inputs);
+  if (inputs.image) {
+    await source.start(inputs.image, about.request.strength, inputs.mask);
+  } else if (about.request.strength == null) {
+    source.withdraw();
+  }
+  notice([...left, ...about.notices]);
+  $("prompt").focus();
+}
+
+async function copy() {
+  const text = gallery.current.about.text;
+  if (navigator.clipboard) {
+    await navigator.clipboard.writeText(text);
+  } else { // not at a secure address
+    const area = make("textarea", { value: text });
+    document.body.append(area);
+    area.select();
+    const done = document.execCommand("copy");
+    area.remove();
+    if (!done) throw new Error("The browser does not let this page copy. Select the text, and copy it by hand.");
+  }
+  $("copy").textContent = "Copied";
+  say("The parameters were copied.");
+  setTimeout(() => { $("copy").textContent = "Copy parameters"; }, 1500);
+}
+
+async function readFile(file) {
+  quiet();
+  await use(await read(file), {});
+  say(`The parameters of ${file.name} are in the form.`);
+}
+
+async function dropped(event) {
+  document.body.classList.remove("dragging");
+  const file = event.dataTransfer?.files[0];
+  if (!file) return;
+  event.preventDefault();
+  quiet();
+  const within = $("source").contains(event.target) && !$("source").hidden;
+  await (within ? source.start(file) : readFile(file));
+}
+
+function answer(dialog) {
+  dialog.returnValue = "";
+  dialog.showModal();
+  return new Promise((resolve) => dialog.addEventListener("close", () => resolve(dialog.returnValue), { once: true }));
+}
+
+async function askToken(again) {
+  $("token-wrong").hidden = !again;
+  $("token-value").value = "";
+  return (await answer($("token"))) === "ok" ? $("token-value").value.trim() : "";
+}
+
+function picker(button, input, take) {
+  $(button).addEventListener("click", () => $(input).click());
+  $(input).addEventListener("change", safely(async () => {
+    const [file] = $(input).files;
+    $(input).value = "";
+    if (file) await take(file);
+  }));
+}
+
+function connect() {
+  const on = (id, work) => $(id).addEventListener("click", safely(work));
+  $("ask").addEventListener("submit", (event) => { event.preventDefault(); generate(); });
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !document.querySelector("dialog[open]")) {
+      event.preventDefault();
+      generate();
+    }
+  });
+  on("stop", stop);
+  on("use", () => use(gallery.current.about, gallery.current));
+  on("copy", copy);
+  on("start", () => source.start(gallery.current.png));
+  on("delete", gallery.removeCurrent);
+  on("delete-all", async () => { if (await answer($("sure")) === "yes") await gallery.removeAll(); });
+  on("last", () => form.setSeed(gallery.lastSeed()));
+  $("model").addEventListener("change", () => { $("start").hidden = !form.model().image; });
+  picker("choose", "file", (file) => source.start(file));
+  picker("read", "record", readFile);
+  document.addEventListener("dragover", (event) => { event.preventDefault(); document.body.classList.add("dragging"); });
+  document.addEventListener("dragleave", (event) => { if (!event.relatedTarget) document.body.classList.remove("dragging"); });
+  document.addEventListener("drop", safely(dropped));
+  const wide = matchMedia("(min-width: 900px)");
+  const unfold = () => { $("settings").open = wide.matches; };
+  wide.addEventListener("change", unfold);
+  unfold();
+}
+
+onToken(askToken);
+connect();
+source.connect();
+try {
+  form.setup(await json("v1/capabilities"));
+  $("start").hidden = !form.model().image;
+} catch (error) {
+  fail(error);
+}
+await gallery.open();
+await resume();
+document.documentElement.dataset.ready = "";

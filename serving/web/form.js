@@ -1,0 +1,235 @@
+// The form:  a request from its controls, and back. What a request has beyond them is kept as further parameters.
+
+import { $, make } from "./dom.js";
+
+const DRAFT = "latentc.draft";
+const KEPT = ["model", "prompt", "negative_prompt", "width", "height", "steps", "guidance", "count", "scheduler", "seed"];
+const NUMBERS = ["width", "height", "steps", "guidance", "count"];
+const RATIOS = [[1, 1], [5, 4], [4, 5], [3, 2], [2, 3], [16, 9], [9, 16]];
+const SENT = { image_sha256: "image", mask_sha256: "mask", control_sha256: "image for ControlNets", style_sha256: "style image" };
+const OWN = new Set([...KEPT, "strength", "adapters", ...Object.keys(SENT)]);
+export const PLAIN = { guidance_rescale: 0 }; // values that are as good as none
+
+let models = {};
+let extras = {};
+
+/** The model that is selected, as the server describes it. */
+export const model = () => models[$("model").value];
+
+/** Fill the controls from the server's capabilities, and restore what was typed before a reload. */
+export function setup({ models: found, limits }) {
+  models = found;
+  $("model").replaceChildren(...Object.keys(models).map((name) => new Option(name, name)));
+  $("steps").max = limits.steps;
+  $("count").max = limits.count;
+  let draft = {};
+  try {
+    draft = JSON.parse(localStorage.getItem(DRAFT) ?? "{}");
+  } catch { /* of another version */ }
+  if (draft.model in models) $("model").value = draft.model;
+  changeModel();
+  for (const id of KEPT) if (id !== "model" && typeof draft[id] === "string") select(id, draft[id]);
+  for (const [name, strength] of Object.entries(draft.adapters ?? {})) setStrength(name, strength);
+  extras = draft.extras ?? {};
+  showExtras();
+  matchPreset();
+  $("model").addEventListener("change", changeModel);
+  $("preset").addEventListener("change", takePreset);
+  for (const id of ["width", "height"]) $(id).addEventListener("input", matchPreset);
+  $("swap").addEventListener("click", swap);
+  $("dice").addEventListener("click", () => setSeed(""));
+  $("ask").addEventListener("input", save);
+  $("ask").addEventListener("change", save);
+}
+
+/** Empty is a random one for each request. */
+export function setSeed(seed) {
+  $("seed").value = seed;
+  save();
+}
+
+function save() {
+  const draft = Object.fromEntries(KEPT.map((id) => [id, $(id).value]));
+  localStorage.setItem(DRAFT, JSON.stringify({ ...draft, extras, adapters: strengths() }));
+}
+
+function select(id, value) {
+  const control = $(id);
+  if (control.tagName === "SELECT" && value && ![...control.options].some((one) => one.value === value)) {
+    control.add(new Option(value, value)); // the server says if it doesn't know it
+  }
+  control.value = value;
+}
+
+function changeModel() {
+  const chosen = model();
+  const scheduler = $("scheduler").value;
+  $("scheduler").replaceChildren(
+    new Option(chosen.scheduler ? `The model's own: ${chosen.scheduler}` : "The model's own", ""),
+    ...chosen.schedulers.map((name) => new Option(name, name)),
+  );
+  if (chosen.schedulers.includes(scheduler)) $("scheduler").value = scheduler;
+  const [width, height] = chosen.default_size.split("x").map(Number);
+  $("width").step = $("height").step = chosen.multiple;
+  const sizes = chosen.sizes?.map((size) => size.split("x").map(Number)) ?? RATIOS.map((ratio) => near(ratio, width, height));
+  $("preset").replaceChildren(
+    new Option("", ""),
+    ...sizes.map(([w, h]) => new Option(`${w} × ${h}${shape(w, h)}`, `${w}x${h}`)),
+    new Option("Other", "other"),
+  );
+  $("adapters").hidden = !Object.keys(chosen.adapters).length;
+  $("adapters").replaceChildren($("adapters").firstElementChild, ...Object.entries(chosen.adapters).map(slider));
+  $("source").hidden = !chosen.image;
+  $("masking").hidden = !chosen.mask;
+  $("strengths").hidden = !chosen.mask;
+  if (chosen.image && chosen.tasks[0] !== "text") $("source").open = true;
+  $("profile").textContent = `${chosen.profile}: ${[...new Set(Object.values(chosen.engines))].join(", ")}`;
+  showOwnSize();
+  matchPreset();
+}
+
+let fromImage = false;
+
+/** What an empty size stands for: the model's own, or that of the image to start from. */
+export function showOwnSize(image = fromImage) {
+  fromImage = image;
+  const [width, height] = model().default_size.split("x");
+  $("preset").options[0].text = image ? "Near the image's" : `The model's own: ${width} × ${height}`;
+  $("width").placeholder = image ? "" : width;
+  $("height").placeholder = image ? "" : height;
+}
+
+
+/** A size of a ratio with about as many pixels as the model's own. */
+function near([wide, high], width, height) {
+  const step = Math.max(model().multiple, Math.min(width, height) >= 512 ? 64 : 8);
+  const side = Math.sqrt((width * height * wide) / high);
+  return [side, (width * height) / side].map((one) => Math.max(64, Math.round(one / step) * step));
+}
+
+function shape(width, height) {
+  if (width === height) return ", square";
+  return width > height ? ", landscape" : ", portrait";
+}
+
+function takePreset() {
+  const { value } = $("preset");
+  if (value === "other") {
+    $("width").focus();
+    return;
+  }
+  [$("width").value, $("height").value] = value ? value.split("x") : ["", ""];
+}
+
+function matchPreset() {
+  const [width, height] = [$("width").value, $("height").value];
+  const value = width || height ? `${width}x${height}` : "";
+  const known = [...$("preset").options].some((option) => option.value === value);
+  $("preset").value = known ? value : "other";
+}
+
+function swap() {
+  const sides = ["height", "width"].map((id) => $(id).value || $(id).placeholder);
+  [$("width").value, $("height").value] = sides;
+  matchPreset();
+  save();
+}
+
+function slider([name, strength]) {
+  const label = make("label");
+  const input = make("input", { type: "range", min: -1, max: 2, step: 0.05, value: strength, disabled: !model().takes_strengths });
+  const output = make("output");
+  const show = () => { output.textContent = Number(input.value).toFixed(2); };
+  input.dataset.adapter = name;
+  input.addEventListener("input", show);
+  show();
+  label.append(`${name} `, output, input);
+  return label;
+}
+
+/** Set a slider to a value that may be between its steps, or outside of its range. */
+function setRange(input, value) {
+  input.min = Math.min(input.min, value);
+  input.max = Math.max(input.max, value);
+  input.value = value;
+  if (Number(input.value) !== value) {
+    input.step = "any";
+    input.value = value;
+  }
+}
+
+const sliders = () => [...$("adapters").querySelectorAll("input")];
+const strengths = () => Object.fromEntries(sliders().map((one) => [one.dataset.adapter, Number(one.value)]));
+
+function setStrength(name, strength) {
+  const input = sliders().find((one) => one.dataset.adapter === name);
+  if (!input) return false;
+  setRange(input, strength);
+  input.dispatchEvent(new Event("input"));
+  return true;
+}
+
+function showExtras() {
+  const items = Object.entries(extras).map(([name, value]) => {
+    const item = make("li");
+    const button = make("button", { type: "button", textContent: "×", ariaLabel: `Remove ${name}` });
+    button.addEventListener("click", () => { delete extras[name]; showExtras(); save(); });
+    item.append(`${name}: ${typeof value === "string" ? value : JSON.stringify(value)} `, button);
+    return item;
+  });
+  $("extras").querySelector("ul").replaceChildren(...items);
+  $("extras").hidden = !items.length;
+  if (items.length) $("settings").open = true;
+}
+
+/** The fields of a request; `image` is whether one is sent too. Raises an error in words for what isn't a number. */
+export function gather(image) {
+  const fields = { ...extras, model: $("model").value, prompt: $("prompt").value };
+  if ($("negative_prompt").value) fields.negative_prompt = $("negative_prompt").value;
+  for (const id of NUMBERS) {
+    if ($(id).validity.badInput) throw new Error(`${$(id).labels[0].textContent.trim()}: it is not a number.`);
+    if ($(id).value !== "") fields[id] = Number($(id).value);
+  }
+  if ($("scheduler").value) fields.scheduler = $("scheduler").value;
+  if ($("seed").value.trim()) fields.seed = $("seed").value.trim();
+  if (sliders().length && model().takes_strengths) fields.adapters = strengths();
+  if (image && !$("strengths").hidden) fields.strength = Number($("strength").value);
+  return fields;
+}
+
+/** Set the controls to a file's request; returns what could not be taken over beside `inputs`, in sentences. */
+export function fill({ request, drawing, rest }, inputs) {
+  const left = [];
+  const served = Object.keys(models).find((name) => models[name].checkpoint === drawing?.model);
+  if (served && models[$("model").value].checkpoint !== drawing.model) {
+    $("model").value = served;
+    changeModel();
+  } else if (drawing && !served) {
+    left.push(`The image was made by the model ${drawing.model}, which is not served here.`);
+  }
+  const unused = drawing ? [] : Object.entries(rest);
+  if (unused.length) left.push(`Not taken over: ${unused.map(([name, value]) => `${name}: ${value}`).join(", ")}.`);
+  for (const id of KEPT) {
+    if (id !== "model" && id !== "count") select(id, String(request[id] ?? ""));
+  }
+  $("count").value = 1;
+  if (request.strength != null) setStrengthOfImage(request.strength);
+  for (const input of sliders()) setStrength(input.dataset.adapter, request.adapters?.[input.dataset.adapter] ?? 0);
+  const missing = Object.keys(request.adapters ?? {}).filter((name) => request.adapters[name] && !setStrength(name, request.adapters[name]));
+  if (missing.length) left.push(`The image was made with the LoRA ${missing.join(", ")}, which this model does not have here.`);
+  const images = Object.keys(SENT).filter((name) => request[name] != null && !inputs[SENT[name]]).map((name) => SENT[name]);
+  if (images.length) left.push(`The image was made from another ${images.join(", and a ")}, which the file does not contain: add it again.`);
+  extras = Object.fromEntries(Object.entries(request).filter(
+    ([name, value]) => !OWN.has(name) && value !== null && value !== PLAIN[name],
+  ));
+  showExtras();
+  matchPreset();
+  save();
+  return left;
+}
+
+/** The strength of image to image. */
+export function setStrengthOfImage(value) {
+  setRange($("strength"), value);
+  $("strength-value").textContent = Number($("strength").value).toFixed(2);
+}

@@ -1,0 +1,146 @@
+// One job at a time: sent, followed, stopped, and followed again after a reload.
+
+import { base64, events, json, picture } from "./api.js";
+import { $, fail, quiet, say } from "./dom.js";
+import { gather } from "./form.js";
+import { allowPreviews, keep, preview, renderGallery, restore, show } from "./gallery.js";
+import { taken } from "./source.js";
+
+const JOB = "latentc.job"; // of this tab
+const RETRIES = 5;
+const ENDED = ["completed", "failed", "cancelled"];
+
+let job = null; // the id of the job that is followed
+let stopped = false;
+
+/** Send the form's request, and follow its job. */
+export async function generate() {
+  if (job !== null) return;
+  quiet();
+  job = "";
+  stopped = false;
+  busy(true);
+  try {
+    const sent = await taken();
+    const body = gather(sent.image !== null);
+    for (const [name, blob] of Object.entries(sent)) if (blob) body[name] = await base64(blob);
+    progress({ status: "sent" });
+    await follow((await json("v1/jobs", body)).id, sent);
+  } catch (error) {
+    fail(error);
+    say("");
+  } finally {
+    job = null;
+    busy(false);
+  }
+}
+
+/** Follow a job to its end, and keep its images. */
+async function follow(id, sent = {}) {
+  job = id;
+  sessionStorage.setItem(JOB, id);
+  if (stopped) await stop();
+  try {
+    const { status } = await watch(id);
+    if (status === "cancelled" && stopped) return say("Stopped.");
+    const { images } = await json(`v1/jobs/${id}/result`); // of another end, its error
+    const kept = [];
+    for (const image of images) kept.push(await keep(await picture(image.url), sent));
+    renderGallery();
+    show(kept[0]);
+    say(images.length > 1 ? `${images.length} images are ready.` : "The image is ready.");
+  } catch (error) {
+    if (error.status === 0) id = null; // not reached: a reload tries it again
+    throw error;
+  } finally {
+    if (id) sessionStorage.removeItem(JOB);
+  }
+}
+
+/** The job's last state; connections that break off are made again. */
+async function watch(id) {
+  const began = { step: 0, time: 0 };
+  for (let tries = 0; ;) {
+    try {
+      let last = null;
+      for await (const { data } of events(`v1/jobs/${id}/events?previews=true`)) {
+        last = data;
+        tries = 0;
+        progress(data, began);
+        if (ENDED.includes(data.status)) return data;
+      }
+      if (last === null && ++tries > RETRIES) throw new Error("The server says nothing about the job.");
+    } catch (error) {
+      if (error.status !== 0 || ++tries > RETRIES) throw error;
+    }
+    await new Promise((resolve) => setTimeout(resolve, 1000));
+  }
+}
+
+/** Cancel the job. */
+export async function stop() {
+  stopped = true;
+  $("detail").textContent = "Stopping…";
+  if (!job) return; // once the server has named it
+  try {
+    await json(`v1/jobs/${job}/cancel`, {});
+  } catch (error) {
+    if (error.status !== 409) throw error; // it has just ended
+  }
+}
+
+/** Follow the job of this tab that was running before a reload. */
+export async function resume() {
+  const id = sessionStorage.getItem(JOB);
+  if (!id) return;
+  busy(true);
+  try {
+    await follow(id);
+  } catch (error) {
+    const gone = error.status === 404 || error.status === 410;
+    fail(gone ? new Error("The job that was running before the reload is gone: the server has no result of it.") : error);
+  } finally {
+    job = null;
+    busy(false);
+  }
+}
+
+function busy(yes) {
+  $("go").setAttribute("aria-disabled", yes);
+  $("progress").hidden = !yes;
+  $("stage").setAttribute("aria-busy", yes);
+  $("bar").removeAttribute("value");
+  if (yes) {
+    allowPreviews();
+    $("progress").scrollIntoView({ block: "nearest" });
+    return;
+  }
+  document.title = "latentc";
+  restore();
+}
+
+function progress({ status, step, steps, queue_position: before, preview: image }, began) {
+  if (status === "sent") {
+    $("detail").textContent = "Sending…";
+  } else if (status === "queued") {
+    const words = before ? `Waiting: number ${before + 1} in the queue.` : "Waiting: next in the queue.";
+    $("detail").textContent = words;
+    say(words);
+  } else if (status === "generating" && steps) {
+    const now = performance.now();
+    if (!began.step) Object.assign(began, { step, time: now });
+    const left = step > began.step ? ((now - began.time) / (step - began.step)) * (steps - step) : null;
+    $("bar").value = step / steps;
+    $("detail").textContent = `Step ${step} of ${steps}${left === null ? "" : `, ${duration(left / 1000)} left`}`;
+    document.title = `${Math.round((100 * step) / steps)} % – latentc`;
+    say("Generating.");
+    if (image) preview(image);
+  } else if (status === "generating") {
+    $("detail").textContent = "Starting…";
+  }
+}
+
+function duration(seconds) {
+  if (seconds < 1) return "less than 1 s";
+  return seconds < 90 ? `about ${Math.round(seconds)} s` : `about ${Math.round(seconds / 60)} min`;
+}

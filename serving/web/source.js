@@ -1,0 +1,68 @@
+// The image to start from, and its mask.
+
+import { $, forget, safely, url } from "./dom.js";
+import * as form from "./form.js";
+import { Mask } from "./mask.js";
+
+const STRENGTH = { image: 0.8, mask: 1 }; // the server's defaults
+
+let source = null; // a blob
+let painted = false;
+const mask = new Mask($("mask"), masked);
+
+/** Take an image, a blob; `strength` and `area`, a mask, are those of an earlier request. */
+export async function start(blob, strength = null, area = null) {
+  const opened = await createImageBitmap(blob).catch(() => null);
+  if (!opened) throw new Error("The file is not an image that this browser can open. Use a PNG, JPEG or WebP.");
+  source = blob;
+  painted = false;
+  $("original").src = url("source", blob);
+  mask.reset(opened.width, opened.height);
+  if (area) await mask.load(area);
+  form.setStrengthOfImage(strength ?? STRENGTH.image);
+  form.showOwnSize(true);
+  $("editor").hidden = false;
+  $("drop").hidden = true;
+  $("source").open = true;
+  $("editor").scrollIntoView({ block: "nearest" });
+}
+
+/** Leave it out. */
+export function withdraw() {
+  source = null;
+  form.showOwnSize(false);
+  forget("source");
+  $("original").removeAttribute("src");
+  $("editor").hidden = true;
+  $("drop").hidden = false;
+  $("choose").focus();
+}
+
+/** With the first stroke, the strength becomes that of inpainting, unless it was changed. */
+function masked() {
+  const any = !mask.empty;
+  const [before, after] = any ? [STRENGTH.image, STRENGTH.mask] : [STRENGTH.mask, STRENGTH.image];
+  if (any !== painted && Number($("strength").value) === before) form.setStrengthOfImage(after);
+  painted = any;
+}
+
+/** What the selected model takes of it: `{image, mask}`, blobs or null. */
+export async function taken() {
+  const able = form.model();
+  const image = able.image ? source : null;
+  return { image, mask: image && able.mask ? await mask.blob() : null };
+}
+
+/** Connect its controls. */
+export function connect() {
+  const on = (id, work) => $(id).addEventListener("click", safely(work));
+  on("undo", () => mask.undo());
+  on("clear", () => mask.clear());
+  on("remove", withdraw);
+  on("erase", () => {
+    mask.erasing = !mask.erasing;
+    $("erase").setAttribute("aria-pressed", mask.erasing);
+  });
+  $("brush").addEventListener("input", () => { mask.brush = Number($("brush").value) / 100; });
+  $("strength").addEventListener("input", () => form.setStrengthOfImage(Number($("strength").value)));
+}

@@ -1,0 +1,104 @@
+"""`latentc serve`: a server that starts, answers and drains, and what it refuses before it loads anything."""
+
+import signal
+import socket
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import httpx2
+import pytest
+
+from latentc.cli import server
+from latentc.compiler.build import build
+from latentc.core.errors import ProfileError
+from latentc.pipelines.pipeline import Pipeline
+from latentc.profiles import load_profile
+from latentc.serving.limits import Limits
+
+from ..serving.conftest import wait_for
+
+
+@pytest.fixture(scope="module")
+def folder(bundle):
+    """Of a bundle with engines of the null runtime."""
+    opened = bundle("sd1")
+    build(opened, load_profile("null"))
+    return opened.folder
+
+
+def test_a_server_starts_answers_and_drains(folder, tmp_path):
+    (tmp_path / "tokens").write_text("secret\n\nme:word\n")
+    words = ["serve", folder, "-p", "null", "--port", "0", "--token-file", tmp_path / "tokens", "--steps", "1000"]
+    started = [sys.executable, "-W", "error", "-m", "latentc", *map(str, words)]
+    with subprocess.Popen(started, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        line = process.stdout.readline()
+        assert line.startswith("Serving sd1 at http://127.0.0.1:"), process.stderr.read()
+        client = httpx2.Client(base_url=line.split()[-1], headers={"authorization": "Bearer secret"}, timeout=120)
+        with client, ThreadPoolExecutor() as pool:
+            assert client.get("/readyz").json() == {"status": "ready"}
+            assert client.get("/v1/models", headers={"authorization": "Bearer wrong"}).status_code == 401
+            fields = {"prompt": "a cat", "steps": 900, "seed": 1}
+            posted = client.post("/v1/jobs", json={**fields, "steps": 2}, headers={"x-forwarded-for": "10.1.1.1"})
+            own = client.get("/v1/jobs", headers={"x-forwarded-for": "10.2.2.2"}).json()["data"]
+            assert [one["id"] for one in own] == [posted.json()["id"]], "no header chooses a client's address"
+            wait_for(lambda: client.get(posted.json()["poll_url"]).json()["status"] == "completed")
+            asked = pool.submit(client.post, "/v1/images/generations", json=fields)
+            wait_for(lambda: 'latentc_running{model="sd1"} 1.0' in client.get("/metrics").text)
+            process.send_signal(signal.SIGTERM)
+            assert asked.result().status_code == 200, asked.result().text
+        out, err = process.communicate(timeout=120)
+    assert (process.returncode, out) == (0, ""), err
+    assert "POST '/v1/images/generations' 200" in err
+    assert "Traceback" not in err
+
+
+def test_a_first_image_that_fails_ends_the_server(folder, monkeypatch):
+    """With any error, and not by serving for ever."""
+
+    def broken(*_, **__):
+        raise RuntimeError("no kernel image is available")
+
+    monkeypatch.setattr(Pipeline, "draw_many", broken)
+    with pytest.raises(RuntimeError, match="no kernel image"):
+        server.serve([folder], load_profile("null"), host="127.0.0.1", port=0, limits=Limits(), quiet=True)
+
+
+def test_an_address_that_is_taken(folder, refused):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert f"127.0.0.1:{port} can't be listened on (" in refused("serve", folder, "-p", "null", "--port", port)
+
+
+def test_files_of_tokens(folder, refused, tmp_path):
+    (tmp_path / "none").write_text("\n \n")
+    for name, words in (("none", "contains no token"), ("missing", "cannot be read")):
+        assert words in refused("serve", folder, "-p", "null", "--token-file", tmp_path / name)
+
+
+@pytest.mark.parametrize("option", ["--timeout", "--megapixels"])
+def test_limits_are_finite(folder, command, option):
+    code, _, err = command("serve", folder, "-p", "null", option, "inf")
+    assert (code, option in err) == (2, True), err
+
+
+def test_two_bundles_of_one_name(folder, refused):
+    assert "Two bundles are called 'sd1'" in refused("serve", folder, folder, "-p", "null")
+
+
+def test_bundles_that_do_not_fit_in_memory(folder, monkeypatch):
+    one = SimpleNamespace(held_bytes=6 * 10**9, on_host=True, free_bytes=10**10, device_bytes=None, device="CPU")
+    monkeypatch.setattr(server, "plan", lambda *_: one)
+    server.check_memory({"a": folder}, load_profile("null"))
+    with pytest.raises(ProfileError, match=r"These 2 bundles .* 12.00 GB, .* CPU has 10.00 GB"):
+        server.check_memory({"a": folder, "b": folder}, load_profile("null"))
+
+
+def test_without_the_extra(folder, refused, monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("latentc.serving") or name == "latentc.cli.server"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "fastapi", None)
+    message = refused("serve", folder, "-p", "null")
+    assert "fastapi" in message
+    assert "[serve]" in message

@@ -1,0 +1,116 @@
+"""int8: its calibration, its key, and whether a build refuses a fault in an int8 engine."""
+
+import numpy as np
+import pytest
+
+from latentc.benchmarks.planted import PROMPT
+from latentc.cli.why import why as show_why
+from latentc.compiler import calibrate
+from latentc.compiler.build import build, why
+from latentc.compiler.cache import artifacts
+from latentc.compiler.calibrate import calibration
+from latentc.compiler.cases import stored_drawings
+from latentc.compiler.targets import wanted
+from latentc.compiler.traces import PROMPTS, TRACES
+from latentc.compiler.way import BUILT, way
+from latentc.core.errors import ParityError, ProfileError, RuntimeMissing
+from latentc.core.progress import quiet
+from latentc.profiles import load_profile
+from latentc.profiles.profile import FLOORS_DB
+from latentc.runtimes import openvino, quantize, runtime
+
+from .builds import ONNXRUNTIME, of
+
+INT8 = of(load_profile("cpu-openvino-int8"), parity_db=FLOORS_DB | {"int8": 25.0})
+"""With a floor that few traces reach: that of random weights is low."""
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch):
+    """Two traces, and few groups of layers: `down_blocks` is one."""
+    if "int8" not in runtime("openvino").precisions("CPU"):
+        pytest.skip("this CPU has no int8")
+    monkeypatch.setattr(calibrate, "TRACES", TRACES[:2])
+    monkeypatch.setattr(quantize, "DEPTH", 1)
+
+
+def test_no_prompt_of_a_trace_is_one_of_a_proof(bundle):
+    drawings, _ = stored_drawings(bundle("sd1"))
+    assert len(PROMPTS) == len({*PROMPTS} - {PROMPT} - {one.request.prompt for one in drawings.drawings})
+
+
+def test_traces_are_calls_of_an_f32_engine_with_both_ends(bundle):
+    opened = bundle("sd1")
+    _, engines = wanted(opened, INT8, to_run=False)
+    target = next(one.target for one in engines if one.part == "unet")
+    found = calibration(opened, "unet", target, 30.0, quiet)
+    times = {float(call.feeds["timestep"][0]) for call in found.calls}
+    assert {0.0, 999.0} <= times
+    assert {len(call.feeds["sample"]) for call in found.calls} == {1, 2}
+    assert {float(call.feeds["timestep"][0]) for call in found.judged} >= {0.0}
+
+
+def unet_of(made):
+    return next(one.artifact for one in made.engines if one.artifact.part == "unet")
+
+
+@pytest.mark.slow
+def test_an_int8_denoiser_reaches_its_floor_and_says_which_layers_are_exact(own_bundle, capsys):
+    opened = own_bundle()
+    unet = unet_of(build(opened, INT8))
+    assert unet.fields.precision == "int8"
+    assert unet.parity.psnr_db >= INT8.parity_db["int8"]
+    assert unet.quantized is not None
+    assert unet.quantized.layers > 0
+    show_why(opened, [INT8], as_json=False)
+    assert unet.quantized.statement in " ".join(capsys.readouterr().out.split())
+    stricter = of(INT8, parity_db=INT8.parity_db | {"int8": 31.0})
+    differences = [one.differences for want, one in why(opened, stricter) if want.part == "unet"]
+    assert differences == [{"calibration.floor_db": (25.0, 31.0)}]
+    assert way(opened, INT8).word == BUILT
+
+
+@pytest.mark.slow
+def test_a_fault_in_an_int8_engine_is_refused(own_bundle, monkeypatch):
+    """Its output is 1.3 times too large."""
+    sound = quantize.quantized
+
+    def faulty(*given):
+        model, how = sound(*given)
+        operators = openvino._library().opset15
+        (result,) = model.get_results()
+        source = result.input(0).get_source_output()
+        names, larger = source.get_names(), operators.multiply(source, operators.constant(np.float32(1.3)))
+        source.set_names(set())
+        larger.output(0).set_names(names)
+        result.input(0).replace_source_output(larger.output(0))
+        return model, how
+
+    monkeypatch.setattr(quantize, "quantized", faulty)
+    opened = own_bundle()
+    with pytest.raises(ParityError, match="unet in int8 through openvino agrees .* requires 25 dB"):
+        build(opened, INT8)
+    assert "unet" not in [one.part for one in artifacts(opened)]
+
+
+@pytest.mark.parametrize(
+    ("profile", "says"),
+    [
+        (INT8, "vae_encoder can't be built in int8: Calibration .* does not call this part"),
+        (ONNXRUNTIME, "requires text_encoder in int8, but CPU supports f32 through onnxruntime"),
+    ],
+    ids=lambda one: getattr(one, "name", ""),
+)
+def test_where_int8_is_not_possible_the_build_says_so_at_once(own_bundle, profile, says):
+    opened = own_bundle()
+    with pytest.raises(ProfileError, match=says):
+        build(opened, of(profile, precision={"default": ("int8",)}))
+    assert artifacts(opened) == []
+
+
+def test_without_nncf_nothing_is_built(own_bundle, monkeypatch):
+    monkeypatch.setattr(quantize, "find_spec", lambda name: None)
+    opened = own_bundle()
+    with pytest.raises(RuntimeMissing, match=r"unet can't be built in int8: .*NNCF.*\[quantize\]"):
+        build(opened, INT8)
+    assert artifacts(opened) == []

@@ -1,0 +1,138 @@
+"""A server on a free port, in a thread, over a tiny model; and the unmodified clients of its APIs."""
+
+from __future__ import annotations
+
+import socket
+import time
+from contextlib import contextmanager
+from threading import Event, Thread
+
+import httpx2
+import openai
+import pytest
+import uvicorn
+
+from latentc.core.request import Request
+from latentc.serving.app import create_app
+from latentc.serving.limits import Limits
+from latentc.serving.service import serve
+
+MODEL = "tiny"
+PATIENCE = 120
+"""Seconds after which a test fails that waits for something to happen."""
+ASKED = {"steps": 4, "scheduler": "euler", "width": 64, "height": 64, "guidance": 5.0}
+
+
+def asking(prompt, seed, **more):
+    return Request(prompt=prompt, seed=seed, **ASKED | more)
+
+
+def wait_for(condition):
+    """Wait until a condition holds."""
+    until = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < until, "it never happened"
+        time.sleep(0.005)
+
+
+class Gate:
+    """A pipeline that can be held: before it begins a batch, or after a step; it remembers the sizes of batches."""
+
+    def __init__(self, pipeline):
+        self._pipeline, self._open, self._go = pipeline, Event(), Event()
+        self.batches, self.hold_at, self.held = [], None, Event()
+        self._open.set()
+
+    def __getattr__(self, name):
+        return getattr(self._pipeline, name)
+
+    def __call__(self, request, **inputs):
+        return self._pipeline(request, **inputs)
+
+    def draw_many(self, requests, on_step, **kwargs):
+        self.batches.append(len(requests))
+        assert self._open.wait(PATIENCE)
+        return self._pipeline.draw_many(requests, [self._holding(one) for one in on_step], **kwargs)
+
+    def _holding(self, on_step):
+        def stepped(step):
+            if step.index == self.hold_at:
+                self.held.set()
+                assert self._go.wait(PATIENCE)
+            return on_step(step)
+
+        return stepped
+
+    @contextmanager
+    def closed(self):
+        """Begin nothing in this block."""
+        self._open.clear()
+        try:
+            yield
+        finally:
+            self._open.set()
+
+    @contextmanager
+    def held_at(self, step):
+        """Hold each job after this step until the block ends."""
+        self.held.clear()
+        self._go.clear()
+        self.hold_at = step
+        try:
+            yield
+        finally:
+            self.hold_at = None
+            self._go.set()
+
+
+@contextmanager
+def running(service, access=None):
+    """The address of a server of a service, which listens on a free port."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(create_app(service, access), log_config=None, timeout_graceful_shutdown=5, lifespan="off")
+    server = uvicorn.Server(config)
+    thread = Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+    service.start()
+    thread.start()
+    try:
+        service.warmed()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        service.close(0)
+        thread.join(PATIENCE)
+        listening.close()
+        assert not thread.is_alive()
+
+
+@pytest.fixture(scope="module")
+def gate(opened):
+    return Gate(opened("sd1"))
+
+
+@pytest.fixture(scope="module")
+def service(gate):
+    return serve({MODEL: gate}, Limits(steps=60, pixels=128 * 128, body_bytes=1 << 20))
+
+
+@pytest.fixture(scope="module")
+def queue(service):
+    return service.models[MODEL].queue
+
+
+@pytest.fixture(scope="module")
+def server(service):
+    with running(service) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    with openai.OpenAI(base_url=f"{server}/v1", api_key="none", max_retries=0) as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def http(server):
+    with httpx2.Client(base_url=server, timeout=PATIENCE) as one:
+        yield one
