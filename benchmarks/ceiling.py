@@ -19,7 +19,7 @@ from ..core.engine import Engine
 from ..core.errors import RuntimeMissing
 from ..core.install import install
 from ..core.manifest import TensorInfo
-from ..core.recipes import Precision
+from ..core.recipes import RECIPES, Precision
 from ..core.tensors import Array
 from ..profiles import Profile
 from ..runtimes import Target, runtime
@@ -47,7 +47,8 @@ def measure_ceiling(
     sizes: tuple[int, ...] = SIZES,
     clock: Callable[[], float] = perf_counter,
 ) -> float | None:
-    """Measure the best TFLOP/s of matrix products through a profile's runtime; None if it compiles no graphs.
+    """Measure the best TFLOP/s of matrix products through a profile's runtime; None if it compiles no graphs, or for a
+    recipe that quantizes, whose engines compute some of their layers in another type.
 
     A multiply-add is 2 FLOP, and the fastest call counts. On a CPU it takes a few seconds, and memory for `DEPTH`
     matrices of the largest size: 1 GB at 4096.
@@ -58,7 +59,7 @@ def measure_ceiling(
     adapter = runtime(profile.runtime)
     if reason := adapter.missing(profile.device):
         raise RuntimeMissing(f"Profile {profile.name} cannot be measured on this machine: {reason}")
-    if not adapter.facts.reads_onnx:
+    if not adapter.facts.reads_onnx or RECIPES[precision].int8_weights:
         return None
     adapter.check(profile.options, profile.device)
     best: float | None = None

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..checkpoints.adapters.open import open_adapters
+from ..compiler.swap import Swaps
 from ..compiler.way import Way
 from ..core.errors import CheckpointError, RequestError
 from ..core.request import Fused, Request
@@ -67,3 +69,26 @@ def with_strengths(request: Request, adapters: Sequence[Fused], *, how: Way | No
             "with the ones that the request states."
         )
     return request.model_copy(update={"adapters": asked or None})
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """The adapters that a pipeline was opened with, and how it takes them."""
+
+    named: tuple[Fused, ...] = ()
+    swaps: Swaps | None = None
+    """Engines with other weights for each request's strengths. Without it, the bundle's weights are fused."""
+    how: Way | None = None
+
+    def asked(self, request: Request) -> Request:
+        """`with_strengths` of these adapters."""
+        return with_strengths(request, self.named, how=self.how)
+
+    def active(self, asked: Request) -> tuple[Fused, ...]:
+        """The adapters that are swapped in for a request."""
+        if self.swaps is None:
+            return ()
+        strengths = asked.adapters or {}
+        return tuple(
+            one.model_copy(update={"strength": strengths[one.name]}) for one in self.named if strengths.get(one.name)
+        )

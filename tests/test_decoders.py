@@ -101,9 +101,9 @@ def test_tiny_images_are_diffusers_own(decoding, taesd, checkpoint, tmp_path):
     request = REQUEST.model_copy(update={"decoder": "tiny"})
     with Pipeline.open(opened, ONNXRUNTIME) as pipeline:
         assert PART not in opened.plainly_drawing
-        keys = {want.part: want.key for want in pipeline._engines._wanted}
-        assert keys["vae_decoder"] in pipeline._engines._loaded
-        assert keys[PART] not in pipeline._engines._loaded, "loaded by the first request that needs it"
+        keys = {want.part: want.key for want in pipeline._work.engines._wanted}
+        assert keys["vae_decoder"] in pipeline._work.engines._loaded
+        assert keys[PART] not in pipeline._work.engines._loaded, "loaded by the first request that needs it"
         plain, found = pipeline(REQUEST, latents=latents), pipeline(request, latents=latents)
     assert psnr_db(expected, found.images.astype(np.float64)) >= 60
     assert psnr_db(expected, plain.images.astype(np.float64)) < 30

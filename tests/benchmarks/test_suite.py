@@ -134,6 +134,10 @@ def test_swapped_halves_fail(engine, references):
     assert "worst image's psnr_db" in said
 
 
+def change_host(pipeline, **changes):
+    pipeline._work = replace(pipeline._work, host=replace(pipeline._work.host, **changes))
+
+
 class LessGuided(Pipeline):
     """Draws with a guidance of 7.0, whatever was asked."""
 
@@ -142,7 +146,7 @@ class LessGuided(Pipeline):
 
 
 def test_guidance_of_7_0_for_7_5_fails(engine, references):
-    mistaken = LessGuided(engine.bundle, engine._engines, engine.profile)
+    mistaken = LessGuided(engine.bundle, engine._work.engines, engine.profile)
     _, said = verdict(mistaken, references("sd1"))
     assert "Host code differs from the reference" in said
     assert "sample of unet" in said
@@ -150,8 +154,8 @@ def test_guidance_of_7_0_for_7_5_fails(engine, references):
 
 @pytest.mark.parametrize("change", [{"steps_offset": 0}, {"beta_end": 0.0121}])
 def test_a_scheduler_off_by_one_fails(engine, references, change):
-    assert engine._host.scheduler["steps_offset"] == 1
-    engine._host = replace(engine._host, scheduler=engine._host.scheduler | change)
+    assert engine._work.host.scheduler["steps_offset"] == 1
+    change_host(engine, scheduler=engine._work.host.scheduler | change)
     _, said = verdict(engine, references("sd1"))
     assert "Host code differs from the reference" in said
     assert "of unet" in said
@@ -164,15 +168,15 @@ def test_one_step_more_or_less_fails(engine, references, difference):
             changed = request.model_copy(update={"steps": request.steps + difference})
             return super().__call__(changed, *arguments, **options)
 
-    forced = force(Miscounted(engine.bundle, engine._engines, engine.profile), references("sd1").recording)
+    forced = force(Miscounted(engine.bundle, engine._work.engines, engine.profile), references("sd1").recording)
     assert forced.host_psnr_db == -np.inf
     assert "the reference has" in forced.host_worst
 
 
 def test_a_wrong_vae_scale_fails(engine, references):
-    model = engine._host.model
+    model = engine._work.host.model
     assert model.scaling_factor == 0.18215
-    engine._host = replace(engine._host, model=model.model_copy(update={"scaling_factor": 0.13025}))
+    change_host(engine, model=model.model_copy(update={"scaling_factor": 0.13025}))
     _, said = verdict(engine, references("sd1"))
     assert "latent_sample of vae_decoder" in said
 

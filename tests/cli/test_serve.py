@@ -96,7 +96,10 @@ def test_bundles_that_do_not_fit_in_memory(folder, monkeypatch):
 
 
 def test_without_the_extra(folder, refused, monkeypatch):
-    for name in [name for name in sys.modules if name.startswith("latentc.serving") or name == "latentc.cli.server"]:
+    names = [name for name in sys.modules if name.startswith("latentc.serving") or name == "latentc.cli.server"]
+    for name in sorted(names, reverse=True):  # a package after its modules
+        package, _, module = name.rpartition(".")
+        monkeypatch.delattr(sys.modules[package], module)  # puts back what the next import replaces
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "fastapi", None)
     message = refused("serve", folder, "-p", "null")

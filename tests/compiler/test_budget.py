@@ -167,7 +167,7 @@ def test_one_part_in_memory_once_a_request_needs_it(bundle):
     with Pipeline.open(opened, PROFILE, memory_gb=large.planned_bytes / 1e9) as pipeline:
         small = Request(prompt="x", width=64, height=64, steps=1, seed=1)
         assert not pipeline(small).memory.sequential
-        loaded = pipeline._engines._loaded
+        loaded = pipeline._work.engines._loaded
         assert len(loaded) == 3
         assert pipeline(REQUEST).memory.sequential
         assert len(loaded) == 1
@@ -181,7 +181,7 @@ def test_engines_of_other_sizes_are_freed(bundle):
     sizes = PROFILE.model_copy(update={"name": "sized", "shapes": shapes})
     build(opened, sizes)
     with Pipeline.open(opened, sizes, memory_gb=1000) as pipeline:
-        engines = pipeline._engines
+        engines = pipeline._work.engines
         held = {one.key: dict(one.target.shape)["sample"][-1] for one in engines.wanted if one.part == "unet"}
 
         def loaded():

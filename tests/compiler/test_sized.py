@@ -133,9 +133,9 @@ def test_one_engine_for_every_size(own):
         assert pipeline(Request(prompt="a cube", steps=1, width=192, height=128)).images[0].shape == (128, 192, 3)
         shapes = {"sample": (2, 4, 16, 16), "timestep": (1,)}
         shapes["encoder_hidden_states"] = (2, 77, own.part("unet").inputs[2].shape[2])
-        assert pipeline._engines.fitting("unet", shapes).target.shape is not None
+        assert pipeline._work.engines.fitting("unet", shapes).target.shape is not None
         shapes["sample"] = (2, 4, 16, 24)
-        assert pipeline._engines.fitting("unet", shapes).target.shape is None
+        assert pipeline._work.engines.fitting("unet", shapes).target.shape is None
 
 
 @pytest.mark.slow

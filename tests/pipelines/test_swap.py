@@ -130,7 +130,7 @@ def test_parts_in_turn_and_threads_give_the_same_images(base, loras):
     with Pipeline.open(base, profile, adapters=loras, sequential=True) as pipeline:
         for request, images in zip(requests, wanted, strict=True):
             assert np.array_equal(pipeline(request).images, images)
-            assert len(pipeline._engines._loaded) == 1
+            assert len(pipeline._work.engines._loaded) == 1
     assert not leftovers(base)
 
 
@@ -148,7 +148,7 @@ def test_engines_that_keep_a_weight_are_refused(base, loras, monkeypatch, tmp_pa
         return real(engines, want, other)
 
     with Pipeline.open(base, profile, adapters=dict.fromkeys(loras, 0.0)) as pipeline:
-        swaps = pipeline._swaps
+        swaps = pipeline._adapters.swaps
         monkeypatch.setattr(swap, "recall", lambda *_: None)
         for number, (weak, drop) in enumerate(((5e-5, lambda edits: []), (2e-3, lambda edits: edits[1:]))):
             edits = swaps._edits("unet", (("style", weak),))
@@ -261,7 +261,7 @@ def test_weights_that_are_damaged_on_disk_are_refused_at_each_load(base, loras, 
     build(base, profile)
     with Pipeline.open(base, profile, adapters=strengths, sequential=True) as pipeline:
         pipeline(asked())
-        (combination,) = (one for key, one in pipeline._swaps._kept.items() if key)
+        (combination,) = (one for key, one in pipeline._adapters.swaps._kept.items() if key)
         path = combination.graphs["unet"].graph.with_name(damaged)
         alone(path)
         flip(path)

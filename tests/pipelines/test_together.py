@@ -62,7 +62,7 @@ def drawing(bundle):
     """An open pipeline, and the rows of each denoiser call."""
     build(bundle("sd1"), load_profile("cpu-onnxruntime"))
     with Pipeline.open(bundle("sd1"), "cpu-onnxruntime") as pipeline:
-        counting = Counting(pipeline._engines)
+        counting = Counting(pipeline._work.engines)
         yield pipeline.through(lambda _: counting), counting.rows
 
 
@@ -139,7 +139,7 @@ def test_calls_that_fail_together_are_computed_one_by_one(drawing, monkeypatch):
 
 def test_rows_that_do_not_fit_in_memory_are_not_joined(drawing, monkeypatch):
     pipeline, rows = drawing
-    counting = pipeline._engines
+    counting = pipeline._work.engines
     real = counting._engines.check_room
 
     def check_room(request):
@@ -284,7 +284,7 @@ def test_a_check_within_a_budget_is_that_of_the_budget(bundle, monkeypatch):
     large = REQUESTS[0].model_copy(update={"width": 512, "height": 512})
     with Pipeline.open(bundle("sd1"), "cpu-onnxruntime", memory_gb=1000) as pipeline:
         pipeline.check(large)
-        assert not pipeline._engines._loaded
+        assert not pipeline._work.engines._loaded
     with Pipeline.open(bundle("sd1"), "cpu-onnxruntime", memory_gb=0.001) as pipeline:
         with pytest.raises(RequestError, match="do not fit in .* of memory") as error:
             pipeline.check(large)
