@@ -113,7 +113,7 @@ def _can_build(bundle: Bundle) -> bool:
         check_place(bundle)
     except BundleError:
         return False
-    return True
+    return bundle.manifest.packaged is None
 
 
 def _remove_own_cost(bundle: Bundle, kept: Collection[str]) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from . import bundles, devices, images, measures, serve
+from . import bundles, devices, images, measures, package, serve
 from .flags import Commands
 from .text import say
 
@@ -45,6 +45,7 @@ app.command()(bundles.build)
 app.command()(bundles.plan)
 app.command()(images.run)
 app.command()(serve.serve)
+app.command()(package.package)
 app.command()(bundles.why)
 app.command()(bundles.inspect)
 app.command()(bundles.verify)

@@ -246,7 +246,7 @@ def build(
     from .progress import shown, within
 
     opened, other = open_bundle(bundle), open_bundle(like) if like else None
-    chosen = sized(choose(profile, threads, sequential=sequential), sizes)
+    chosen = sized(choose(profile, threads, sequential=sequential, bundle=bundle), sizes)
     for one in chosen:  # before the first is built
         check(opened, one, force=force, like=other)
     builds: list[Build] = []
@@ -282,7 +282,7 @@ def plan(
     from .plan import budget_answer, show
 
     opened = open_bundle(bundle)
-    chosen = sized(choose(profile, sequential=sequential), sizes)
+    chosen = sized(choose(profile, sequential=sequential, bundle=bundle), sizes)
     fitted = [budget_answer(opened, one, memory, size) for one in chosen]
     show([run_plan(opened, one) for one in chosen], as_json, fitted)
 
@@ -293,7 +293,7 @@ def why(bundle: Folder, profile: Profiles = None, as_json: Json = False) -> None
     from .choose import choose
     from .why import why as show
 
-    show(open_bundle(bundle), choose(profile), as_json)
+    show(open_bundle(bundle), choose(profile, bundle=bundle), as_json)
 
 
 def inspect(bundle: Folder, as_json: Json = False) -> None:

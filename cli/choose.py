@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from ..compiler.packaged import usual_profile
 from ..compiler.targets import with_threads
+from ..core.bundle import open_bundle
 from ..core.errors import ProfileError
 from ..core.reading import is_regular
 from ..profiles import Profile, load_profile
 
 
-def choose(names: str | None, threads: int | None = None, *, sequential: bool = False) -> list[Profile]:
-    """Load profiles from names or files separated by commas; None selects the one recommended for this machine.
+def choose(
+    names: str | None, threads: int | None = None, *, sequential: bool = False, bundle: Path | None = None
+) -> list[Profile]:
+    """Load profiles from names or files separated by commas; None selects that of `bundle` if it is a package, or else
+    the one recommended for this machine.
 
     `threads` sets the number of threads of each profile; `sequential` loads one part at a time. Raises `ProfileError`
     for an unknown profile and for two with the same name, and `RuntimeMissing` if no profile works on this machine.
@@ -25,7 +32,7 @@ def choose(names: str | None, threads: int | None = None, *, sequential: bool = 
         return [one.sequentially() for one in found] if sequential else found
     from ..runtimes.diagnose import advised
 
-    one = with_threads(advised(), threads)
+    one = with_threads(advised() if bundle is None else usual_profile(open_bundle(bundle)), threads)
     return [one.sequentially() if sequential else one]
 
 
@@ -35,9 +42,11 @@ def sized(profiles: list[Profile], sizes: str | None) -> list[Profile]:
     return [one.with_sizes(asked) for one in profiles] if asked else profiles
 
 
-def choose_one(name: str | None, threads: int | None = None, *, sequential: bool = False) -> Profile:
+def choose_one(
+    name: str | None, threads: int | None = None, *, sequential: bool = False, bundle: Path | None = None
+) -> Profile:
     """Like `choose`, for a command that takes one profile."""
     if name is None:
-        return choose(None, threads, sequential=sequential)[0]
+        return choose(None, threads, sequential=sequential, bundle=bundle)[0]
     one = with_threads(load_profile(name), threads)
     return one.sequentially() if sequential else one

@@ -319,7 +319,7 @@ def run(
     requests = ask(prompts or [], prompt_file, stored, values, image=image is not None)
     draw(
         bundle,
-        choose_one(profile, threads, sequential=sequential),
+        choose_one(profile, threads, sequential=sequential, bundle=bundle),
         requests,
         output,
         image=image,

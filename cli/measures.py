@@ -101,7 +101,7 @@ def bench(
     from .choose import choose
 
     plan = Plan(
-        profiles=tuple(choose(profile, threads)),
+        profiles=tuple(choose(profile, threads, bundle=bundles[0])),
         threads=threads,
         baselines=tuple(filter(None, against.split(","))),
         sizes=parse_sizes(size),
@@ -153,7 +153,15 @@ def score(
 
     guidances = parse_guidances(guidance)
     run_score(
-        bundle, choose_one(profile, threads), captions, guidances, nights, sheet, output, quiet=quiet, as_json=as_json
+        bundle,
+        choose_one(profile, threads, bundle=bundle),
+        captions,
+        guidances,
+        nights,
+        sheet,
+        output,
+        quiet=quiet,
+        as_json=as_json,
     )
 
 

@@ -62,7 +62,7 @@ def serve(
     limits = Limits(queue=queue, batch=batch, steps=steps, pixels=pixels, count=count, job_seconds=timeout)
     run(
         bundles,
-        choose_one(profile, threads),
+        choose_one(profile, threads, bundle=bundles[0]),
         host=host,
         port=port,
         limits=limits,

@@ -311,7 +311,7 @@ def verified(
     opened: Bundle, artifacts: Sequence[Artifact], faults: Sequence[str], unneeded: Sequence[Leftover], as_json: bool
 ) -> None:
     """Print whether all digests match; raises `typer.Exit` with code 1 if one does not."""
-    files = len(opened.manifest.files)
+    files = len(opened.manifest.present)
     if as_json:
         facts = {"folder": str(opened.folder), "files": files, "engines": len(artifacts), **_standing(opened)}
         left = [_plain_leftover(one) for one in unneeded]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from ..core.bundle import GRAPHS, Bundle, check_sizes, open_bundle, verify_files
+from ..core.bundle import GRAPHS, Bundle, check_sizes, check_whole, open_bundle, verify_files
 from ..core.errors import BundleError, CompileError, ParityError, ProfileError, RuntimeMissing, ShapeError
 from ..core.files import fresh_folder
 from ..core.progress import Progress, quiet
@@ -19,7 +19,6 @@ from ..core.records import recall, remember
 from ..core.references import stored_at
 from ..core.standing import PROVED, Standing
 from ..profiles import Profile, load_profile
-from ..runtimes.diagnose import advised
 from .apart import measured_apart
 from .cache import (
     Artifact,
@@ -40,6 +39,7 @@ from .cache import (
 from .calibrate import uncalibrated
 from .engines import Engines
 from .make import make
+from .packaged import usual_profile
 from .parity import check_graphs
 from .plan import planned
 from .proof import (
@@ -110,8 +110,7 @@ def build(
 ) -> Build:
     """Compile each part for a profile unless its artifact exists, compare it with the reference, and store it.
 
-    Bundles and the profile are given as objects, names or paths; the default profile is the one that `latentc doctor`
-    recommends on this machine.
+    Bundles and the profile are given as objects, names or paths; the default profile is `usual_profile`.
 
     Where the device is absent and the compiler works without it, the graph is compared instead, run on the CPU.
     The same build on a machine with the device then compares the engines without compiling them again.
@@ -129,7 +128,7 @@ def build(
     """
     start = time.perf_counter()
     bundle, like = open_bundle(bundle), None if like is None else open_bundle(like)
-    profile = advised() if profile is None else load_profile(profile)
+    profile = usual_profile(bundle) if profile is None else load_profile(profile)
     site = _site(bundle, profile, like, on_progress)
     while True:
         try:
@@ -145,12 +144,11 @@ def _built(site: Site, *, force: bool) -> Build:
     bundle, profile, on_progress = site.bundle, site.profile, site.on_progress
     check_sizes(bundle)
     # Graphs and weights are verified when a part is compiled.
-    verify_files(bundle, [name for name in bundle.manifest.files if not GRAPHS.search(name)])
+    verify_files(bundle, [name for name in bundle.manifest.present if not GRAPHS.search(name)])
     sweep(bundle)
     built: dict[str, Built] = {}
     with looked(site) as (found, locks):
-        if not all(one.is_there for one in found.values()):
-            check_place(bundle)
+        _check_makable(site, [one.want for one in found.values() if not one.is_there])
         host = prove_host(bundle)
         if site.adapter.facts.reads_onnx:
             check_graphs(bundle, bundle.manifest.parts, on_progress)
@@ -211,8 +209,7 @@ def check(bundle: Bundle, profile: Profile, *, force: bool = False, like: Bundle
     site = _site(bundle, profile, like, quiet)
     there = {want.key: find(bundle, want.part, want.key) for want in site.engines}
     lacking = [want for want in site.engines if there[want.key] is None]
-    if lacking:
-        check_place(bundle)
+    _check_makable(site, lacking)
     made = [want for want in lacking if site.source(want).state != "take"]
     _check_compilable(site, made)
     if made and not force:
@@ -226,6 +223,13 @@ def _site(bundle: Bundle, profile: Profile, like: Bundle | None, on_progress: Pr
         profile = every
         adapter, engines = wanted(bundle, profile, to_run=False)
     return Site(bundle, profile, adapter, engines, adapter.missing(profile.device) is None, like, on_progress)
+
+
+def _check_makable(site: Site, lacking: Sequence[Wanted]) -> None:
+    """Raise `BundleError` where missing engines can't be added to the bundle."""
+    if lacking:
+        check_whole(site.bundle, f"{lacking[0].part} cannot be built for profile {site.profile.name}")
+        check_place(site.bundle)
 
 
 def _check_compilable(site: Site, wants: Iterable[Wanted]) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from ..core.arrays import ARRAYS_BYTES, read_sealed_arrays, write_arrays
-from ..core.bundle import AGAIN, Bundle, checked_graph
+from ..core.bundle import AGAIN, Bundle, check_whole, checked_graph
 from ..core.engine import Engine
 from ..core.errors import BundleError, RuntimeMissing
 from ..core.files import sha256, sha256_json, unwritable
@@ -137,7 +137,12 @@ def reference(bundle: Bundle, part: str, shape: InputShapes | None, on_progress:
     missing = _missing(cases, fitting, shape, bundle.manifest.model.latents_input)
     if not missing:
         return Fixed(stored, fitting)
-    if _lacks(fitting) and fitting and shape_referee() is None and not _reference_kept(bundle, part, shape).is_file():
+    if (
+        _lacks(fitting)
+        and fitting
+        and shape_referee(bundle) is None
+        and not kept_reference(bundle, part, shape).is_file()
+    ):
         return Fixed(f"{stored}, at one timestep", fitting)
     asked = _stretched(bundle, part, missing, shape, usual=cases[0])
     origin, made = _refereed(bundle, part, asked, shape, on_progress)
@@ -146,7 +151,7 @@ def reference(bundle: Bundle, part: str, shape: InputShapes | None, on_progress:
 
 def made_reference(bundle: Bundle, part: str, shape: InputShapes | None) -> str | None:
     """SHA-256 of the references that a referee computed for a shape; None where the bundle has none."""
-    path = _reference_kept(bundle, part, shape) if shape is not None else None
+    path = kept_reference(bundle, part, shape) if shape is not None else None
     return sha256(path) if path is not None and path.is_file() else None
 
 
@@ -154,7 +159,7 @@ def needs_referee(bundle: Bundle, part: str, shape: InputShapes) -> bool:
     """Whether `reference` would run a referee for a shape."""
     cases = stored_cases(bundle, part)
     missing = _missing(cases, _fitting(bundle.part(part), cases, shape), shape, bundle.manifest.model.latents_input)
-    return bool(missing) and not _reference_kept(bundle, part, shape).is_file()
+    return bool(missing) and not kept_reference(bundle, part, shape).is_file()
 
 
 def _fitting(info: Part, cases: tuple[Case, ...], shape: InputShapes) -> tuple[Case, ...]:
@@ -279,12 +284,12 @@ def _refereed(
 
     They are stored in the bundle, for machines that have no referee. A machine that has one computes its own, once.
     """
-    path = _reference_kept(bundle, part, shape)
+    path = kept_reference(bundle, part, shape)
     made_here = record_key("reference", {"name": path.name})
     with locked(bundle, path.stem, on_progress):
         known = recall(made_here, _Made)
         ours = known is not None and path.is_file() and sha256(path) == known.sha256
-        if not ours and (shape_referee() is not None or not path.is_file()):
+        if not ours and (shape_referee(bundle) is not None or not path.is_file()):
             _make_reference(bundle, part, cases, path)
             remember(made_here, _Made(sha256=sha256(path)))
     made = read_sealed_arrays(path, f"Remove {path}, and build again.")
@@ -301,19 +306,27 @@ class _Made(Record):
     sha256: str
 
 
-def _reference_kept(bundle: Bundle, part: str, shape: InputShapes) -> Path:
+def kept_reference(bundle: Bundle, part: str, shape: InputShapes) -> Path:
+    """Where the outputs are stored that a referee computed for a shape."""
     fixed = bundle.manifest.files[stored_at(part)].sha256
     key = sha256_json([bundle.part(part).digest, fixed, {name: list(each) for name, each in shape.items()}])
     return bundle.engines / f"reference-{part}-{key[:16]}.npz"
 
 
-def shape_referee() -> str | None:
-    """The runtime that acts as referee for other shapes; None where none is installed."""
-    return next((name for name in REFEREES if not runtime(name).missing("CPU")), None)
+def shape_referee(bundle: Bundle) -> str | None:
+    """The runtime that acts as referee for other shapes; None where none is installed, and for a package, which has no
+    weights to run.
+    """
+    return (
+        None
+        if bundle.manifest.packaged
+        else next((name for name in REFEREES if not runtime(name).missing("CPU")), None)
+    )
 
 
 def _make_reference(bundle: Bundle, part: str, cases: list[Case], path: Path) -> None:
-    name = shape_referee()
+    check_whole(bundle, f"no reference of {part} can be computed for another size")
+    name = shape_referee(bundle)
     if name is None:
         raise RuntimeMissing(
             f"The bundle has no reference of {part} at {shapes_of(cases[0].feeds)}, and neither "

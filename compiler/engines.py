@@ -11,7 +11,7 @@ from pathlib import Path
 from threading import RLock, local
 from typing import Any
 
-from ..core.bundle import Bundle
+from ..core.bundle import Bundle, check_whole
 from ..core.engine import Engine
 from ..core.errors import BundleError, RuntimeMissing, ShapeError
 from ..core.manifest import FileInfo
@@ -29,6 +29,7 @@ from .apart import Measured, measured_apart
 from .budget import fit
 from .cache import Artifact, Parity, built_profiles, damage, find, is_whole, load_engine, loadable
 from .faults import broken
+from .packaged import unlike
 from .proof import Steps, check_floor, check_steps, engine_key, prove_host, proved_here, steps_key
 from .room import check_room
 from .rows import RowByRow
@@ -262,7 +263,9 @@ class Engines:
         name, built = self.profile.name, built_profiles(self.bundle)
         run = f"{self.bundle.argument} --profile {self.profile.argument}"
         if (path := self.bundle.engines / want.name) in broken(self.bundle):
+            check_whole(self.bundle, f"{path.name}, which is damaged, cannot be built again")
             raise BundleError(f"{damage(path)} Run: latentc build {run}")
+        check_whole(self.bundle, f"{want.part} cannot be built for {unlike(self.bundle, self.profile, want)}")
         if name in built:
             hint = f"`latentc why {run}` shows what changed since it was built."
         else:

@@ -21,8 +21,8 @@ AGAIN = "Remove it, or build its profile again."
 def faults(bundle: Bundle, on_progress: Progress = quiet) -> list[str]:
     """Read every file of a bundle and its engines; returns one sentence for each that isn't as it was written."""
     found: list[str] = []
-    for index, name in enumerate(bundle.manifest.files):
-        on_progress("files", index / len(bundle.manifest.files))
+    for index, name in enumerate(bundle.manifest.present):
+        on_progress("files", index / len(bundle.manifest.present))
         try:
             verify_files(bundle, [name])
         except BundleError as exc:

@@ -121,12 +121,12 @@ def check_graphs(bundle: Bundle, parts: Iterable[str], on_progress: Progress = q
 
     A text encoder's table of token embeddings is compared by its digest, because references use only a part of a large
     vocabulary. Each graph is compared once per machine, in a separate process. Where no runtime is installed to run it,
-    the figure of the export is used, as long as neither graph, weights nor references have changed.
+    and for a package, the figure of the export is used, as long as neither graph, weights nor references have changed.
     Raises `ParityError` below `GRAPH_DB`, and `RuntimeMissing`.
     """
     keys = {part: graph_key(bundle.part(part).digest, _fixed(bundle, part)) for part in parts}
     figures = {part: found for part, key in keys.items() if (found := recall(key, GraphFigure))}
-    if (unknown := [part for part in keys if part not in figures]) and shape_referee() is not None:
+    if (unknown := [part for part in keys if part not in figures]) and shape_referee(bundle) is not None:
         verify_files(bundle, [name for part in unknown for name in (*bundle.files(part), stored_at(part))])
         answers = quarantined(
             f"{__name__}:run_graphs",
@@ -167,7 +167,8 @@ def _exported(bundle: Bundle, part: str) -> float:
 
 def run_graphs(bundle: str, parts: list[str], on_progress: Progress) -> dict[str, Any]:
     """Run in a separate process; returns a `GraphFigure` as JSON for each part."""
-    opened, name, figures = open_bundle(bundle), shape_referee(), dict[str, Any]()
+    opened, figures = open_bundle(bundle), dict[str, Any]()
+    name = shape_referee(opened)
     assert name is not None
     for part in parts:
         on_progress(f"{part}: {opened.standing.verb.removesuffix('d')} its graph", None)

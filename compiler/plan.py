@@ -424,7 +424,7 @@ def _compared(engine: _Priced, target: Target, *, absent: bool) -> tuple[list[_P
     if target.shape is not None:
         at = at if all_of(at, target.shape) else filled(target.shape, at)
         if needs_referee(engine.bundle, part, target.shape):
-            referees.append(_on_cpu(engine, shape_referee() or next(iter(REFEREES)), "f32", at, free=True))
+            referees.append(_on_cpu(engine, shape_referee(engine.bundle) or next(iter(REFEREES)), "f32", at, free=True))
     if absent:
         name = graph_referee(RECIPES[engine.precision].graph) or next(reversed(GRAPH_REFEREES))
         referees.append(_on_cpu(engine, name, engine.precision, at, free=False))

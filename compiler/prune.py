@@ -133,7 +133,11 @@ def _leftovers(bundle: Bundle) -> Iterator[Leftover]:
 
 
 def lost(bundle: Bundle) -> tuple[Leftover, ...]:
-    """Engines that can't be loaded again on this machine, and damaged references."""
+    """Engines that can't be loaded again on this machine, and damaged references. None of a package, which can't build
+    them again.
+    """
+    if bundle.manifest.packaged is not None:
+        return ()
     found = {bundle.engines / one.name: why for one in artifacts(bundle) if (why := _reason(bundle, one))}
     for path in broken(bundle):
         if not path.is_symlink() and _is_damaged(path / HEADER):

@@ -72,13 +72,13 @@ class Refusal(Record):
 
 def refuse(bundle: Bundle, fields: Key, parity: Parity, floor_db: float) -> None:
     """Record that an engine was refused; raises `BundleError` where the bundle can't be written."""
-    keep(_path(bundle, fields), Refusal(fields=fields, parity=parity, floor_db=floor_db))
+    keep(record_path(bundle, fields), Refusal(fields=fields, parity=parity, floor_db=floor_db))
 
 
 def refusal(bundle: Bundle, fields: Key) -> Refusal | None:
     """The record of an engine that was refused; None where there is none that can be read."""
     try:
-        found = Refusal.model_validate(read_sealed(_path(bundle, fields)))
+        found = Refusal.model_validate(read_sealed(record_path(bundle, fields)))
     except (OSError, ValueError):
         return None
     return found if found.fields.digest == fields.digest else None
@@ -95,5 +95,6 @@ def refusals(bundle: Bundle) -> dict[Path, Refusal | None]:
     return found
 
 
-def _path(bundle: Bundle, fields: Key) -> Path:
+def record_path(bundle: Bundle, fields: Key) -> Path:
+    """Where the record of a refused engine is stored."""
     return bundle.engines / f"{folder_name(fields.part, fields.digest)}{SUFFIX}"

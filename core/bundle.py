@@ -9,6 +9,8 @@
 <bundle>/reference/                 fixed inputs, and PyTorch's outputs for them (`core.references`)
 <bundle>/engines/<key>/             artifacts: the compiler's, not the export's
 <bundle>/adapters/<key>/            the bundle fused with adapters: the compiler's too
+
+A package (`latentc package`) is a bundle with the engines of one profile, without weights; see `Manifest.packaged`.
 """
 
 from __future__ import annotations
@@ -324,10 +326,13 @@ def leads_out(folder: Path, name: str) -> bool:
 
 def verify_files(bundle: Bundle, names: list[str]) -> None:
     """Compare files of a bundle with the manifest; raises `BundleError` for the first that differs."""
+    present = {*bundle.manifest.present}
     for name in names:
         expected = bundle.manifest.files.get(name)
         if expected is None:
             raise BundleError(f"The manifest of {bundle.folder} does not list {name}. Export the checkpoint again.")
+        if name not in present:
+            check_whole(bundle, f"it lacks {name}")
         path = bundle.folder / name
         _check_size(bundle, name, expected)
         try:
@@ -339,9 +344,18 @@ def verify_files(bundle: Bundle, names: list[str]) -> None:
 
 
 def check_sizes(bundle: Bundle) -> None:
-    """Raise `BundleError` for the first exported file that is missing or has another size. No file is read."""
-    for name, expected in bundle.manifest.files.items():
-        _check_size(bundle, name, expected)
+    """Raise `BundleError` for the first file that is missing or has another size. No file is read."""
+    for name in bundle.manifest.present:
+        _check_size(bundle, name, bundle.manifest.files[name])
+
+
+def check_whole(bundle: Bundle, why: str) -> None:
+    """Raise `BundleError` for a package; `why` is a clause on what it can't do."""
+    if packaged := bundle.manifest.packaged:
+        raise BundleError(
+            f"{bundle.folder} is a package: it has the engines of profile {packaged.profile_name}, and no weights, so "
+            f"{why}. Use the bundle that it was made from."
+        )
 
 
 def _check_size(bundle: Bundle, name: str, expected: FileInfo) -> None:
@@ -373,7 +387,15 @@ def checked_graph(bundle: Bundle, part: str) -> Path:
     names = (info.path, *(f"{folder}/{name}" for name in files))
     place = plain_files(bundle, part, {Path(name).name: bundle.folder / name for name in names})
     graph = place / Path(info.path).name
-    check_graph(graph, files, opset=info.opset, inputs=info.inputs, outputs=info.outputs, others=info.operators)
+    check_graph(
+        graph,
+        files,
+        opset=info.opset,
+        inputs=info.inputs,
+        outputs=info.outputs,
+        others=info.operators,
+        absent=[name for name in files if f"{folder}/{name}" not in bundle.manifest.present],
+    )
     return graph
 
 

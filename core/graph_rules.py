@@ -64,12 +64,14 @@ def check_graph(
     inputs: Iterable[TensorInfo],
     outputs: Iterable[TensorInfo],
     others: Iterable[str] = (),
+    absent: Collection[str] = (),
     advice: str = AGAIN,
 ) -> None:
     """Refuse a bundle's graph that does not look like one our export writes. Only the graph file itself is read.
 
     `files` maps names to sizes in bytes: the files in the graph's folder that the manifest lists for the part.
-    `others` are the operators that ONNX does not define, with their domains, as in the manifest.
+    `others` are the operators that ONNX does not define, with their domains, as in the manifest; `absent` are those of
+    the `files` that a package lacks.
     Accepted: external data in those files only, of the tensors' exact sizes; standard ONNX operators of one opset; no
     control flow, functions, subgraphs, sequences or strings; sizes within limits; the expected inputs and outputs, by
     name, dtype and rank.
@@ -82,7 +84,7 @@ def check_graph(
     if [version for domain, version in facts.opsets if not domain] != [opset]:
         has = ", ".join(str(version) for _, version in facts.opsets) or "none"
         raise _refusal(facts, f"states opset {has}", f"{opset}, as in the manifest", advice)
-    _check_files(facts, files, advice)
+    _check_files(facts, files, advice, absent)
     _check_values(facts, "input", facts.inputs, inputs, advice)
     _check_values(facts, "output", facts.outputs, outputs, advice)
     if facts.contexts:
@@ -178,7 +180,7 @@ def _check_structure(facts: GraphFacts, advice: str) -> None:
             raise _refusal(facts, f"has {size:,} as {what.format(shown(name))}", f"at most {MAX_ELEMENTS:,}", advice)
 
 
-def _check_files(facts: GraphFacts, files: Mapping[str, int], advice: str) -> None:
+def _check_files(facts: GraphFacts, files: Mapping[str, int], advice: str, absent: Collection[str] = ()) -> None:
     """Check that external data is in listed files of the same folder, and has each tensor's exact size."""
     expected = dict.fromkeys(files, 0)
     for one in facts.external:
@@ -207,7 +209,8 @@ def _check_files(facts: GraphFacts, files: Mapping[str, int], advice: str) -> No
             continue
         if total > 2 * files[name]:
             raise _refusal(facts, f"reads {total:,} bytes from {name}", f"about its {files[name]:,} bytes", advice)
-        _check_file(facts.path.with_name(name), files[name], advice)
+        if name not in absent:
+            _check_file(facts.path.with_name(name), files[name], advice)
 
 
 def _check_file(path: Path, size: int, advice: str) -> None:

@@ -534,6 +534,20 @@ class Fact(Record):
     """Whether it is a default, because nothing states it."""
 
 
+class Packaged(Record):
+    """What a package (`latentc package`) has of the bundle that it was made from: the engines of one profile."""
+
+    profile: Line
+    """File of the profile, named after it."""
+    left_out: tuple[str, ...]
+    """Files of the manifest that are not in the folder: the weights, which the engines contain."""
+
+    @property
+    def profile_name(self) -> str:
+        """Name of the profile."""
+        return self.profile.removesuffix(".toml")
+
+
 class Manifest(Record):
     """`latentc.json`."""
 
@@ -555,6 +569,21 @@ class Manifest(Record):
     files: dict[str, FileInfo]
     versions: dict[str, str]
     trained_for: tuple[Fact, ...] = ()
+    packaged: Annotated[Packaged | None, Field(exclude_if=_unless(None))] = None
+    """Set for a package; None for a whole bundle."""
+
+    @property
+    def present(self) -> tuple[str, ...]:
+        """The files that are in the folder: all, but for a package."""
+        left_out = set[str]() if self.packaged is None else {*self.packaged.left_out}
+        return tuple(name for name in self.files if name not in left_out)
+
+    @model_validator(mode="after")
+    def _packaged_files_are_listed(self) -> Manifest:
+        named = () if self.packaged is None else (self.packaged.profile, *self.packaged.left_out)
+        if unknown := sorted({*named} - self.files.keys()):
+            raise ValueError(f"files should list {unknown[0]}, which packaged names")
+        return self
 
     @model_validator(mode="after")
     def _tiny_decoder_fits(self) -> Manifest:

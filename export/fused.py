@@ -25,7 +25,17 @@ from ..checkpoints.adapters.fuse import fuse as fused_weights
 from ..checkpoints.adapters.open import open_adapters
 from ..checkpoints.embeddings import TextualInversion
 from ..checkpoints.families import Family, find_family
-from ..core.bundle import MANIFEST, Bundle, checked_graph, digest, graph_path, open_bundle, proof_digest, verify_files
+from ..core.bundle import (
+    MANIFEST,
+    Bundle,
+    check_whole,
+    checked_graph,
+    digest,
+    graph_path,
+    open_bundle,
+    proof_digest,
+    verify_files,
+)
 from ..core.errors import BundleError, CheckpointError, CompileError
 from ..core.external import Kept, map_values, parameter_of
 from ..core.files import fresh_folder, sha256, write_sealed
@@ -221,6 +231,7 @@ def refuse(bundle: Bundle) -> None:
     """Raise `BundleError` for a bundle with whose weights no adapter can be fused."""
     manifest, where = bundle.manifest, bundle.folder
     model = manifest.model
+    check_whole(bundle, "adapters cannot be fused with it or swapped in")
     if manifest.source.adopted is not None:
         raise BundleError(
             f"{where} was adopted from ONNX graphs, whose weights have no known names. Fuse the adapter with the "

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ..compiler.adapted import adapted
 from ..compiler.budget import budget_bytes
 from ..compiler.engines import load
+from ..compiler.packaged import usual_profile
 from ..compiler.sized import with_built_sizes
 from ..compiler.swap import Swaps
 from ..compiler.targets import with_threads
@@ -32,7 +33,6 @@ from ..core.tensors import Array
 from ..core.units import counted
 from ..export.fused import adapters_of
 from ..profiles import Profile, load_profile
-from ..runtimes.diagnose import advised
 from ..sampling.denoise import OnStep
 from ..sampling.draw import host_files, load_host, tile_of
 from ..sampling.pixels import decode, preview
@@ -91,13 +91,13 @@ class Pipeline:
     ) -> Pipeline:
         """Open a bundle under a profile. Both are names, paths or loaded objects.
 
-        Without a profile, the one that `latentc doctor` advises on this machine is used. `threads` is the number of
-        CPU threads; None uses the profile's, else as many as the container's quota and the affinity mask allow. It
-        affects loading only, not how engines are built. `sequential` loads each part only while it runs, so that memory
-        must hold the largest one instead of all. Engines that this machine has not proved yet are proved first,
-        which `on_progress` reports. All engines are loaded, except those of denoiser variants, of the tiny decoder, of
-        an IP-Adapter's image encoder and, for a model that generates from a prompt, of the VAE's encoder: they are
-        loaded when a request needs one.
+        Without a profile, that of a package is used, or else the one that `latentc doctor` advises on this machine.
+        `threads` is the number of CPU threads; None uses the profile's, else as many as the container's quota and the
+        affinity mask allow. It affects loading only, not how engines are built. `sequential` loads each part only while
+        it runs, so that memory must hold the largest one instead of all. Engines that this machine has not proved yet
+        are proved first, which `on_progress` reports. All engines are loaded, except those of denoiser variants, of the
+        tiny decoder, of an IP-Adapter's image encoder and, for a model that generates from a prompt, of the VAE's
+        encoder: they are loaded when a request needs one.
 
         `memory_gb` is a budget in GB of 10^9 bytes, of the device that the engines run on. Each request is then
         computed in the first way that is predicted to fit: all parts in memory, one at a time, the denoiser row by row,
@@ -117,7 +117,7 @@ class Pipeline:
         """
         budget = None if memory_gb is None else budget_bytes(memory_gb)
         opened = open_bundle(bundle)
-        chosen = with_threads(advised() if profile is None else load_profile(profile), threads)
+        chosen = with_threads(usual_profile(opened) if profile is None else load_profile(profile), threads)
         chosen = with_built_sizes(opened, chosen.sequentially() if sequential else chosen)
         strengths = given(adapters)
         named = opened_adapters(strengths)

@@ -154,6 +154,11 @@ class Profile(Record):
         """The value of `--profile` for this profile, quoted for a shell: the user's own file as given, or the name."""
         return shlex.quote(self._file or self.name)
 
+    @property
+    def source(self) -> Path:
+        """Its file."""
+        return Path(self._file) if self._file else FOLDER / f"{self.name}.toml"
+
     def of_file(self, file: str) -> Profile:
         """A copy that remembers the user's own file that it came from."""
         copy = self.model_copy()

@@ -15,6 +15,7 @@ ROOMS = (
     "pipelines",
     "benchmarks",
     "serving",
+    "package",
     "cli",
     "tests",
 )

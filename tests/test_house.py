@@ -25,7 +25,8 @@ FLOORS = {
     "pipelines": 4,
     "benchmarks": 5,
     "serving": 5,
-    "cli": 6,
+    "package": 6,
+    "cli": 7,
 }
 APART = {("export", "runtimes"), ("runtimes", "export"), ("profiles", "checkpoints"), ("checkpoints", "profiles")}
 TORCH = {"torch", "diffusers", "transformers"}

@@ -1,0 +1,48 @@
+"""The command that packages a bundle for one machine, server or library.
+
+Packages are imported inside the function, so that `latentc --help` stays fast.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from ..core.units import counted, sized
+from .options import Folder, Json, ProfileName, Quiet
+from .text import as_json as json_text
+from .text import say
+
+Kind = Literal["dir"]
+
+
+def package(
+    bundle: Folder,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write the package to; it must not exist.")],
+    kind: Annotated[
+        Kind, typer.Option("--for", help="dir: a folder with the engines of one profile, without weights.")
+    ] = "dir",
+    profile: ProfileName = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Package the engines of a profile, and what they need, without the bundle's weights."""
+    from ..package.folder import package as run_package
+    from .choose import choose_one
+    from .progress import shown
+
+    del kind
+    chosen = choose_one(profile, bundle=bundle)
+    with shown(quiet or as_json) as tell:
+        made = run_package(bundle, chosen, output, tell)
+    if as_json:
+        say(json_text({**asdict(made), "folder": str(made.folder)}))
+        return
+    engines = f"{counted(len(made.engines), 'engine')} for profile {made.profile}"
+    say(
+        f"{made.folder}: {engines}, {sized(made.bytes)} in all, with {sized(made.reference_bytes)} of references. The "
+        f"bundle has {sized(made.bundle_bytes)}."
+    )

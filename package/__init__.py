@@ -1,0 +1,1 @@
+"""Packages: what one machine, server or library needs of a bundle, and nothing else."""

@@ -1,0 +1,168 @@
+"""Packages of engines: complete without the bundle, equal images, and proved again on each machine."""
+
+import shutil
+import subprocess
+import sys
+from importlib import metadata
+
+import numpy as np
+import pytest
+
+from latentc.compiler.build import build
+from latentc.compiler.engines import Engines
+from latentc.compiler.faults import faults
+from latentc.compiler.packaged import usual_profile
+from latentc.compiler.prune import lost
+from latentc.core.bundle import open_bundle, verify_files
+from latentc.core.errors import BundleError, ProfileError
+from latentc.core.request import Request
+from latentc.package.folder import package
+from latentc.pipelines.pipeline import Pipeline
+from latentc.profiles import load_profile
+from latentc.runtimes.onnxruntime import ONNXRuntime
+
+ORT = "cpu-onnxruntime"
+REQUEST = Request(prompt="a lighthouse", steps=2, seed=3, width=64, height=64)
+
+
+@pytest.fixture(scope="module")
+def packaged(bundle, tmp_path_factory):
+    """`packaged(profile)`: a copy of a package, so that nothing in it leads to the bundle."""
+    made = {}
+
+    def make(name=ORT):
+        if name not in made:
+            build(bundle("sd1"), name)
+            folder = tmp_path_factory.mktemp("packages")
+            package(bundle("sd1"), name, folder / "made")
+            made[name] = shutil.copytree(folder / "made", folder / name)
+            shutil.rmtree(folder / "made")
+        return made[name]
+
+    return make
+
+
+def image(bundle, profile=None):
+    with Pipeline.open(bundle, profile) as pipeline:
+        return pipeline(REQUEST).images
+
+
+@pytest.mark.parametrize("name", ["cpu-openvino-f32", ORT])
+def test_a_package_generates_the_images_of_its_bundle(packaged, bundle, name):
+    folder = packaged(name)
+    assert usual_profile(open_bundle(folder)) == load_profile(name).of_file(str(folder / f"{name}.toml"))
+    np.testing.assert_array_equal(image(folder), image(bundle("sd1"), name))
+    assert faults(open_bundle(folder)) == []
+    assert not list(folder.rglob("*.onnx_data"))
+    assert {path.name.rpartition("-")[0] for path in (folder / "engines").iterdir()} == {
+        *open_bundle(folder).manifest.parts
+    }
+
+
+def test_the_weights_are_left_out_and_all_else_is_there(packaged, bundle):
+    whole, made = bundle("sd1").manifest, open_bundle(packaged()).manifest
+    assert {*whole.files} - {*made.present} == {name for name in whole.files if name.endswith(".onnx_data")}
+    own = {*made.files} - {*whole.files}
+    assert own == {"PACKAGE.md", "run.py", "requirements.txt", f"{ORT}.toml"}
+
+
+def test_requirements_are_the_installed_versions_without_torch(packaged):
+    lines = [line for line in (packaged() / "requirements.txt").read_text().splitlines() if line[0] != "#"]
+    pinned = dict(line.split("==") for line in lines)
+    assert {"numpy", "tokenizers", "pillow", "onnxruntime", "pydantic", "typer", "fastapi"} <= pinned.keys()
+    assert pinned == {name: metadata.version(name) for name in pinned}
+    assert not {"torch", "diffusers", "transformers", "openvino", "latentc"} & pinned.keys()
+
+
+def test_the_script_generates_an_image(packaged, tmp_path):
+    words = ("a lighthouse", "--steps", "1", "--size", "64x64", "-q", "-o", tmp_path / "x.png")
+    subprocess.run([sys.executable, packaged() / "run.py", *words], check=True, capture_output=True)
+    assert (tmp_path / "x.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_machine_that_has_not_proved_the_engines_proves_them_with_the_references(packaged, tmp_path, monkeypatch):
+    monkeypatch.setenv("LATENTC_STATE", str(tmp_path / "state"))
+    bundle, engines = open_bundle(packaged()), []
+    for _ in range(2):
+        with Engines(bundle, usual_profile(bundle)) as each:
+            engines.append(each.unproved())
+            each.check()
+    assert "not proved on this machine" in engines[0]
+    assert engines[1] is None
+
+
+def test_damaged_references_prove_nothing(packaged, tmp_path, monkeypatch):
+    folder = shutil.copytree(packaged(), tmp_path / "damaged")
+    file = folder / "reference" / "unet.npz"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    monkeypatch.setenv("LATENTC_STATE", str(tmp_path / "state"))
+    with pytest.raises(BundleError, match=r"unet\.npz was modified"):
+        Pipeline.open(folder)
+    assert len(faults(open_bundle(folder))) == 1
+
+
+def test_another_cpu_is_refused_with_what_differs(packaged, monkeypatch):
+    monkeypatch.setattr(ONNXRuntime, "device", lambda *_: {"instructions": "avx"})
+    with pytest.raises(
+        BundleError, match=r"cannot be built for this machine \(.*device\.instructions was .*is avx here"
+    ):
+        Pipeline.open(packaged())
+
+
+def test_what_needs_weights_is_refused(packaged, refused, tmp_path):
+    folder, bundle = packaged(), open_bundle(packaged())
+    other = "is a package: it has the engines of profile cpu-onnxruntime, and no weights, so"
+    for words in (
+        ("build", folder, "-p", "cpu-openvino-f32", "-q"),
+        ("build", folder, "--sizes", "64x64", "-q"),
+        ("run", folder, "a fox", "-p", "cpu-openvino-f32", "-q", "-o", tmp_path / "x.png"),
+        ("package", folder, "-o", tmp_path / "again", "-q"),
+    ):
+        line = refused(*words)
+        assert other in line
+        assert "Use the bundle that it was made from." in line
+    with pytest.raises(BundleError, match=f"{other} it lacks unet/model.onnx_data"):
+        verify_files(bundle, ["unet/model.onnx_data"])
+
+
+def test_engines_of_a_package_are_never_pruned(packaged, monkeypatch):
+    monkeypatch.setattr(ONNXRuntime, "versions", lambda _: {"onnxruntime": "0.0.1"})
+    assert lost(open_bundle(packaged())) == ()
+
+
+def test_engines_that_are_not_built_are_refused_with_the_command(own_bundle, tmp_path):
+    bundle = own_bundle()
+    with pytest.raises(BundleError, match=f"Run: latentc build .* --profile {ORT}"):
+        package(bundle, ORT, tmp_path / "made")
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_profile_of_ones_own_travels_along(bundle, tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text(load_profile(ORT).source.read_text())
+    build(bundle("sd1"), file)
+    package(bundle("sd1"), file, tmp_path / "made")
+    file.unlink()
+    with Pipeline.open(tmp_path / "made") as pipeline:
+        assert pipeline.profile.name == "mine"
+
+
+def test_engines_that_need_the_checkpoint_are_refused(bundle, tmp_path):
+    with pytest.raises(ProfileError, match="run the modules of the checkpoint"):
+        package(bundle("sd1"), "torch-f32", tmp_path / "made")
+
+
+def test_a_manifest_that_leaves_out_unlisted_files_is_refused(packaged, tmp_path, edit_manifest):
+    opened = open_bundle(shutil.copytree(packaged(), tmp_path / "made"))
+    edit_manifest(opened, lambda manifest: manifest["packaged"]["left_out"].append("../weights"))
+    with pytest.raises(BundleError, match="which packaged names"):
+        open_bundle(opened.folder)
+
+
+def test_the_command_prints_the_sizes(bundle, latentc, tmp_path):
+    build(bundle("sd1"), ORT)
+    done = latentc("package", bundle("sd1").folder, "-p", ORT, "-o", tmp_path / "made", "-q")
+    assert done.returncode == 0, done.stderr
+    assert "4 engines for profile cpu-onnxruntime" in done.stdout
