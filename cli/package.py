@@ -16,14 +16,19 @@ from .options import Folder, Json, ProfileName, Quiet
 from .text import as_json as json_text
 from .text import say
 
-Kind = Literal["dir"]
+Kind = Literal["dir", "triton"]
 
 
 def package(
     bundle: Folder,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write the package to; it must not exist.")],
     kind: Annotated[
-        Kind, typer.Option("--for", help="dir: a folder with the engines of one profile, without weights.")
+        Kind,
+        typer.Option(
+            "--for",
+            help="dir: a folder with the engines of one profile, without weights. triton: a model repository of it for "
+            "NVIDIA Triton.",
+        ),
     ] = "dir",
     profile: ProfileName = None,
     quiet: Quiet = False,
@@ -31,13 +36,14 @@ def package(
 ) -> None:
     """Package the engines of a profile, and what they need, without the bundle's weights."""
     from ..package.folder import package as run_package
+    from ..package.triton import repository
     from .choose import choose_one
     from .progress import shown
 
-    del kind
+    write = {"dir": run_package, "triton": repository}[kind]
     chosen = choose_one(profile, bundle=bundle)
     with shown(quiet or as_json) as tell:
-        made = run_package(bundle, chosen, output, tell)
+        made = write(bundle, chosen, output, tell)
     if as_json:
         say(json_text({**asdict(made), "folder": str(made.folder)}))
         return
