@@ -1,4 +1,4 @@
-"""The model repository for NVIDIA Triton: its config by Triton's schema, its answers, and a real server if there is one."""
+"""The model repository for NVIDIA Triton: its config by Triton's schema, its answers, and those of a real server."""
 
 import os
 import shutil
