@@ -7,7 +7,7 @@ that PyTorch did not compute at export.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -286,7 +286,7 @@ def _refereed(
     """
     path = kept_reference(bundle, part, shape)
     made_here = record_key("reference", {"name": path.name})
-    with locked(bundle, path.stem, on_progress):
+    with nullcontext() if bundle.manifest.packaged else locked(bundle, path.stem, on_progress):
         known = recall(made_here, _Made)
         ours = known is not None and path.is_file() and sha256(path) == known.sha256
         if not ours and (shape_referee(bundle) is not None or not path.is_file()):

@@ -251,7 +251,7 @@ class IREE(Runtime):
         imported.unlink()
 
     def load(self, artifact: Path, target: Target, files: Mapping[str, int]) -> Engine:
-        """Map the program and its weights onto the device."""
+        """Load the program, and map its weights onto the device."""
         del files
         return self._loaded(artifact, target)
 
@@ -309,7 +309,8 @@ class _Loaded:
             elif (artifact / WEIGHTS).exists():
                 weights.load(str(artifact / WEIGHTS))
             parameters = runtime.create_io_parameters_module(config.vm_instance, weights.create_provider(SCOPE))
-            program = runtime.VmModule.mmap(config.vm_instance, str(artifact / PROGRAM))
+            code = (artifact / PROGRAM).read_bytes()  # small; the library would open the file for writing to map it
+            program = runtime.VmModule.copy_buffer(config.vm_instance, code)
             context = runtime.SystemContext(config=config)
             context.add_vm_modules([parameters, program])
             (entry,) = (name for name in program.function_names if not name.startswith("__") and "$" not in name)
