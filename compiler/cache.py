@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Generator, Mapping, Sequence
@@ -253,6 +254,9 @@ def seal(
         quantized=read_plain(folder / QUANTIZED, Quantized) if QUANTIZED in files else None,
     )
     keep(folder / HEADER, artifact)
+    usual = stat.S_IMODE((folder / HEADER).stat().st_mode)
+    for path in (folder / name for name in files):  # IREE's weights are not readable by others
+        path.chmod(stat.S_IMODE(path.stat().st_mode) | usual)
     return artifact
 
 
