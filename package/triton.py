@@ -47,6 +47,8 @@ Its Python backend needs Python 3.11 or a later one, latentc {version} and the l
     pip install --target {name}/1/{libraries} -r {name}/1/{package}/requirements.txt
     pip install --target {name}/1/{libraries} --no-deps LATENTC        # the wheel or the source folder of latentc
 
+The Python backend of tritonserver 2.51 crashes on text with numpy 2: there, put numpy 1.26 into that folder instead.
+
 Inputs are those of `latentc serve` at `/v2`, with the axis of the batch before them, [rows, 1]; all but `prompt` are
 optional. Outputs are `{output}`, uint8 [rows, count, height, width, 3], and `{seed}`, int64 [rows, 1]. Up to {batch}
 requests are generated together. `{name}/1/{package}/PACKAGE.md` describes the engines.
