@@ -53,6 +53,9 @@ PROMPTS = (
 
 TRACES = tuple(Trace(prompt, *KINDS[seed % len(KINDS)], seed) for seed, prompt in enumerate(PROMPTS))
 
+CALIBRATED_ROWS = 3 * sum(trace.steps * (2 if trace.guided else 1) for trace in TRACES)
+"""About how many rows of a denoiser are computed in f32 to quantize it: recorded, rounded by NNCF, and judged."""
+
 EXACT_SHARE = 0.1
 """Share of the noise levels, the lowest, at which a denoiser's calls are computed exactly. Rounding in the last calls
 costs most: no later call corrects it."""

@@ -10,7 +10,8 @@ from latentc.checkpoints.open import open_checkpoint
 from latentc.checkpoints.parts import as_part, model_facts, part_spec
 from latentc.compiler import trial
 from latentc.compiler.build import build
-from latentc.compiler.plan import drawing_bytes, plan
+from latentc.compiler.plan import plan
+from latentc.compiler.predict import drawing_bytes
 from latentc.compiler.targets import wanted
 from latentc.compiler.trial import check_host
 from latentc.core.bundle import open_bundle
