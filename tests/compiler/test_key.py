@@ -5,6 +5,7 @@ import json
 import pytest
 from pydantic import ValidationError
 
+from latentc.compiler.cache import HEADER, Parity, seal
 from latentc.compiler.key import Key
 
 KEY = Key(
@@ -57,3 +58,11 @@ def test_kin_differ_by_the_parts_digest_alone():
 def test_what_is_no_key_is_refused(wrong):
     with pytest.raises(ValidationError):
         Key.model_validate({**KEY.plain, **wrong})
+
+
+def test_the_files_of_an_engine_are_readable_as_its_header_is(tmp_path):
+    (tmp_path / "weights").write_bytes(b"1")
+    (tmp_path / "weights").chmod(0o600)
+    seal(tmp_path, KEY, Parity(psnr_db=100.0, cosine=1.0, reference="PyTorch"), 1.0, "cpu-openvino")
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    assert modes["weights"] == modes[HEADER]
