@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-Folder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder made by `latentc export`.")]
+Folder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder made by `latentc export` or `latentc package`.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Do not show progress.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON value to standard output, without progress.")]
 Profiles = Annotated[

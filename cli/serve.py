@@ -16,7 +16,9 @@ DEFAULT_PORT = 8000
 
 
 def serve(
-    bundles: Annotated[list[Path], typer.Argument(metavar="BUNDLE...", help="Folders made by `latentc export`.")],
+    bundles: Annotated[
+        list[Path], typer.Argument(metavar="BUNDLE...", help="Folders made by `latentc export` or `latentc package`.")
+    ],
     profile: ProfileName = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = DEFAULT_PORT,
