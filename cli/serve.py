@@ -42,6 +42,17 @@ def serve(
         list[str] | None,
         typer.Option(metavar="NAME", help="Name by which clients may call the server. May be repeated."),
     ] = None,
+    state: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Folder for a history of finished images, which survives a restart. Default: none is kept.",
+        ),
+    ] = None,
+    keep_images: Annotated[
+        int, typer.Option(min=1, help="Images of the history; beyond, the oldest are deleted.")
+    ] = 10_000,
+    keep_gb: Annotated[float, typer.Option(min=0.001, max=1e6, help="Limit of the history's files, in GB.")] = 10,
     lora: Loras = None,
     embedding: Embeddings = None,
     threads: Threads = None,
@@ -55,6 +66,7 @@ def serve(
 
     try:
         from ..serving.limits import Limits
+        from .additions import Chosen
         from .server import serve as run
     except ImportError as exc:
         raise RuntimeMissing(f"Serving needs {exc.name}, which is not installed. {install('serve')}") from exc
@@ -70,5 +82,6 @@ def serve(
         hosts=allow_host or (),
         adapters=strengths(lora or ()),
         embeddings=embedding or (),
+        chosen=Chosen(state=state, keep_images=keep_images, keep_gb=keep_gb),
         quiet=quiet,
     )

@@ -25,6 +25,7 @@ from ..serving.guard import LOCAL, Access
 from ..serving.limits import Limits
 from ..serving.service import Service
 from ..serving.service import serve as service_of
+from .additions import Chosen, additions
 from .progress import shown
 from .text import say
 
@@ -66,6 +67,7 @@ def serve(
     drain_seconds: float = 60.0,
     adapters: Mapping[str, float] = {},
     embeddings: Sequence[str] = (),
+    chosen: Chosen | None = None,
     quiet: bool = False,
 ) -> None:
     """Open the bundles, and serve them until SIGTERM or Ctrl-C."""
@@ -76,6 +78,7 @@ def serve(
     check_memory(opened, profile)
     listening = _listen(host, port)
     with listening, ExitStack() as stack:
+        added = stack.enter_context(additions(chosen or Chosen()))
         with shown(quiet) as tell:
             pipelines = {
                 name: stack.enter_context(
@@ -83,7 +86,7 @@ def serve(
                 )
                 for name, bundle in opened.items()
             }
-        service = service_of(pipelines, limits)
+        service = service_of(pipelines, limits, added)
         stack.callback(service.close, 0)
         _run(service, access, listening, drain_seconds, quiet=quiet)
 

@@ -19,7 +19,7 @@ import binascii
 import json
 import time
 from collections.abc import AsyncGenerator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from fastapi import APIRouter, Response
@@ -30,7 +30,7 @@ from ..compiler.targets import fixed_sizes
 from ..core.request import Request, Step
 from ..pipelines.pipeline import Pipeline
 from ..pipelines.png import origin
-from .bodies import ALIVE, SSE, json_fields, request_fields
+from .bodies import ALIVE, SSE, json_fields, request_fields, truth
 from .errors import ApiError, api_error, openai_body, route_class
 from .pictures import path_of, plain_file
 from .queue import DONE, ImageJob
@@ -42,10 +42,22 @@ PREVIEW_SECONDS = 0.25
 """Between two previews of a job, for each of its clients."""
 
 
-def asked(fields: Mapping[str, Any]) -> tuple[Request, str | None, dict[str, bytes]]:
-    """The request of a body's fields, the name of its model, and the files of its images.
+@dataclass(frozen=True)
+class JobAsked:
+    """A request, and what is to be done with it."""
 
-    The fields are those of `Request`, also under the names that other tools have for them, `model`, and `image` and
+    request: Request
+    model: str | None
+    inputs: Mapping[str, bytes]
+    """The files of its images."""
+    store: bool
+    """Whether its images enter the history of the server."""
+
+
+def asked(fields: Mapping[str, Any]) -> JobAsked:
+    """The job of a body's fields.
+
+    They are those of `Request`, also under the names that other tools have for them, `model`, `store`, and `image` and
     `mask` as base64. Raises `ApiError` 400 with the field at fault.
     """
     left = dict(fields)
@@ -53,7 +65,8 @@ def asked(fields: Mapping[str, Any]) -> tuple[Request, str | None, dict[str, byt
     if model is not None and not isinstance(model, str):
         raise ApiError(400, "The model is not a text.", param="model")
     inputs = {name: _decoded(name, left.pop(name)) for name in INPUTS if name in left}
-    return Request.model_validate(request_fields(left)), model, inputs
+    store = truth(left, "store", True)
+    return JobAsked(Request.model_validate(request_fields(left)), model, inputs, store)
 
 
 def router(service: Service) -> APIRouter:
@@ -63,8 +76,16 @@ def router(service: Service) -> APIRouter:
 
     @routes.post("/v1/jobs")
     async def submit(http: HttpRequest) -> Response:
-        request, model, inputs = asked(await json_fields(http))
-        job = await service.submit(request, model=model, inputs=inputs, api=NAME, keep=True, owner=http.state.owner)
+        sent = asked(await json_fields(http))
+        job = await service.submit(
+            sent.request,
+            model=sent.model,
+            inputs=sent.inputs,
+            api=NAME,
+            keep=True,
+            owner=http.state.owner,
+            store=sent.store,
+        )
         return JSONResponse(shown(service, job), 202, headers={"location": _path(job)})
 
     @routes.get("/v1/jobs")
@@ -92,12 +113,15 @@ def router(service: Service) -> APIRouter:
     async def result(name: str) -> dict[str, Any]:
         job = service.kept.find(name)
         found = result_of(job)
-        seed = found.request.seed or 0
+        seed, entered = found.request.seed or 0, await _entered(job)
         return {
             "id": job.id,
             "model": job.model,
             "request": found.request.model_dump(),
-            "images": [{"url": path_of(job, index, "png"), "seed": seed + index} for index in range(len(found.images))],
+            "images": [
+                {"url": path_of(job, index, "png"), "seed": seed + index, "history": entered.get(index)}
+                for index in range(len(found.images))
+            ],
             "engines": dict(found.engines),
             "notices": list(found.notices),
             "seconds": dict(found.seconds),
@@ -105,9 +129,19 @@ def router(service: Service) -> APIRouter:
 
     @routes.get("/v1/capabilities")
     async def capabilities() -> dict[str, Any]:
-        return {"models": able, "limits": asdict(service.limits)}
+        return {"models": able, "limits": asdict(service.limits), "history": service.added.history is not None}
 
     return routes
+
+
+async def _entered(job: ImageJob) -> Mapping[int, int]:
+    """Ids of a job's images in the history by index, once they are written; empty where they aren't kept."""
+    if job.stored is None:
+        return {}
+    try:
+        return await asyncio.wrap_future(job.stored)
+    except Exception:  # the log has it
+        return {}
 
 
 def shown(service: Service, job: ImageJob) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from ..core.request import Request, Step
 from ..pipelines.picture import load_clear
 from ..pipelines.pipeline import Pipeline
 from ..pipelines.save import check_jpeg
-from .bodies import ALIVE, SSE, form_fields, json_fields, request_fields
+from .bodies import ALIVE, SSE, form_fields, json_fields, request_fields, truth
 from .errors import ApiError, api_error, openai_body, route_class
 from .pictures import TYPES, files, path_of, plain_file
 from .queue import ImageJob
@@ -56,6 +56,8 @@ class ImagesAsked:
     quality: int | None
     stream: bool
     partial_images: int
+    store: bool
+    """Whether its images enter the history of the server."""
     notices: tuple[str, ...]
 
 
@@ -85,7 +87,8 @@ def asked(fields: Mapping[str, Any]) -> ImagesAsked:
     as_url = _choice(left, "response_format", ("b64_json", "url"), "b64_json") == "url"
     if as_url and compression not in (None, 100):
         raise ApiError(400, "An image as a URL has no output_compression. Leave it out.", param="output_compression")
-    stream, partial = _truth(left, "stream"), _whole(left, "partial_images", 0, 3, 0) or 0
+    stream, partial = truth(left, "stream", False), _whole(left, "partial_images", 0, 3, 0) or 0
+    store = truth(left, "store", True)
     model = left.pop("model", None)
     if model is not None and not isinstance(model, str):
         raise ApiError(400, "The model is not a text.", param="model")
@@ -98,7 +101,7 @@ def asked(fields: Mapping[str, Any]) -> ImagesAsked:
     request = Request.model_validate(values | sides)
     if kind == "jpeg":
         check_jpeg(request)
-    return ImagesAsked(request, model, as_url, kind, quality, stream, partial, notices)
+    return ImagesAsked(request, model, as_url, kind, quality, stream, partial, store, notices)
 
 
 def _size(value: Any) -> dict[str, int]:
@@ -129,15 +132,6 @@ def _whole(left: dict[str, Any], name: str, least: int, most: int, default: int 
         value = int(value)
     if value is not None and (not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most):
         raise ApiError(400, f"{name} must be a whole number from {least} to {most}.", param=name)
-    return value
-
-
-def _truth(left: dict[str, Any], name: str) -> bool:
-    value = left.pop(name, False)
-    if value in ("true", "false"):
-        value = value == "true"
-    if not isinstance(value, bool):
-        raise ApiError(400, f"{name} must be true or false.", param=name)
     return value
 
 
@@ -193,7 +187,14 @@ async def _answer(
     partial = wanted.stream and wanted.partial_images
     on_step = _previewing(service.model(wanted.model).pipeline, wanted, previews) if partial else None
     job = await service.submit(
-        wanted.request, model=wanted.model, inputs=inputs, api="openai", keep=wanted.as_url, on_step=on_step
+        wanted.request,
+        model=wanted.model,
+        inputs=inputs,
+        api=NAME,
+        keep=wanted.as_url,
+        owner=http.state.owner,
+        on_step=on_step,
+        store=wanted.store,
     )
     if wanted.stream:
         events = _events(service, job, wanted, event, previews)

@@ -6,6 +6,7 @@ import asyncio
 import re
 from collections.abc import Sequence
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 from fastapi import APIRouter, Response
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..core.request import Result
-from ..pipelines.png import drawings
+from ..pipelines.png import drawings, read
 from ..pipelines.save import encoded
 from .errors import ApiError, openai_body, route_class
 from .guard import FILES
@@ -48,6 +49,22 @@ def plain_file(pixels: NDArray[np.uint8], kind: str) -> bytes:
     buffer = BytesIO()
     Image.fromarray(pixels).save(buffer, kind)
     return buffer.getvalue()
+
+
+def read_file(content: bytes) -> dict[str, Any]:
+    """What an image file says of how it was made. Seeds are texts: JavaScript rounds numbers above 2**53.
+
+    Raises `RequestError` for a file without a request.
+    """
+    found = read(content)
+    request = found.request.model_dump(mode="json")
+    return {
+        "request": {**request, "seed": None if found.request.seed is None else str(found.request.seed)},
+        "text": found.text,
+        "rest": dict(found.rest),
+        "drawing": None if found.drawing is None else found.drawing.model_dump(mode="json", exclude={"request"}),
+        "notices": list(found.notices),
+    }
 
 
 def path_of(job: ImageJob, index: int, kind: str) -> str:

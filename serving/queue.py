@@ -6,6 +6,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from threading import Condition, Thread
 from typing import Any, Literal
@@ -46,6 +47,12 @@ class ImageJob:
     """Of `time.monotonic`, after which it is cancelled."""
     on_step: Callable[[Step], None] | None = None
     """Called after each denoiser call, in the engine's thread."""
+    finish: Callable[[Result], Result] | None = None
+    """Called with its result before it ends, in the engine's thread; what it raises is the job's error."""
+    filtered: Mapping[int, str] = field(default_factory=dict[int, str])
+    """Why images are withheld, by their indices; see `checks.py`."""
+    stored: Future[dict[int, int]] | None = None
+    """Ids of its images in the history, by their indices, once they are written; see `history.py`."""
     id: str = field(default_factory=lambda: secrets.token_urlsafe(16))
     created: float = field(default_factory=time.time)
     """Of `time.time`, as the next two."""
@@ -245,7 +252,7 @@ class Queue:
             self._running = []
             self._count()
         for job, result in zip(batch, results, strict=True):
-            self._end(job, result)
+            self._end(job, _finished(job, result))
 
     def _stepping(self, job: ImageJob) -> Callable[[Step], bool]:
         """What is called after each denoiser call of a job; False cancels it."""
@@ -301,6 +308,15 @@ class Queue:
     def _count(self) -> None:
         self._metrics.depth.labels(self.name).set(len(self._waiting))
         self._metrics.running.labels(self.name).set(len(self._running))
+
+
+def _finished(job: ImageJob, result: Result | Exception) -> Result | Exception:
+    if isinstance(result, Exception) or job.finish is None or job.reason is not None:
+        return result
+    try:
+        return job.finish(result)
+    except Exception as exc:
+        return exc
 
 
 def _joint(request: Request) -> object:

@@ -212,7 +212,13 @@ async def _generated(service: Service, state: _Open, http: HttpRequest, kind: ty
         service.check_first(asked.request, model.name)
         given = await asyncio.to_thread(pictures, body, asked.request) if isinstance(body, Img2Img) else {}
         job = await service.submit(
-            asked.request, model=model.name, inputs=given, api=NAME, owner=_client(http), on_step=stepped
+            asked.request,
+            model=model.name,
+            inputs=given,
+            api=NAME,
+            owner=_client(http),
+            on_step=stepped,
+            store=not body.do_not_save_samples,
         )
     except RequestError as exc:
         raise ApiError(422, str(exc), code="invalid_request") from exc

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,7 @@ from ..core.errors import RequestError
 from ..core.request import Request, Result, Step
 from ..pipelines.pipeline import Pipeline
 from .errors import NO_ANSWER, ApiError
+from .history import History
 from .limits import Limits
 from .metrics import Metrics
 from .queue import WARM_UP, ImageJob, KeptJobs, Queue
@@ -36,6 +38,14 @@ class ServedModel:
     """Unix time in seconds at which it was opened."""
 
 
+@dataclass(frozen=True)
+class Additions:
+    """What an operator may add to a server; None is without."""
+
+    history: History | None = None
+    """Finished images that survive a restart."""
+
+
 @dataclass
 class Service:
     """The models of a server by name, their queues, and the jobs that it keeps."""
@@ -44,6 +54,7 @@ class Service:
     metrics: Metrics
     models: Mapping[str, ServedModel]
     kept: KeptJobs
+    added: Additions = Additions()
     draining: bool = False
     _warm: list[ImageJob] = field(default_factory=list[ImageJob], init=False)
 
@@ -114,11 +125,13 @@ class Service:
         keep: bool = False,
         owner: str = "",
         on_step: Callable[[Step], None] | None = None,
+        store: bool = True,
     ) -> ImageJob:
         """Check a request against the limits and the model, and queue it.
 
         `inputs` is what is passed in beside it: keyword arguments of `Pipeline.__call__`, where images may be the bytes
         of files. With `keep`, the result can be found by the job's id for a time, and `owner` is who may list it.
+        Without `store`, the images don't enter the history.
 
         Raises `ApiError` and `RequestError` before anything is queued.
         """
@@ -135,10 +148,29 @@ class Service:
             deadline=time.monotonic() + self.limits.job_seconds,
             on_step=on_step,
         )
+        if store and self.added.history is not None:
+            job.stored = Future()
+        job.listeners.append(self._at_the_end(job))
         chosen.queue.submit(job)
         if keep:
             self.kept.add(job)
         return job
+
+    def _at_the_end(self, job: ImageJob) -> Callable[[], None]:
+        """A listener that does once, when a job has ended, what follows from that."""
+
+        def heard() -> None:
+            if not job.done:
+                return
+            job.listeners.remove(heard)
+            if job.stored is None or self.added.history is None:
+                return
+            if job.state == "completed":
+                self.added.history.put(job)
+            else:
+                job.stored.set_result({})
+
+        return heard
 
     def cancel(self, job: ImageJob, reason: str = "client") -> bool:
         """Cancel a job; see `Queue.cancel`."""
@@ -194,7 +226,7 @@ class Service:
             job.listeners.remove(heard)
 
 
-def serve(pipelines: Mapping[str, Pipeline], limits: Limits | None = None) -> Service:
+def serve(pipelines: Mapping[str, Pipeline], limits: Limits | None = None, added: Additions | None = None) -> Service:
     """A service of open pipelines by name; `start` begins its work, and `close` ends it."""
     limits, metrics = limits or Limits(), Metrics()
     now = int(time.time())
@@ -205,7 +237,7 @@ def serve(pipelines: Mapping[str, Pipeline], limits: Limits | None = None) -> Se
     for name, model in models.items():
         if model.pipeline.bundle.manifest.model.frames is not None:
             raise RequestError(f"{name} generates videos, and the server answers with images. Leave it out.")
-    return Service(limits, metrics, models, KeptJobs(limits.keep_seconds, limits.keep_bytes))
+    return Service(limits, metrics, models, KeptJobs(limits.keep_seconds, limits.keep_bytes), added or Additions())
 
 
 def result_of(job: ImageJob) -> Result:
