@@ -88,7 +88,8 @@ function connect() {
   on("start", () => source.start(gallery.current.png));
   on("delete", gallery.removeCurrent);
   on("delete-all", async () => { if (await answer($("sure")) === "yes") await gallery.removeAll(); });
-  on("last", () => form.setSeed(gallery.lastSeed()));
+  on("more", gallery.showMore);
+  on("last", async () => form.setSeed(await gallery.lastSeed()));
   $("model").addEventListener("change", () => { $("start").hidden = !form.model().image; });
   picker("choose", "file", (file) => source.start(file));
   picker("read", "record", readFile);
@@ -104,12 +105,14 @@ function connect() {
 onToken(askToken);
 connect();
 source.connect();
+let able = {};
 try {
-  form.setup(await json("v1/capabilities"));
+  able = await json("v1/capabilities");
+  form.setup(able);
   $("start").hidden = !form.model().image;
 } catch (error) {
   fail(error);
 }
-await gallery.open();
+await gallery.open(able.history).catch(fail);
 await resume();
 document.documentElement.dataset.ready = "";

@@ -45,9 +45,9 @@ async function follow(id, sent = {}) {
     if (status === "cancelled" && stopped) return say("Stopped.");
     const { images } = await json(`v1/jobs/${id}/result`); // of another end, its error
     const kept = [];
-    for (const image of images) kept.push(await keep(await picture(image.url), sent));
+    for (const image of images) kept.push(await keep(await picture(image.url), sent, image.history));
     renderGallery();
-    show(kept[0]);
+    await show(kept[0]);
     say(images.length > 1 ? `${images.length} images are ready.` : "The image is ready.");
   } catch (error) {
     if (error.status === 0) id = null; // not reached: a reload tries it again
