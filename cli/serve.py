@@ -53,6 +53,30 @@ def serve(
         int, typer.Option(min=1, help="Images of the history; beyond, the oldest are deleted.")
     ] = 10_000,
     keep_gb: Annotated[float, typer.Option(min=0.001, max=1e6, help="Limit of the history's files, in GB.")] = 10,
+    granted: Annotated[
+        float | None,
+        typer.Option(
+            "--credits", min=0, max=1e9, help="Credits that each token may spend; without tokens, all clients together."
+        ),
+    ] = None,
+    image_cost: Annotated[float, typer.Option(min=0, max=1e6, help="Credits of an image.")] = 0,
+    step_cost: Annotated[
+        float, typer.Option(min=0, max=1e6, help="Credits of each step of an image, by millions of pixels.")
+    ] = 0,
+    prompt_model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="A server of OpenAI's chat completions that expands prompts, such as http://127.0.0.1:8080/v1. It is "
+            "sent the prompts that users want expanded. Default: none.",
+        ),
+    ] = None,
+    prompt_model_name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Name of the model there, if it serves several.")
+    ] = None,
+    prompt_token_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="File with the bearer token for --prompt-model.")
+    ] = None,
     lora: Loras = None,
     embedding: Embeddings = None,
     threads: Threads = None,
@@ -72,6 +96,17 @@ def serve(
         raise RuntimeMissing(f"Serving needs {exc.name}, which is not installed. {install('serve')}") from exc
     pixels = round(megapixels * 1e6)
     limits = Limits(queue=queue, batch=batch, steps=steps, pixels=pixels, count=count, job_seconds=timeout)
+    chosen = Chosen(
+        state=state,
+        keep_images=keep_images,
+        keep_gb=keep_gb,
+        credits=granted,
+        image_cost=image_cost,
+        step_cost=step_cost,
+        prompt_model=prompt_model,
+        prompt_model_name=prompt_model_name,
+        prompt_token_file=prompt_token_file,
+    )
     run(
         bundles,
         choose_one(profile, threads),
@@ -82,6 +117,6 @@ def serve(
         hosts=allow_host or (),
         adapters=strengths(lora or ()),
         embeddings=embedding or (),
-        chosen=Chosen(state=state, keep_images=keep_images, keep_gb=keep_gb),
+        chosen=chosen,
         quiet=quiet,
     )

@@ -129,7 +129,10 @@ def router(service: Service) -> APIRouter:
 
     @routes.get("/v1/capabilities")
     async def capabilities() -> dict[str, Any]:
-        return {"models": able, "limits": asdict(service.limits), "history": service.added.history is not None}
+        added = service.added
+        has = {"history": added.history is not None, "credits": added.credits is not None}
+        has["prompts"] = added.prompts is not None
+        return {"models": able, "limits": asdict(service.limits), **has}
 
     return routes
 

@@ -16,10 +16,12 @@ from ..compiler.targets import fixed_sizes
 from ..core.errors import RequestError
 from ..core.request import Request, Result, Step
 from ..pipelines.pipeline import Pipeline
+from .credits import Credits, account_of
 from .errors import NO_ANSWER, ApiError
 from .history import History
 from .limits import Limits
 from .metrics import Metrics
+from .prompts import PromptModel
 from .queue import WARM_UP, ImageJob, KeptJobs, Queue
 
 WARM_STEPS = 2
@@ -44,6 +46,10 @@ class Additions:
 
     history: History | None = None
     """Finished images that survive a restart."""
+    credits: Credits | None = None
+    """What requests cost."""
+    prompts: PromptModel | None = None
+    """What expands prompts."""
 
 
 @dataclass
@@ -123,14 +129,14 @@ class Service:
         inputs: Mapping[str, Any] | None = None,
         api: str = "",
         keep: bool = False,
-        owner: str = "",
+        owner: str,
         on_step: Callable[[Step], None] | None = None,
         store: bool = True,
     ) -> ImageJob:
         """Check a request against the limits and the model, and queue it.
 
         `inputs` is what is passed in beside it: keyword arguments of `Pipeline.__call__`, where images may be the bytes
-        of files. With `keep`, the result can be found by the job's id for a time, and `owner` is who may list it.
+        of files. With `keep`, the result can be found by the job's id for a time. `owner` is who may list it, and pays.
         Without `store`, the images don't enter the history.
 
         Raises `ApiError` and `RequestError` before anything is queued.
@@ -150,19 +156,29 @@ class Service:
         )
         if store and self.added.history is not None:
             job.stored = Future()
-        job.listeners.append(self._at_the_end(job))
-        chosen.queue.submit(job)
+        ended = self._at_the_end(job)
+        job.listeners.append(ended)
+        try:
+            chosen.queue.submit(job)
+        except Exception:
+            job.state = "failed"
+            ended()
+            raise
         if keep:
             self.kept.add(job)
         return job
 
     def _at_the_end(self, job: ImageJob) -> Callable[[], None]:
-        """A listener that does once, when a job has ended, what follows from that."""
+        """A listener that does once, when a job has ended, what follows from that. Raises `ApiError` 402."""
+        account, prices = account_of(job.owner), self.added.credits
+        cost = 0 if prices is None else prices.reserve(account, job.request)
 
         def heard() -> None:
             if not job.done:
                 return
             job.listeners.remove(heard)
+            if prices is not None:
+                prices.settle(account, cost, spent=job.state == "completed")
             if job.stored is None or self.added.history is None:
                 return
             if job.state == "completed":

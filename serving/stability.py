@@ -1,7 +1,7 @@
 """Stability's REST API: `generation` of v1 (text to image, image to image, masking), and `sd3` and `inpaint` of v2beta.
 
-What would change the picture and can't be done, such as `style_preset`, is an error that names the field. Accounts and
-credits don't exist here: a server has an operator, not customers.
+What would change the picture and can't be done, such as `style_preset`, is an error that names the field. Credits exist
+where the operator sets what images cost.
 Source: the API's reference and the typings of its clients (`stability-ai` 0.7.0).
 """
 
@@ -25,11 +25,12 @@ from ..core.units import listed
 from ..pipelines.layout import spread
 from ..pipelines.picture import load_clear, load_mask
 from .bodies import form_fields, json_fields
+from .credits import account_of
 from .errors import ApiError, route_class
 from .pictures import TYPES, files
 from .service import Service
 
-NAME, PREFIXES = "stability", ("/v1/generation/", "/v1/engines/", "/v2beta/")
+NAME, PREFIXES = "stability", ("/v1/generation/", "/v1/engines/", "/v1/user/", "/v2beta/")
 STEPS, GUIDANCE = 30, 7.0
 """Defaults of v1, as in Stability's reference."""
 
@@ -74,6 +75,13 @@ def router(service: Service) -> APIRouter:
     @routes.get("/v1/engines/list")
     async def engines() -> list[dict[str, Any]]:
         return [{"id": one, "name": one, "description": "", "type": "PICTURE"} for one in service.models]
+
+    @routes.get("/v1/user/balance")
+    async def balance(http: HttpRequest) -> dict[str, float]:
+        if service.added.credits is None:
+            message = "This server counts no credits. Start it with --credits, --image-cost and --step-cost."
+            raise ApiError(404, message, code="no_credits")
+        return {"credits": service.added.credits.balance(account_of(http.state.owner))}
 
     @routes.post("/v1/generation/{engine}/text-to-image")
     async def from_text(engine: str, http: HttpRequest) -> Response:

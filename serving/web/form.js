@@ -44,6 +44,11 @@ export function setup({ models: found, limits, history }) {
   $("ask").addEventListener("change", save);
 }
 
+export function setPrompt(text) {
+  $("prompt").value = text;
+  save();
+}
+
 /** Empty is a random one for each request. */
 export function setSeed(seed) {
   $("seed").value = seed;

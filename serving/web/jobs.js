@@ -116,6 +116,7 @@ function busy(yes) {
     return;
   }
   document.title = "latentc";
+  document.dispatchEvent(new Event("jobend"));
   restore();
 }
 

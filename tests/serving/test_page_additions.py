@@ -1,18 +1,21 @@
-"""The page over a server with a history, in headless Chromium."""
+"""The page over servers with a history, credits and a model that expands prompts, in headless Chromium."""
 
 from contextlib import closing, contextmanager
 
 import pytest
 
+from latentc.serving.credits import Credits
 from latentc.serving.guard import Access
 from latentc.serving.history import History
 from latentc.serving.limits import Limits
 from latentc.serving.page import FOLDER
+from latentc.serving.prompts import PromptModel
 from latentc.serving.service import Additions, serve
 from latentc.serving.state import open_state
 
 from .conftest import MODEL, running
 from .test_page import ask, drawn, expect, pytestmark
+from .test_prompts import GOOD, chatting, completion
 
 __all__ = ["pytestmark"]
 
@@ -100,3 +103,38 @@ def test_older_images_of_a_history(visit, keeping):
         expect(page.locator("#gallery li")).to_have_count(5)
         expect(page.locator("#more")).to_be_hidden()
         page.close()
+
+
+def test_a_prompt_gets_detail_and_back(visit, slow):
+    with chatting() as chat:
+        service = serve(
+            {MODEL: slow}, Limits(steps=60), Additions(credits=Credits(2, 1), prompts=PromptModel(chat.url))
+        )
+        with running(service) as address:
+            page = visit(address, allowed=("502", "402"), viewport={"width": 360, "height": 740})
+            page.locator("#prompt").fill("a lighthouse")
+            button = page.get_by_role("button", name="Add detail")
+            button.press("Enter")
+            expect(page.locator("#prompt")).to_have_value(GOOD)
+            expect(page.locator("#status")).to_contain_text("Undo")
+            chat.body = completion("More.")
+            button.click()
+            expect(page.locator("#prompt")).to_have_value("More.")
+            page.get_by_role("button", name="Undo the added detail").press("Enter")
+            expect(page.locator("#prompt")).to_have_value("a lighthouse")
+            expect(page.locator("#prompt")).to_be_focused()
+            expect(page.locator("#restore")).to_be_hidden()
+            chat.status = 500
+            button.click()
+            expect(page.locator("#error")).to_contain_text("The prompt model can't be used now")
+            expect(page.locator("#prompt")).to_have_value("a lighthouse")
+            expect(page.locator("#credits")).to_have_text("2 credits left")
+            page.locator("#settings summary").click()
+            ask(page)
+            drawn(page)
+            expect(page.locator("#credits")).to_have_text("1 credits left")
+            page.locator("#count").fill("2")
+            ask(page)
+            expect(page.locator("#error")).to_contain_text("costs 2 credits, and 1 are left")
+            assert page.evaluate("document.documentElement.scrollWidth") == 360
+            page.close()
