@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..core.errors import RequestError
 from ..core.reading import read_small
+from ..serving.checks import load_check
 from ..serving.credits import Credits
 from ..serving.history import History
 from ..serving.prompts import PromptModel
@@ -31,6 +32,7 @@ class Chosen:
     prompt_model: str | None = None
     prompt_model_name: str | None = None
     prompt_token_file: Path | None = None
+    check: str | None = None
 
 
 @contextmanager
@@ -42,13 +44,14 @@ def additions(chosen: Chosen) -> Generator[Additions]:
     if chosen.credits is None and any(costs):
         raise RequestError("Costs have no effect without credits. Pass --credits, which each token may spend.")
     prompts = None if chosen.prompt_model is None else _prompt_model(chosen, chosen.prompt_model)
+    check = None if chosen.check is None else load_check(chosen.check)
     with ExitStack() as stack:
         state = history = None
         if chosen.state is not None:
             state = stack.enter_context(open_state(chosen.state))
             history = stack.enter_context(closing(History(state, chosen.keep_images, round(chosen.keep_gb * 1e9))))
         prices = None if chosen.credits is None else Credits(chosen.credits, *costs, state)
-        yield Additions(history, prices, prompts)
+        yield Additions(history, prices, prompts, check)
 
 
 def _prompt_model(chosen: Chosen, url: str) -> PromptModel:

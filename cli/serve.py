@@ -77,6 +77,14 @@ def serve(
     prompt_token_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="File with the bearer token for --prompt-model.")
     ] = None,
+    check: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULE:FUNCTION",
+            help="Python that is given each finished image, an array [height, width, 3], uint8, and returns why it is "
+            "withheld, or None.",
+        ),
+    ] = None,
     lora: Loras = None,
     embedding: Embeddings = None,
     threads: Threads = None,
@@ -106,6 +114,7 @@ def serve(
         prompt_model=prompt_model,
         prompt_model_name=prompt_model_name,
         prompt_token_file=prompt_token_file,
+        check=check,
     )
     run(
         bundles,

@@ -72,7 +72,7 @@ def asked(fields: Mapping[str, Any]) -> JobAsked:
 def router(service: Service) -> APIRouter:
     """The routes."""
     routes = APIRouter(route_class=route_class(openai_body))
-    able = {name: _able(model) for name, model in service.models.items()}
+    able = {name: {**_able(model), "previews": service.shows_previews(name)} for name, model in service.models.items()}
 
     @routes.post("/v1/jobs")
     async def submit(http: HttpRequest) -> Response:
@@ -119,7 +119,12 @@ def router(service: Service) -> APIRouter:
             "model": job.model,
             "request": found.request.model_dump(),
             "images": [
-                {"url": path_of(job, index, "png"), "seed": seed + index, "history": entered.get(index)}
+                {
+                    "url": None if index in job.filtered else path_of(job, index, "png"),
+                    "seed": seed + index,
+                    "history": entered.get(index),
+                    "filtered": job.filtered.get(index),
+                }
                 for index in range(len(found.images))
             ],
             "engines": dict(found.engines),
@@ -170,7 +175,7 @@ async def _events(service: Service, job: ImageJob, previews: bool) -> AsyncGener
     """
     last, previewed = None, 0.0
     pipeline = service.models[job.model].pipeline
-    previews = previews and pipeline.bundle.manifest.model.preview is not None
+    previews = previews and service.shows_previews(job.model)
     async for _ in service.changes(job):
         found, step, now = shown(service, job), job.last, time.monotonic()
         name = found["status"] if found["status"] in DONE else "progress" if found["step"] else "status"
@@ -197,7 +202,6 @@ def _able(model: ServedModel) -> dict[str, Any]:
         "tasks": list(facts.tasks),
         "image": manifest.encodes,
         "mask": manifest.encodes and not facts.edits,
-        "previews": facts.preview is not None,
         "scheduler": pipeline.scheduler,
         "schedulers": pipeline.schedulers,
         "multiple": facts.downscale * facts.patch,

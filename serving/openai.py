@@ -20,7 +20,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.background import BackgroundTask
 
 from ..core.errors import RequestError
-from ..core.request import Request, Step
+from ..core.request import Request, Result, Step
 from ..pipelines.picture import load_clear
 from ..pipelines.pipeline import Pipeline
 from ..pipelines.save import check_jpeg
@@ -184,7 +184,7 @@ async def _answer(
 ) -> Response:
     """Queue a request, and answer with its images, or with a stream of events."""
     previews: list[str] = []
-    partial = wanted.stream and wanted.partial_images
+    partial = wanted.stream and wanted.partial_images and service.added.check is None
     on_step = _previewing(service.model(wanted.model).pipeline, wanted, previews) if partial else None
     job = await service.submit(
         wanted.request,
@@ -203,9 +203,9 @@ async def _answer(
     result = await service.result(job, http)
     if wanted.as_url:
         base = str(http.base_url).rstrip("/")
-        data = [{"url": base + path_of(job, index, wanted.kind)} for index in range(len(result.images))]
+        data = [{"url": base + path_of(job, index, wanted.kind)} for index in _returned(job, result)]
     else:
-        contents = await files(result, wanted.kind, wanted.quality)
+        contents = await files(result, wanted.kind, wanted.quality, _returned(job, result))
         data = await asyncio.to_thread(lambda: [{"b64_json": _text(one)} for one in contents])
     more = {"seed": result.request.seed, "engines": dict(result.engines), "notices": [*wanted.notices, *result.notices]}
     about = {"created": int(job.created), "data": data, **_about(job, wanted), **more}
@@ -244,10 +244,16 @@ async def _events(
                 more = {"b64_json": previews[sent], "partial_image_index": sent}
                 yield _event(f"{event}.partial_image", job, wanted, more)
                 sent += 1
-        for content in await files(result_of(job), wanted.kind, wanted.quality):
+        result = result_of(job)
+        for content in await files(result, wanted.kind, wanted.quality, _returned(job, result)):
             yield _event(f"{event}.completed", job, wanted, {"b64_json": _text(content), "usage": USAGE})
     except Exception as exc:
         yield f"data: {json.dumps(openai_body(api_error(exc)))}\n\n"
+
+
+def _returned(job: ImageJob, result: Result) -> list[int]:
+    """Indices of the images that are not withheld."""
+    return [index for index in range(len(result.images)) if index not in job.filtered]
 
 
 def _event(name: str, job: ImageJob, wanted: ImagesAsked, more: Mapping[str, Any]) -> str:

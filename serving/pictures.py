@@ -78,8 +78,9 @@ def router(service: Service) -> APIRouter:
 
     @routes.get(FILES + "{job}/{name}")
     async def file(job: str, name: str) -> Response:
-        result, found = result_of(service.kept.find(job)), _NAME.fullmatch(name)
-        if found is None or int(found[1]) >= len(result.images):
+        kept, found = service.kept.find(job), _NAME.fullmatch(name)
+        result = result_of(kept)
+        if found is None or int(found[1]) >= len(result.images) or int(found[1]) in kept.filtered:
             raise ApiError(404, "The job has no such file.", code="file_not_found")
         (content,) = await files(result, found[2], indices=[int(found[1])])
         return Response(content, media_type=TYPES[found[2]], headers={"cache-control": "private, max-age=600"})

@@ -16,6 +16,7 @@ from ..compiler.targets import fixed_sizes
 from ..core.errors import RequestError
 from ..core.request import Request, Result, Step
 from ..pipelines.pipeline import Pipeline
+from .checks import Check, FilteredError, checking
 from .credits import Credits, account_of
 from .errors import NO_ANSWER, ApiError
 from .history import History
@@ -50,6 +51,8 @@ class Additions:
     """What requests cost."""
     prompts: PromptModel | None = None
     """What expands prompts."""
+    check: Check | None = None
+    """What decides on finished images."""
 
 
 @dataclass
@@ -156,6 +159,8 @@ class Service:
         )
         if store and self.added.history is not None:
             job.stored = Future()
+        if self.added.check is not None:
+            job.finish = checking(self.added.check, job, self.metrics)
         ended = self._at_the_end(job)
         job.listeners.append(ended)
         try:
@@ -196,8 +201,17 @@ class Service:
         """Number of jobs before a job that waits, from 0; None if it doesn't wait."""
         return self.models[job.model].queue.position(job)
 
-    async def result(self, job: ImageJob, http: HttpRequest) -> Result:
-        """Wait for a job; cancels it if its client disconnects. Raises its error, or `ApiError` `NO_ANSWER`."""
+    def shows_previews(self, model: str) -> bool:
+        """Whether images in progress may be shown: a model can't where its export fitted no preview, and a server with
+        a check doesn't, because the check decides on finished images.
+        """
+        return self.added.check is None and self.models[model].pipeline.bundle.manifest.model.preview is not None
+
+    async def result(self, job: ImageJob, http: HttpRequest, *, black: bool = False) -> Result:
+        """Wait for a job; cancels it if its client disconnects. Raises its error, or `ApiError` `NO_ANSWER`.
+
+        If `black`, a result that was withheld is black images, and no error.
+        """
         gone = asyncio.ensure_future(_disconnected(http))
         try:
             async for _ in self.changes(job, gone):
@@ -207,6 +221,8 @@ class Service:
             self.cancel(job, "disconnect")  # unless it has ended
         if job.reason == "disconnect":
             raise ApiError(NO_ANSWER, "The client has left.", code="disconnected")
+        if black and isinstance(job.error, FilteredError):
+            return job.error.result
         return result_of(job)
 
     async def changes(self, job: ImageJob, gone: asyncio.Future[None] | None = None) -> AsyncGenerator[None]:

@@ -28,6 +28,7 @@ from .bodies import form_fields, json_fields
 from .credits import account_of
 from .errors import ApiError, route_class
 from .pictures import TYPES, files
+from .queue import ImageJob
 from .service import Service
 
 NAME, PREFIXES = "stability", ("/v1/generation/", "/v1/engines/", "/v1/user/", "/v2beta/")
@@ -308,13 +309,14 @@ async def _v1(service: Service, engine: str, http: HttpRequest, asked: Stability
     accepted = _accepted(http, ("application/json", "image/png"))
     if accepted == "image/png" and asked.request.count > 1:
         raise ApiError(400, f"{asked.request.count} samples can't be sent as one PNG. Accept application/json.")
-    result = await _generated(service, engine, http, asked)
+    job, result = await _generated(service, engine, http, asked)
     images = await files(result, "png")
     seed = result.request.seed or 0
     if accepted == "image/png":
-        return Response(images[0], media_type="image/png", headers={"finish-reason": "SUCCESS", "seed": str(seed)})
+        headers = {"finish-reason": _reason(job, 0), "seed": str(seed)}
+        return Response(images[0], media_type="image/png", headers=headers)
     artifacts = [
-        {"base64": base64.b64encode(one).decode(), "seed": seed + index, "finishReason": "SUCCESS"}
+        {"base64": base64.b64encode(one).decode(), "seed": seed + index, "finishReason": _reason(job, index)}
         for index, one in enumerate(images)
     ]
     return JSONResponse({"artifacts": artifacts})
@@ -322,24 +324,29 @@ async def _v1(service: Service, engine: str, http: HttpRequest, asked: Stability
 
 async def _v2(service: Service, model: str, http: HttpRequest, asked: StabilityAsked) -> Response:
     accepted = _accepted(http, ("image/*", "application/json"))
-    result = await _generated(service, model, http, asked)
+    job, result = await _generated(service, model, http, asked)
     (image,) = await files(result, asked.kind)
     seed = result.request.seed or 0
     if accepted == "application/json":
         text = base64.b64encode(image).decode()
-        return JSONResponse({"image": text, "finish_reason": "SUCCESS", "seed": seed})
-    headers = {"finish-reason": "SUCCESS", "seed": str(seed)}
+        return JSONResponse({"image": text, "finish_reason": _reason(job, 0), "seed": seed})
+    headers = {"finish-reason": _reason(job, 0), "seed": str(seed)}
     return Response(image, media_type=TYPES[asked.kind], headers=headers)
 
 
-async def _generated(service: Service, model: str, http: HttpRequest, asked: StabilityAsked) -> Result:
+def _reason(job: ImageJob, index: int) -> str:
+    """Why an image ended; one that was filtered is black."""
+    return "CONTENT_FILTERED" if index in job.filtered else "SUCCESS"
+
+
+async def _generated(service: Service, model: str, http: HttpRequest, asked: StabilityAsked) -> tuple[ImageJob, Result]:
     try:
         service.check_first(asked.request, model)
         inputs = await asyncio.to_thread(asked.read)
         job = await service.submit(asked.request, model=model, inputs=inputs, api=NAME, owner=http.state.owner)
     except RequestError as exc:
         raise ApiError(400, str(exc), code="bad_request") from exc
-    return await service.result(job, http)
+    return job, await service.result(job, http, black=True)
 
 
 def _accepted(http: HttpRequest, known: tuple[str, str]) -> str:

@@ -43,7 +43,8 @@ async function follow(id, sent = {}) {
   try {
     const { status } = await watch(id);
     if (status === "cancelled" && stopped) return say("Stopped.");
-    const { images } = await json(`v1/jobs/${id}/result`); // of another end, its error
+    const { images: all } = await json(`v1/jobs/${id}/result`); // of another end, its error
+    const images = all.filter(({ url }) => url);
     const kept = [];
     for (const image of images) kept.push(await keep(await picture(image.url), sent, image.history));
     renderGallery();
