@@ -14,6 +14,7 @@ from ..serving.credits import Credits
 from ..serving.history import History
 from ..serving.prompts import PromptModel
 from ..serving.service import Additions
+from ..serving.signing import ContentSigner
 from ..serving.state import open_state
 
 TOKEN_BYTES = 1 << 12
@@ -33,6 +34,8 @@ class Chosen:
     prompt_model_name: str | None = None
     prompt_token_file: Path | None = None
     check: str | None = None
+    c2pa_cert: Path | None = None
+    c2pa_key: Path | None = None
 
 
 @contextmanager
@@ -45,13 +48,20 @@ def additions(chosen: Chosen) -> Generator[Additions]:
         raise RequestError("Costs have no effect without credits. Pass --credits, which each token may spend.")
     prompts = None if chosen.prompt_model is None else _prompt_model(chosen, chosen.prompt_model)
     check = None if chosen.check is None else load_check(chosen.check)
+    signer = None
+    if chosen.c2pa_cert is not None and chosen.c2pa_key is not None:
+        signer = ContentSigner(chosen.c2pa_cert, chosen.c2pa_key)
+    elif chosen.c2pa_cert is not None or chosen.c2pa_key is not None:
+        raise RequestError("Signing needs a certificate and its key. Pass both --c2pa-cert and --c2pa-key.")
     with ExitStack() as stack:
         state = history = None
         if chosen.state is not None:
             state = stack.enter_context(open_state(chosen.state))
-            history = stack.enter_context(closing(History(state, chosen.keep_images, round(chosen.keep_gb * 1e9))))
+            history = stack.enter_context(
+                closing(History(state, chosen.keep_images, round(chosen.keep_gb * 1e9), signer))
+            )
         prices = None if chosen.credits is None else Credits(chosen.credits, *costs, state)
-        yield Additions(history, prices, prompts, check)
+        yield Additions(history, prices, prompts, check, signer)
 
 
 def _prompt_model(chosen: Chosen, url: str) -> PromptModel:

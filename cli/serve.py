@@ -85,6 +85,13 @@ def serve(
             "withheld, or None.",
         ),
     ] = None,
+    c2pa_cert: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Certificate and its chain, in PEM, that sign images (C2PA; extra [c2pa])."),
+    ] = None,
+    c2pa_key: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Private key of --c2pa-cert, in PEM without a password.")
+    ] = None,
     lora: Loras = None,
     embedding: Embeddings = None,
     threads: Threads = None,
@@ -115,6 +122,8 @@ def serve(
         prompt_model_name=prompt_model_name,
         prompt_token_file=prompt_token_file,
         check=check,
+        c2pa_cert=c2pa_cert,
+        c2pa_key=c2pa_key,
     )
     run(
         bundles,

@@ -29,6 +29,7 @@ from ..pipelines.png import Drawing, drawings
 from ..pipelines.save import encoded
 from .errors import ApiError
 from .queue import ImageJob
+from .signing import ContentSigner
 from .state import ADVICE, StateFolder, damaged
 
 SIDE, QUALITY = 256, 80
@@ -53,6 +54,8 @@ class History:
     state: StateFolder
     images: int = 10_000
     held_bytes: int = 10 * 10**9
+    signer: ContentSigner | None = None
+    """What signs the files."""
     _writer: ThreadPoolExecutor = field(init=False)
     _room: BoundedSemaphore = field(default_factory=lambda: BoundedSemaphore(MOST_WAITING), init=False)
 
@@ -151,6 +154,7 @@ class History:
 
     def _enter(self, image: NDArray[np.uint8], drawing: Drawing, about: Mapping[str, Any]) -> int:
         content, small = encoded(image, drawing, marked=True), _smaller(image)
+        content = content if self.signer is None else self.signer.sign(content, "png")
         path = self._folder / f"{secrets.token_hex(16)}.png"
         row = {
             **about,

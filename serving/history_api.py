@@ -23,8 +23,9 @@ from fastapi import APIRouter, Response
 
 from .errors import ApiError, openai_body, route_class
 from .history import History, missing
-from .pictures import TYPES, read_file
+from .pictures import read_file
 from .service import Service
+from .signing import TYPES
 
 NAME, PREFIXES = "history", ("/v1/history",)
 MOST_LISTED, LISTED = 200, 50

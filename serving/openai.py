@@ -26,9 +26,10 @@ from ..pipelines.pipeline import Pipeline
 from ..pipelines.save import check_jpeg
 from .bodies import ALIVE, SSE, form_fields, json_fields, request_fields, truth
 from .errors import ApiError, api_error, openai_body, route_class
-from .pictures import TYPES, files, path_of, plain_file
+from .pictures import files, path_of, plain_file
 from .queue import ImageJob
 from .service import Service, result_of
+from .signing import TYPES
 
 NAME, PREFIXES = "openai", ("/v1/images/generations", "/v1/images/edits", "/v1/models")
 IGNORED = ("moderation", "user", "safety_identifier", "complexity")
@@ -205,7 +206,7 @@ async def _answer(
         base = str(http.base_url).rstrip("/")
         data = [{"url": base + path_of(job, index, wanted.kind)} for index in _returned(job, result)]
     else:
-        contents = await files(result, wanted.kind, wanted.quality, _returned(job, result))
+        contents = await files(service, result, wanted.kind, wanted.quality, _returned(job, result))
         data = await asyncio.to_thread(lambda: [{"b64_json": _text(one)} for one in contents])
     more = {"seed": result.request.seed, "engines": dict(result.engines), "notices": [*wanted.notices, *result.notices]}
     about = {"created": int(job.created), "data": data, **_about(job, wanted), **more}
@@ -245,7 +246,7 @@ async def _events(
                 yield _event(f"{event}.partial_image", job, wanted, more)
                 sent += 1
         result = result_of(job)
-        for content in await files(result, wanted.kind, wanted.quality, _returned(job, result)):
+        for content in await files(service, result, wanted.kind, wanted.quality, _returned(job, result)):
             yield _event(f"{event}.completed", job, wanted, {"b64_json": _text(content), "usage": USAGE})
     except Exception as exc:
         yield f"data: {json.dumps(openai_body(api_error(exc)))}\n\n"

@@ -228,7 +228,7 @@ async def _generated(service: Service, state: _Open, http: HttpRequest, kind: ty
         result = await service.result(job, http, black=True)
     finally:
         state.tasks.remove(task)
-    images = await files(result, "png") if body.send_images is not False else []
+    images = await files(service, result, "png") if body.send_images is not False else []
     about = _info(model, asked, result)
     shown = {name: value for name, value in fields.items() if name not in ("init_images", "mask")}
     return {"images": [_text(one) for one in images], "parameters": shown, "info": json.dumps(about)}

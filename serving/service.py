@@ -24,6 +24,7 @@ from .limits import Limits
 from .metrics import Metrics
 from .prompts import PromptModel
 from .queue import WARM_UP, ImageJob, KeptJobs, Queue
+from .signing import ContentSigner
 
 WARM_STEPS = 2
 HEARTBEAT = 15.0
@@ -53,6 +54,8 @@ class Additions:
     """What expands prompts."""
     check: Check | None = None
     """What decides on finished images."""
+    signer: ContentSigner | None = None
+    """What signs files."""
 
 
 @dataclass

@@ -27,9 +27,10 @@ from ..pipelines.picture import load_clear, load_mask
 from .bodies import form_fields, json_fields
 from .credits import account_of
 from .errors import ApiError, route_class
-from .pictures import TYPES, files
+from .pictures import files
 from .queue import ImageJob
 from .service import Service
+from .signing import TYPES
 
 NAME, PREFIXES = "stability", ("/v1/generation/", "/v1/engines/", "/v1/user/", "/v2beta/")
 STEPS, GUIDANCE = 30, 7.0
@@ -310,7 +311,7 @@ async def _v1(service: Service, engine: str, http: HttpRequest, asked: Stability
     if accepted == "image/png" and asked.request.count > 1:
         raise ApiError(400, f"{asked.request.count} samples can't be sent as one PNG. Accept application/json.")
     job, result = await _generated(service, engine, http, asked)
-    images = await files(result, "png")
+    images = await files(service, result, "png")
     seed = result.request.seed or 0
     if accepted == "image/png":
         headers = {"finish-reason": _reason(job, 0), "seed": str(seed)}
@@ -325,7 +326,7 @@ async def _v1(service: Service, engine: str, http: HttpRequest, asked: Stability
 async def _v2(service: Service, model: str, http: HttpRequest, asked: StabilityAsked) -> Response:
     accepted = _accepted(http, ("image/*", "application/json"))
     job, result = await _generated(service, model, http, asked)
-    (image,) = await files(result, asked.kind)
+    (image,) = await files(service, result, asked.kind)
     seed = result.request.seed or 0
     if accepted == "application/json":
         text = base64.b64encode(image).decode()
