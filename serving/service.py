@@ -25,6 +25,7 @@ from .metrics import Metrics
 from .prompts import PromptModel
 from .queue import WARM_UP, ImageJob, KeptJobs, Queue
 from .signing import ContentSigner
+from .spans import record_job, trace_context
 
 WARM_STEPS = 2
 HEARTBEAT = 15.0
@@ -178,13 +179,14 @@ class Service:
 
     def _at_the_end(self, job: ImageJob) -> Callable[[], None]:
         """A listener that does once, when a job has ended, what follows from that. Raises `ApiError` 402."""
-        account, prices = account_of(job.owner), self.added.credits
+        account, prices, within = account_of(job.owner), self.added.credits, trace_context()
         cost = 0 if prices is None else prices.reserve(account, job.request)
 
         def heard() -> None:
             if not job.done:
                 return
             job.listeners.remove(heard)
+            record_job(job, within)
             if prices is not None:
                 prices.settle(account, cost, spent=job.state == "completed")
             if job.stored is None or self.added.history is None:
