@@ -50,9 +50,11 @@ def serve(
         ),
     ] = None,
     keep_images: Annotated[
-        int, typer.Option(min=1, help="Images of the history; beyond, the oldest are deleted.")
-    ] = 10_000,
-    keep_gb: Annotated[float, typer.Option(min=0.001, max=1e6, help="Limit of the history's files, in GB.")] = 10,
+        int | None, typer.Option(min=1, help="Images of the history; beyond, the oldest are deleted. Default: 10000.")
+    ] = None,
+    keep_gb: Annotated[
+        float | None, typer.Option(min=0.001, max=1e6, help="Limit of the history's files, in GB. Default: 10.")
+    ] = None,
     granted: Annotated[
         float | None,
         typer.Option(
@@ -105,13 +107,13 @@ def serve(
 
     try:
         from ..serving.limits import Limits
-        from .additions import Chosen
+        from .additions import AdditionOptions
         from .server import serve as run
     except ImportError as exc:
         raise RuntimeMissing(f"Serving needs {exc.name}, which is not installed. {install('serve')}") from exc
     pixels = round(megapixels * 1e6)
     limits = Limits(queue=queue, batch=batch, steps=steps, pixels=pixels, count=count, job_seconds=timeout)
-    chosen = Chosen(
+    chosen = AdditionOptions(
         state=state,
         keep_images=keep_images,
         keep_gb=keep_gb,

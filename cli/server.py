@@ -25,7 +25,7 @@ from ..serving.guard import LOCAL, Access
 from ..serving.limits import Limits
 from ..serving.service import Service
 from ..serving.service import serve as service_of
-from .additions import Chosen, additions
+from .additions import AdditionOptions, additions
 from .progress import shown
 from .text import say
 
@@ -67,7 +67,7 @@ def serve(
     drain_seconds: float = 60.0,
     adapters: Mapping[str, float] = {},
     embeddings: Sequence[str] = (),
-    chosen: Chosen | None = None,
+    chosen: AdditionOptions | None = None,
     quiet: bool = False,
 ) -> None:
     """Open the bundles, and serve them until SIGTERM or Ctrl-C."""
@@ -78,7 +78,7 @@ def serve(
     check_memory(opened, profile)
     listening = _listen(host, port)
     with listening, ExitStack() as stack:
-        added = stack.enter_context(additions(chosen or Chosen()))
+        added = stack.enter_context(additions(chosen or AdditionOptions()))
         with shown(quiet) as tell:
             pipelines = {
                 name: stack.enter_context(

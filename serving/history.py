@@ -32,6 +32,7 @@ from .queue import ImageJob
 from .signing import ContentSigner
 from .state import ADVICE, StateFolder, damaged
 
+DEFAULT_IMAGES, DEFAULT_BYTES = 10_000, 10 * 10**9
 SIDE, QUALITY = 256, 80
 """Of thumbnails: pixels of the longer side, and WebP's quality."""
 MOST_WAITING = 16
@@ -52,8 +53,8 @@ class History:
     """
 
     state: StateFolder
-    images: int = 10_000
-    held_bytes: int = 10 * 10**9
+    images: int = DEFAULT_IMAGES
+    held_bytes: int = DEFAULT_BYTES
     signer: ContentSigner | None = None
     """What signs the files."""
     _writer: ThreadPoolExecutor = field(init=False)

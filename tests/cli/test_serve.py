@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import httpx2
@@ -52,6 +53,58 @@ def test_a_server_starts_answers_and_drains(folder, tmp_path):
     assert (process.returncode, out) == (0, ""), err
     assert "POST '/v1/images/generations' 200" in err
     assert "Traceback" not in err
+
+
+@contextmanager
+def started(*words):
+    """A process of `latentc`, and a client of its server."""
+    line = [sys.executable, "-W", "error", "-m", "latentc", *map(str, words), "--port", "0"]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        address = process.stdout.readline().split()[-1]
+        with httpx2.Client(base_url=address, timeout=120) as client:
+            yield process, client
+        process.kill()
+
+
+@pytest.mark.slow
+def test_a_history_and_a_balance_outlive_a_server_that_is_killed(folder, tmp_path):
+    state = tmp_path / "state"
+    words = ("serve", folder, "-p", "null", "--state", state, "--credits", 5, "--image-cost", 1, "--keep-images", 3)
+    with started(*words) as (process, client):
+        posted = client.post("/v1/jobs", json={"prompt": "a cat", "steps": 2, "count": 4}).json()
+        wait_for(lambda: client.get(posted["poll_url"]).json()["status"] == "completed")
+        wait_for(lambda: len(client.get("/v1/history").json()["data"]) == 3)
+        before = client.get("/v1/history").json()
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    (state / "pictures" / f"{'0' * 32}.png").write_bytes(b"half an image")
+    with started(*words) as (_, client):
+        assert client.get("/v1/history").json() == before
+        assert client.get("/v1/user/balance").json() == {"credits": 1}
+        for entry in before["data"]:
+            assert client.get(entry["image"]).content.startswith(b"\x89PNG")
+        assert len(list((state / "pictures").iterdir())) == 3
+        code = subprocess.run([sys.executable, "-m", "latentc", *map(str, words)], capture_output=True, text=True)
+        assert (code.returncode, "is used by another server" in code.stderr) == (1, True), code.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--keep-images", "3"], "Pass --state too"),
+        (["--credits", "3"], "--image-cost"),
+        (["--step-cost", "3"], "Pass --credits"),
+        (["--prompt-model-name", "x"], "Pass --prompt-model too"),
+        (["--prompt-model", "ftp://x/"], "not an address of a chat model"),
+        (["--prompt-model", "http://x/", "--prompt-token-file", "missing"], "cannot be read"),
+        (["--check", "nowhere"], "MODULE:FUNCTION"),
+        (["--c2pa-cert", "x.pem"], "Pass both --c2pa-cert and --c2pa-key"),
+        (["--c2pa-cert", "x.pem", "--c2pa-key", "y.pem"], "x.pem"),
+        (["--state", "/dev/null/x"], "--state"),
+    ],
+)
+def test_additions_that_cannot_be_used(folder, refused, options, said):
+    assert said in refused("serve", folder, "-p", "null", *options)
 
 
 def test_a_first_image_that_fails_ends_the_server(folder, monkeypatch):
