@@ -110,7 +110,8 @@ connect();
 source.connect();
 async function showCredits() {
   const { credits } = await json("v1/user/balance");
-  $("credits").textContent = `${credits.toLocaleString("en", { maximumFractionDigits: 3 })} credits left`;
+  const words = credits.toLocaleString("en", { maximumFractionDigits: 3 });
+  $("credits").textContent = `${words} credit${words === "1" ? "" : "s"} left`;
   $("credits").hidden = false;
 }
 

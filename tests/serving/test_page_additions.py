@@ -132,7 +132,7 @@ def test_a_prompt_gets_detail_and_back(visit, slow):
             page.locator("#settings summary").click()
             ask(page)
             drawn(page)
-            expect(page.locator("#credits")).to_have_text("1 credits left")
+            expect(page.locator("#credits")).to_have_text("1 credit left")
             page.locator("#count").fill("2")
             ask(page)
             expect(page.locator("#error")).to_contain_text("costs 2 credits, and 1 are left")
