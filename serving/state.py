@@ -16,11 +16,13 @@ from tempfile import NamedTemporaryFile
 from threading import Lock
 from typing import Any
 
-from ..core.errors import RequestError
+from ..core.errors import RequestError, RuntimeMissing
 from ..core.files import unwritable
 from ..core.locks import LockedError, held
 
 SCHEMA_VERSION = 1
+LEAST_SQLITE = (3, 35, 0)
+"""That has RETURNING."""
 TABLES = """
 CREATE TABLE pictures (
     id INTEGER PRIMARY KEY AUTOINCREMENT, file TEXT NOT NULL UNIQUE, created REAL NOT NULL, waited REAL NOT NULL,
@@ -55,10 +57,15 @@ def open_state(folder: Path) -> Generator[StateFolder]:
     """Open a folder, which is created if it is missing, and hold its lock.
 
     Raises `RequestError` if it can't be written, if another server uses it, or if its database is damaged or of another
-    version.
+    version, and `RuntimeMissing` if Python's SQLite is too old.
     """
+    if sqlite3.sqlite_version_info < LEAST_SQLITE:
+        wanted, found = ".".join(map(str, LEAST_SQLITE)), sqlite3.sqlite_version
+        raise RuntimeMissing(
+            f"--state needs SQLite {wanted} or later, and this Python has {found}. Use another Python."
+        )
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(0o700, parents=True, exist_ok=True)  # prompts and images are private
         with NamedTemporaryFile(dir=folder, prefix=".", suffix=".tmp"):
             pass
     except OSError as exc:

@@ -12,7 +12,7 @@ import pytest
 import webuiapi
 from PIL import Image
 
-from latentc.core.errors import RequestError
+from latentc.core.errors import RequestError, RuntimeMissing
 from latentc.pipelines.png import read
 from latentc.serving.guard import Access
 from latentc.serving.history import History
@@ -217,11 +217,12 @@ def test_without_a_state_folder(http):
         assert "--state" in answer.json()["error"]["message"]
 
 
-def test_folders_that_cannot_be_used(tmp_path):
+def test_folders_that_cannot_be_used(tmp_path, monkeypatch):
     with open_state(tmp_path / "new"), pytest.raises(RequestError, match="used by another server"):
         open_state(tmp_path / "new").__enter__()
     with open_state(tmp_path / "new"):
         pass
+    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o700
     (tmp_path / "file").write_text("")
     with pytest.raises(RequestError, match=r"cannot be written.*--state"):
         open_state(tmp_path / "file").__enter__()
@@ -233,6 +234,9 @@ def test_folders_that_cannot_be_used(tmp_path):
         connection.execute("PRAGMA user_version = 2")
     with pytest.raises(RequestError, match="another version of latentc"):
         open_state(tmp_path / "later").__enter__()
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 31, 1))
+    with pytest.raises(RuntimeMissing, match=r"SQLite 3\.35\.0 or later"):
+        open_state(tmp_path / "old").__enter__()
 
 
 def test_a_table_that_is_missing_is_an_error_at_start(tmp_path):
