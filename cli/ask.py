@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from ..core.bundle import Bundle, verify_files
 from ..core.errors import RequestError, ShapeError
+from ..core.presets import SETS
 from ..core.reading import parse_json, read_small
 from ..core.request import Fused, Request
 from ..pipelines.complete import check
@@ -72,6 +73,8 @@ def over(base: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
     replaced = STEPS if any(more.get(name) is not None for name in STEPS) else ()
     if more.get("timesteps") is not None or more.get("sigmas") is not None:
         replaced = (*replaced, "timestep_spacing")
+    if more.get("preset") is not None:
+        replaced = (*replaced, *SETS)
     if more.get("prompt_syntax") not in (None, "compel"):
         replaced = (*replaced, "downweight")
     if more.get("decoder") == OWN_DECODER:

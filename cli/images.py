@@ -214,6 +214,10 @@ def run(
         int | None, typer.Option(help="Seed of each prompt's first image. Default: random; the output shows it.")
     ] = None,
     count: Annotated[int | None, typer.Option(help="Images per prompt, with consecutive seeds. Default: 1.")] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(help="Scheduler and steps by one name: exact, balanced, fast or draft, from the slowest on."),
+    ] = None,
     scheduler: Annotated[
         str | None, typer.Option(help="Scheduler, such as euler or dpm++2m-karras. Default: the bundle's.")
     ] = None,
@@ -293,6 +297,7 @@ def run(
         "guidance_rescale": guidance_rescale,
         "seed": seed,
         "count": count,
+        "preset": preset,
         "scheduler": scheduler,
         **parse_size(size),
         "timestep_spacing": spacing,

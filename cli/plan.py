@@ -7,7 +7,8 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from ..compiler.budget import budget_bytes, plan_budget, typical_request
-from ..compiler.plan import BuildPlan, EnginePlan
+from ..compiler.plan import BuildPlan
+from ..compiler.priced import EnginePlan
 from ..compiler.sized import for_size
 from ..core.bundle import Bundle
 from ..core.errors import RequestError

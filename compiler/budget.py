@@ -20,7 +20,7 @@ from ..runtimes import Target, runtime
 from ..sampling.denoise import is_guided
 from ..sampling.tiles import LEAST_TILE, PARTS, smallest_side
 from .cache import find
-from .plan import Asked, Predicted, predict
+from .predict import Asked, Predicted, predict
 from .targets import targets, wanted
 
 TILES = (1024, 768, 512, 384, 256, 192, 128, 64)

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..core.bundle import Bundle
 from ..core.engine import Engine, Run
@@ -14,14 +13,14 @@ from ..core.errors import RuntimeMissing
 from ..core.install import install
 from ..core.progress import Progress
 from ..core.references import Case
-from ..core.request import Request, Step
+from ..core.request import Request
 from ..core.tensors import Array
 from ..core.wires import TIMESTEP
 from ..runtimes import Calibration, Target, runtime
 from ..sampling.draw import draw, latent_shape, load_host
 from ..sampling.noise import added_noise, initial_noise
 from .cases import REFEREES, cases_in, refereed, stored_drawings
-from .traces import KINDS, TRACES, Trace
+from .traces import EXACT_SHARE, KINDS, TRACES, Trace
 
 
 def uncalibrated(bundle: Bundle, part: str) -> str | None:
@@ -37,15 +36,16 @@ def uncalibrated(bundle: Bundle, part: str) -> str | None:
 def calibration(bundle: Bundle, part: str, target: Target, floor_db: float, on_progress: Progress) -> Calibration:
     """Generate the images of `TRACES` with f32 engines of the exported graphs, and record the calls of a part.
 
-    A denoiser is also called with the latents of each image at timestep 0, and with noise alone at every level, as its
-    proof does. Raises `RuntimeMissing` where no runtime is installed that runs the graphs.
+    A denoiser is also called with noise alone at every level, as its proof does. Its calls in the last `EXACT_SHARE` of
+    the noise levels are computed exactly, so that they are not recorded. Raises `RuntimeMissing` where no runtime is
+    installed that runs the graphs.
     """
     calls, judged = list[Case](), list[Case]()
     with _Recorder(bundle, part, target) as recorder:
         for index, trace in enumerate(TRACES):
-            on_progress(f"{part}: record {trace.prompt!r}", None)
+            on_progress(f"{part}: record {trace.prompt!r} ({index + 1} of {len(TRACES)})", None)
             walk, beyond = recorder.calls_of(trace)
-            calls += [*(call for at, call in enumerate(walk) if trace.keeps(at)), *beyond]
+            calls += [*(call for at, call in enumerate(walk) if trace.keeps(at, len(walk))), *beyond]
             if index < len(KINDS):  # one trace of each kind: the largest values, and what is beyond the walk
                 judged += [walk[min(1, len(walk) - 1)], *beyond[:: max(1, len(beyond) - 1)]]
             elif not trace.guided:
@@ -55,7 +55,7 @@ def calibration(bundle: Bundle, part: str, target: Target, floor_db: float, on_p
     def fitting(cases: Iterable[Case]) -> tuple[Case, ...]:
         return tuple(cases if shape is None else (one for case in cases for one in cases_in(info, case, shape)))
 
-    return Calibration(fitting(calls), fitting(judged), floor_db)
+    return Calibration(fitting(calls), fitting(judged), floor_db, recorder.exact_below)
 
 
 class _Recorder:
@@ -69,6 +69,10 @@ class _Recorder:
             raise RuntimeMissing(f"Calibrating {part} requires {' or '.join(REFEREES)}. {install('onnxruntime')}")
         self._referee, self._files, self._engines = able[0], ExitStack(), dict[str, Engine]()
         self._calls: list[Case] = []
+        levels = int(self._host.scheduler.get("num_train_timesteps", 1000))
+        self._first = levels - 1
+        self.exact_below = EXACT_SHARE * levels if bundle.part(part).takes(TIMESTEP) else None
+        """The timestep below which a denoiser's calls are computed exactly."""
 
     def __enter__(self) -> _Recorder:
         return self
@@ -77,28 +81,24 @@ class _Recorder:
         self._files.close()
 
     def calls_of(self, trace: Trace) -> tuple[list[Case], list[Case]]:
-        """The part's calls while an image is generated, and those of a denoiser with other latents."""
+        """The part's calls while an image is generated, and those of a denoiser at other timesteps and latents."""
         self._calls.clear()
-        host, request, latents = self._host, self._request(trace), list[NDArray[np.float32]]()
-
-        def on_step(step: Step) -> None:
-            latents[:] = [step.latents]
-
+        host, request, below = self._host, self._request(trace), self.exact_below
         shape = latent_shape(host.model, request)
         start, noise = initial_noise(trace.seed, shape), added_noise(trace.seed, shape)
-        draw(host, request, self._engine, start=start, noise=noise, on_step=on_step)
+        draw(host, request, self._engine, start=start, noise=noise)
+        if below is None:
+            return [*self._calls], []
         walk, engine, sample = [*self._calls], self._engines[self._part], host.model.latents_input
-        if TIMESTEP not in (last := walk[-1].feeds):
-            return walk, []
+        served = [call for call in walk if call.feeds[TIMESTEP][0] >= below] or walk[:1]
+        last = served[-1].feeds
         self._calls.clear()
-        ended = np.ascontiguousarray(np.broadcast_to(latents[0], last[sample].shape))
-        engine.run({**last, sample: ended, TIMESTEP: np.zeros_like(last[TIMESTEP])})
+        engine.run({**last, TIMESTEP: np.full_like(last[TIMESTEP], below)})
         if not trace.guided:
-            first = np.full_like(last[TIMESTEP], int(host.scheduler.get("num_train_timesteps", 1000)) - 1)
-            times = (call.feeds[TIMESTEP] for at, call in enumerate(walk) if trace.keeps(at))
-            for time in (first, *times, np.zeros_like(first)):
+            kept = [call.feeds[TIMESTEP] for at, call in enumerate(served) if trace.keeps(at, len(served))]
+            for time in (np.full_like(last[TIMESTEP], self._first), *kept):
                 engine.run({**last, sample: noise(), TIMESTEP: time})
-        return walk, [*self._calls]
+        return served, [*self._calls]
 
     def _request(self, trace: Trace) -> Request:
         drawings, _ = stored_drawings(self._bundle)

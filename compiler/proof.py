@@ -31,9 +31,10 @@ from ..sampling.draw import SCHEDULER, host_files, load_host
 from ..sampling.wires import SOURCES
 from .cache import Artifact, Parity
 from .cases import made_reference, reference, stored_drawings
+from .host_check import check_host
 from .parity import measure
 from .targets import Wanted, device_here, floor_db
-from .trial import StepFigures, check_host, measure_steps
+from .trial import StepFigures, measure_steps
 
 STEP_LOSS_DB = 10.0
 """How far below the floor of its parts the whole step may be, in dB: guidance multiplies the difference between the two

@@ -15,7 +15,7 @@ from ..core.request import Request
 from ..core.units import sized
 from ..sampling.denoise import is_guided
 from ..sampling.draw import tile_of
-from .plan import drawing_bytes
+from .predict import drawing_bytes
 from .targets import Wanted
 
 STATUS = Path("/proc/self/statm")

@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from .errors import RequestError
+from .presets import PRESETS, Preset, filled
 from .record import Record, complaints
 from .tensors import Array
 
@@ -144,10 +145,17 @@ def _is_none(value: object) -> bool:
 
 
 def _with_steps(value: Any) -> Any:
-    """The fields with the number of steps that their timesteps or sigmas make, if it isn't given."""
-    if not isinstance(value, dict) or "steps" in value:
-        return cast("Any", value)
+    """The fields with those of their preset, and the number of steps that their timesteps or sigmas make, where they
+    aren't given.
+    """
+    if not isinstance(value, dict):
+        return value
     fields = cast("dict[str, Any]", value)
+    preset = fields.get("preset")
+    if isinstance(preset, str) and preset in PRESETS:
+        fields = filled(cast("Preset", preset), fields)
+    if "steps" in fields:
+        return fields
     timesteps, sigmas = fields.get("timesteps"), fields.get("sigmas")
     if isinstance(timesteps, list | tuple) and timesteps:
         return {**fields, "steps": len(cast("list[Any]", timesteps))}
@@ -214,6 +222,9 @@ class Request(Record):
     last; `decode_chunk_size`, the number of frames that are decoded at once (all). `image_sha256` and `mask_sha256` are
     digests of the pixels of image and mask, which are themselves passed to the pipeline: others are then errors.
 
+    `preset` (`exact`, `balanced`, `fast` or `draft`) stands for a scheduler and a number of steps (`core.presets`),
+    which are used where the request states none.
+
     `adapters` are the strengths of the adapters that the pipeline was opened with, by name (the file's, without
     `.safetensors`). One that isn't listed has strength 0; None uses the strengths of the pipeline.
     """
@@ -241,6 +252,7 @@ class Request(Record):
     sigmas: tuple[Annotated[float, Field(ge=0.0, allow_inf_nan=False)], ...] | None = Field(
         default=None, exclude_if=_is_none, min_length=2, max_length=MAX_STEPS + 1
     )
+    preset: Preset | None = Field(default=None, exclude_if=_is_none)
     variant: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")] | None = None
     prompt_syntax: PromptSyntax = Field(default="plain", exclude_if=_is_plain)
     downweight: Downweight | None = Field(default=None, exclude_if=_is_none)

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..core.errors import RequestError
+from ..core.presets import PRESETS
 from ..core.request import HIRES_STRENGTH, TINY, Request
 from ..sampling.schedulers import NAMES, understood
 from ..sampling.schedulers.names import PLAIN
@@ -53,7 +54,7 @@ REFINER_AT, IMAGE_GUIDANCE = "Refiner switch at", "Image CFG scale"
 SCORE, NEGATIVE_SCORE = "Aesthetic score", "Negative aesthetic score"
 """Our own keys."""
 
-SYNTAX, DOWNWEIGHT = "Prompt syntax", "Downweight"
+SYNTAX, DOWNWEIGHT, PRESET = "Prompt syntax", "Downweight", "Preset"
 """Our own keys of how prompts are read."""
 
 MAX_PAIRS = 1000
@@ -170,6 +171,8 @@ def write(request: Request, extra: Mapping[str, str]) -> str:
         pairs[SYNTAX] = request.prompt_syntax
     if request.downweight is not None:
         pairs[DOWNWEIGHT] = request.downweight
+    if request.preset is not None:
+        pairs[PRESET] = request.preset
     lines = [request.prompt]
     if request.negative_prompt:
         lines.append(f"{NEGATIVE} {request.negative_prompt}")
@@ -473,6 +476,10 @@ def _downweight(text: str) -> dict[str, object]:
     return {"downweight": text}
 
 
+def _preset(text: str) -> dict[str, object]:
+    return {"preset": text} if text in PRESETS else {}  # other tools have presets of other names
+
+
 def _seed(text: str) -> dict[str, object]:
     return {"seed": int(text)}
 
@@ -537,6 +544,7 @@ _READERS = {
     "Timestep spacing": _spacing,
     SYNTAX: _syntax,
     DOWNWEIGHT: _downweight,
+    PRESET: _preset,
     "Clip skip": _clip_skip,
 }
 _HIRES_READERS = {HIRES: _hires, STRENGTH: _hires_strength, HIRES_STEPS: _hires_steps}

@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from types import UnionType
-from typing import Any, Protocol, runtime_checkable
+from typing import Annotated, Any, Protocol, runtime_checkable
+
+from pydantic import Field
 
 from ..core.engine import Engine
 from ..core.errors import ProfileError, RuntimeMissing
@@ -146,12 +148,15 @@ class Quantized(Record):
     """Number of layers in int8."""
     psnr_db: float
     """The worst PSNR on recorded calls, which decided about them. It is no proof."""
+    exact_below: Annotated[float | None, Field(exclude_if=lambda value: value is None)] = None
+    """The timestep below which a second model computes all layers exactly; None where one model takes all calls."""
 
     @property
     def statement(self) -> str:
         """A sentence on what is in int8."""
+        late = "" if self.exact_below is None else f"; calls at timesteps below {self.exact_below:g} are exact"
         kept = f"; to reach the parity floor, these stay exact: {', '.join(self.exact)}" if self.exact else ""
-        return f"{self.layers} layers are in int8{kept}."
+        return f"{self.layers} layers are in int8{late}{kept}."
 
 
 @dataclass(frozen=True)
@@ -164,6 +169,8 @@ class Calibration:
     """Those on which the accuracy is measured."""
     floor_db: float
     """The PSNR in dB to reach on them: the engine's parity floor, or more where that was not enough for its proof."""
+    exact_below: float | None = None
+    """For a denoiser: calls at timesteps below this one are computed exactly, and none of them is recorded."""
 
 
 @dataclass(frozen=True)

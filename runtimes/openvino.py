@@ -1,7 +1,7 @@
 """OpenVINO: CPUs, and Intel's GPUs and NPUs.
 
-An artifact is `engine.blob`, as the plugin exports it. Properties of blobs that are not documented (2026.4.1, on a
-CPU):
+An artifact is `engine.blob`, as the plugin exports it, with `late.blob` for an int8 denoiser. Properties of blobs that
+are not documented (2026.4.1, on a CPU):
 
 - a blob doesn't store its precision, so it is set again at load, and read back;
 - f16 is compiled into the blob's graph, which the precision property doesn't show; the key in the header does;
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from mmap import mmap
 from pathlib import Path
@@ -25,6 +26,7 @@ from ..core.graph_rules import MICROSOFT
 from ..core.install import install
 from ..core.limits import threads
 from ..core.progress import Progress
+from ..core.reading import read_plain
 from ..core.recipes import RECIPES, Precision
 from ..core.record import suggest
 from ..core.tensors import Array
@@ -32,10 +34,13 @@ from . import quantize
 from .base import MOST_THREADS, QUANTIZED, Costs, Facts, Job, Option, Quantized, Runtime, Target
 from .border import ENOUGH, REBUILD, border, first_line, rebuild
 from .host import HostEngine
+from .late import ByTimestep
 from .machine import shut
 from .weights import give_back, in_memory
 
 BLOB = "engine.blob"
+LATE = "late.blob"
+"""The model that computes the last calls of an int8 denoiser."""
 ASK = "Check the device and its driver."
 INSTALL = install("openvino")
 
@@ -231,33 +236,22 @@ class OpenVINO(Runtime):
 
     def compile(self, job: Job, out: Path, on_progress: Progress) -> None:
         """Compile, check the precision, and stream the blob to its file, without a second copy in memory."""
-        target = job.target
-        self._require(target.device)
-        compiled, _mapped, how = _compiled(job)
-        on_progress(f"{job.part}: write", None)
-        with (
-            border(CompileError, f"{out / BLOB} cannot be written", "Free space there, or choose another folder."),
-            (out / BLOB).open("w+b") as file,
-        ):
-            pipe = _Pipe(file)
-            compiled.export_model(pipe)
-            if pipe.failure is not None:
-                raise pipe.failure
-            if how is not None:
-                (out / QUANTIZED).write_text(how.model_dump_json() + "\n", encoding="utf-8")
+        self._require(job.target.device)
+        how = _write(job, out / BLOB, on_progress)
+        if how is not None:
+            (out / QUANTIZED).write_text(how.model_dump_json() + "\n", encoding="utf-8")
+            if how.exact_below is not None:
+                _write(replace(job, target=_unquantized(job.target)), out / LATE, on_progress)
 
     def load(self, artifact: Path, target: Target, files: Mapping[str, int]) -> Engine:
         """Map the blob and set its precision again. Weights that the plugin doesn't repack stay in the file."""
-        del files
         self._require(target.device)
-        path = artifact / BLOB
-        with border(CompileError, f"OpenVINO cannot load {path}", rebuild(artifact), LIMITS):
-            # Private pages: the library accepts writable memory only, and never writes.
-            blob = np.memmap(path, dtype=np.uint8, mode="c")
-            tensor = _library().Tensor(blob, shared_memory=True)
-            compiled = _core().import_model(tensor, _opened(target.device), _config(target))
-        _check_precision(compiled, target, str(path))
-        return _engine(compiled, (tensor, blob), [cast("mmap", blob.base)], target, path)
+        engine = _mapped(artifact / BLOB, target)
+        if LATE not in files:
+            return engine
+        below = read_plain(artifact / QUANTIZED, Quantized).exact_below
+        assert below is not None
+        return ByTimestep(engine, _mapped(artifact / LATE, _unquantized(target)), below)
 
     def fixed(self, device: str) -> str | None:
         """On the CPU, compiling takes seconds; other devices take longer."""
@@ -273,6 +267,37 @@ class OpenVINO(Runtime):
     def _require(self, device: str) -> None:
         if reason := self.missing(device):
             raise RuntimeMissing(reason)
+
+
+def _write(job: Job, path: Path, on_progress: Progress) -> Quantized | None:
+    """Compile a job and write its blob; returns how it was quantized."""
+    compiled, _memory, how = _compiled(job)
+    on_progress(f"{job.part}: write", None)
+    with (
+        border(CompileError, f"{path} cannot be written", "Free space there, or choose another folder."),
+        path.open("w+b") as file,
+    ):
+        pipe = _Pipe(file)
+        compiled.export_model(pipe)
+        if pipe.failure is not None:
+            raise pipe.failure
+    return how
+
+
+def _mapped(path: Path, target: Target) -> Engine:
+    """The engine of a blob."""
+    with border(CompileError, f"OpenVINO cannot load {path}", rebuild(path.parent), LIMITS):
+        # Private pages: the library accepts writable memory only, and never writes.
+        blob = np.memmap(path, dtype=np.uint8, mode="c")
+        tensor = _library().Tensor(blob, shared_memory=True)
+        compiled = _core().import_model(tensor, _opened(target.device), _config(target))
+    _check_precision(compiled, target, str(path))
+    return _engine(compiled, (tensor, blob), [cast("mmap", blob.base)], target, path)
+
+
+def _unquantized(target: Target) -> Target:
+    """The target in which an int8 denoiser computes its last calls."""
+    return replace(target, precision=_computes_in(target))
 
 
 class _Pipe(io.BytesIO):

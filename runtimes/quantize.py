@@ -28,6 +28,9 @@ upsampling is nearest.
 DEPTH = 3
 """How many words of a weight's name name its group."""
 
+HARDEST = 4
+"""On how many calls at a time the cost of each group of layers is measured: the worst of those below the floor."""
+
 MARGIN_DB = 5.0
 """How far above the floor a model must be on the judged calls: its proof compares other prompts, and other shapes."""
 
@@ -65,11 +68,14 @@ def quantized(model: Any, calibration: Calibration, opened: Opened) -> tuple[Any
     found, by = _rounded(model, calibration.calls, per_row)
     judge, exact = _Judge(calibration.judged, opened), set[str]()
     least = calibration.floor_db + MARGIN_DB
-    errors, costs = judge.errors(found), dict[str, Array]()
-    while judge.psnr_db(errors) < least and exact < groups.keys():
-        if not costs:
-            costs = {name: judge.errors(_with_exact(found, groups, groups.keys() - {name})) for name in sorted(groups)}
-        exact |= _costliest(judge, {name: cost for name, cost in costs.items() if name not in exact}, least, errors)
+    errors, hardest, some, costs = judge.errors(found), list[int](), judge, dict[str, Array]()
+    while (below := judge.below(errors, least)) and exact < groups.keys():
+        if below[0] not in hardest:
+            hardest = below[:HARDEST]
+            some, rest = _Judge([calibration.judged[one] for one in hardest], opened), groups.keys() - exact
+            costs = {name: some.errors(_with_exact(found, groups, groups.keys() - {name})) for name in sorted(rest)}
+        exact |= _costliest(some, costs, least, errors[hardest])
+        costs = {name: cost for name, cost in costs.items() if name not in exact}
         errors = judge.errors(_with_exact(found, groups, exact))
     if exact == groups.keys():
         raise CompileError(
@@ -77,7 +83,13 @@ def quantized(model: Any, calibration: Calibration, opened: Opened) -> tuple[Any
             f"{judge.psnr_db(judge.errors(found)):.1f} dB. Set another precision under [precision]."
         )
     layers = sum(len(groups[name]) for name in groups.keys() - exact)
-    how = Quantized(by=by, exact=tuple(sorted(exact)), layers=layers, psnr_db=judge.psnr_db(errors))
+    how = Quantized(
+        by=by,
+        exact=tuple(sorted(exact)),
+        layers=layers,
+        psnr_db=judge.psnr_db(errors),
+        exact_below=calibration.exact_below,
+    )
     return _with_exact(found, groups, exact), how
 
 
@@ -106,10 +118,10 @@ def _rounded(model: Any, cases: Sequence[Case], exact: Sequence[str]) -> tuple[A
 def _costliest(judge: _Judge, costs: Mapping[str, Array], least: float, errors: Array) -> set[str]:
     """The groups to make exact next: as many as the sum of the others' costs suggests, and one at least.
 
-    Each time it is the one that costs most in the output with the lowest PSNR.
+    Each time it is the one that costs most in the call with the lowest PSNR.
     """
     chosen: set[str] = set()
-    while costs.keys() - chosen and (not chosen or judge.psnr_db(errors) < least):
+    while costs.keys() - chosen and (not chosen or judge.below(errors, least)):
         worst = judge.worst(errors)
         chosen.add(max(costs.keys() - chosen, key=lambda name: costs[name][worst]))
         errors = sum((costs[name] for name in costs.keys() - chosen), np.zeros(len(errors)))
@@ -117,29 +129,41 @@ def _costliest(judge: _Judge, costs: Mapping[str, Array], least: float, errors: 
 
 
 class _Judge:
-    """Compares models with what f32 engines returned."""
+    """Compares models with what f32 engines returned. An error of a call is that of its worst output: the mean of the
+    squares, relative to the square of its peak.
+    """
 
     def __init__(self, cases: Sequence[Case], opened: Opened) -> None:
         self._cases, self._opened = cases, opened
-        self._peaks = np.array([np.abs(output).max() for case in cases for output in case.outputs.values()])
 
     def errors(self, model: Any) -> Array:
-        """The mean squared error of each output of each call."""
+        """The error of each call."""
         run = self._opened(model)
-        found: list[float] = []
-        for case in self._cases:
-            answer = run(case.feeds)
-            found += [float(np.mean((output - answer[name]) ** 2.0)) for name, output in case.outputs.items()]
-        return np.array(found)
+        return np.array([_error(case, run(case.feeds)) for case in self._cases])
+
+    def below(self, errors: Array, least: float) -> list[int]:
+        """The indices of the calls whose PSNR is below `least` in dB, the worst first."""
+        order = (int(index) for index in np.argsort(-errors))
+        return [index for index in order if _psnr_db(errors[index]) < least]
 
     def worst(self, errors: Array) -> int:
-        """The index of the output with the lowest PSNR."""
-        return int(np.argmax(errors / self._peaks**2))
+        """The index of the call with the lowest PSNR."""
+        return int(np.argmax(errors))
 
     def psnr_db(self, errors: Array) -> float:
         """The lowest PSNR."""
-        worst = self.worst(errors)
-        return round(float(10 * np.log10(self._peaks[worst] ** 2 / max(errors[worst], 1e-20))), 2)
+        return round(_psnr_db(errors.max()), 2)
+
+
+def _error(case: Case, answer: Mapping[str, Array]) -> float:
+    return max(
+        float(np.mean((output - answer[name]) ** 2.0) / np.square(np.abs(output).max(), dtype=np.float64))
+        for name, output in case.outputs.items()
+    )
+
+
+def _psnr_db(error: float) -> float:
+    return float(-10 * np.log10(max(error, 1e-20)))
 
 
 def _groups(model: Any, *, but: Collection[str]) -> dict[str, set[str]]:

@@ -25,7 +25,7 @@ from latentc.checkpoints.checkpoint import Checkpoint
 from latentc.checkpoints.modules import build
 from latentc.checkpoints.parts import as_part, model_facts, part_specs
 from latentc.checkpoints.random import new_checkpoint
-from latentc.compiler import plan
+from latentc.compiler import priced
 from latentc.compiler.budget import budget_bytes, plan_budget, typical_request
 from latentc.core.bundle import Bundle
 from latentc.core.errors import RequestError
@@ -118,7 +118,7 @@ def main(family: str, names: list[str]) -> None:
     with (
         tempfile.TemporaryDirectory() as folder,
         torch.no_grad(),
-        patch.object(plan, "checked_graph", lambda bundle, part: bundle.folder / bundle.part(part).path),
+        patch.object(priced, "checked_graph", lambda bundle, part: bundle.folder / bundle.part(part).path),
     ):
         bundle = weightless(family, Path(folder))
         for name in names:

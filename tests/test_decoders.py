@@ -8,11 +8,12 @@ import pytest
 
 from latentc.checkpoints.open import open_checkpoint
 from latentc.checkpoints.parts import as_part, model_facts, part_spec
-from latentc.compiler import trial
+from latentc.compiler import host_check
 from latentc.compiler.build import build
-from latentc.compiler.plan import drawing_bytes, plan
+from latentc.compiler.host_check import check_host
+from latentc.compiler.plan import plan
+from latentc.compiler.predict import drawing_bytes
 from latentc.compiler.targets import wanted
-from latentc.compiler.trial import check_host
 from latentc.core.bundle import open_bundle
 from latentc.core.errors import BundleError, ParityError, RequestError
 from latentc.core.references import DRAWINGS
@@ -189,7 +190,7 @@ def test_the_proof_sees_the_tiny_decoder(decoding, perturb, tmp_path, monkeypatc
     opened = decoding("sd1")
     host = load_host(opened)
     assert check_host(opened, host) >= 80
-    monkeypatch.setattr(trial, "unscaled", lambda model, latents, _decoder: unscaled(model, latents))
+    monkeypatch.setattr(host_check, "unscaled", lambda model, latents, _decoder: unscaled(model, latents))
     with pytest.raises(ParityError, match="the scaled latents"):
         check_host(opened, host)
     monkeypatch.undo()

@@ -19,10 +19,11 @@ from latentc.compiler.apart import Measured
 from latentc.compiler.build import build, why
 from latentc.compiler.cache import Miss, artifacts, verify
 from latentc.compiler.engines import Engines, load
+from latentc.compiler.host_check import check_host
 from latentc.compiler.proof import Steps, proved_here
 from latentc.compiler.states import Site, looked
 from latentc.compiler.targets import wanted
-from latentc.compiler.trial import StepFigures, check_host, measure_steps
+from latentc.compiler.trial import StepFigures, measure_steps
 from latentc.core.bundle import digest, open_bundle
 from latentc.core.errors import BundleError, ParityError, ProfileError, RuntimeMissing, ShapeError
 from latentc.core.files import sha256

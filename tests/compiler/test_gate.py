@@ -14,10 +14,11 @@ from latentc.compiler.build import build
 from latentc.compiler.cache import Parity, keep
 from latentc.compiler.cases import reference, stored_cases
 from latentc.compiler.engines import load
+from latentc.compiler.host_check import check_host
 from latentc.compiler.parity import check_graphs, measure
 from latentc.compiler.proof import Steps, check_floor, check_steps, prove_host
 from latentc.compiler.targets import wanted
-from latentc.compiler.trial import StepFigures, check_host, measure_steps
+from latentc.compiler.trial import StepFigures, measure_steps
 from latentc.core.bundle import open_bundle
 from latentc.core.errors import BundleError, LatentcError, ParityError
 from latentc.core.files import read_sealed, sha256, write_sealed

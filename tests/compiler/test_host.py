@@ -9,8 +9,8 @@ import pytest
 from latentc.benchmarks.power import reseal
 from latentc.checkpoints.open import open_checkpoint
 from latentc.checkpoints.parts import as_part, part_specs
+from latentc.compiler.host_check import check_host
 from latentc.compiler.proof import prove_host, unproved
-from latentc.compiler.trial import check_host
 from latentc.core.bundle import open_bundle
 from latentc.core.errors import ParityError
 from latentc.core.references import DRAWINGS, DRAWN, stored_at

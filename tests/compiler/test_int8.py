@@ -9,7 +9,8 @@ from latentc.compiler import calibrate
 from latentc.compiler.build import build, why
 from latentc.compiler.cache import artifacts
 from latentc.compiler.calibrate import calibration
-from latentc.compiler.cases import stored_drawings
+from latentc.compiler.cases import stored_cases, stored_drawings
+from latentc.compiler.engines import load
 from latentc.compiler.targets import wanted
 from latentc.compiler.traces import PROMPTS, TRACES
 from latentc.compiler.way import BUILT, way
@@ -23,6 +24,7 @@ from .builds import ONNXRUNTIME, of
 
 INT8 = of(load_profile("cpu-openvino-int8"), parity_db=FLOORS_DB | {"int8": 25.0})
 """With a floor that few traces reach: that of random weights is low."""
+EXACT = load_profile("cpu-openvino")
 
 
 @pytest.fixture(autouse=True)
@@ -39,15 +41,16 @@ def test_no_prompt_of_a_trace_is_one_of_a_proof(bundle):
     assert len(PROMPTS) == len({*PROMPTS} - {PROMPT} - {one.request.prompt for one in drawings.drawings})
 
 
-def test_traces_are_calls_of_an_f32_engine_with_both_ends(bundle):
+def test_traces_are_calls_of_an_f32_engine_but_for_the_last(bundle):
     opened = bundle("sd1")
     _, engines = wanted(opened, INT8, to_run=False)
     target = next(one.target for one in engines if one.part == "unet")
     found = calibration(opened, "unet", target, 30.0, quiet)
     times = {float(call.feeds["timestep"][0]) for call in found.calls}
-    assert {0.0, 999.0} <= times
+    assert found.exact_below == 100
+    assert (min(times), max(times)) == (100, 999)
     assert {len(call.feeds["sample"]) for call in found.calls} == {1, 2}
-    assert {float(call.feeds["timestep"][0]) for call in found.judged} >= {0.0}
+    assert {float(call.feeds["timestep"][0]) for call in found.judged} >= {100.0}
 
 
 def unet_of(made):
@@ -68,6 +71,24 @@ def test_an_int8_denoiser_reaches_its_floor_and_says_which_layers_are_exact(own_
     differences = [one.differences for want, one in why(opened, stricter) if want.part == "unet"]
     assert differences == [{"calibration.floor_db": (25.0, 31.0)}]
     assert way(opened, INT8).word == BUILT
+    check_late(opened, unet.quantized)
+
+
+def check_late(opened, quantized):
+    """The last calls of a walk are those of an exact engine, in equal bytes; others are not."""
+    assert (quantized.exact_below, "timesteps below 100 are exact" in quantized.statement) == (100, True)
+    build(opened, EXACT)
+    feeds = stored_cases(opened, "unet")[0].feeds
+    shapes = {name: array.shape for name, array in feeds.items()}
+    fixed = {name: array for name, array in feeds.items() if name != "timestep"}
+    with load(opened, INT8, ["unet"]) as int8, load(opened, EXACT, ["unet"]) as exact:
+        engine, other = (one.engine("unet", shapes) for one in (int8, exact))
+        bound = engine.bind(fixed)
+        for timestep, equal in ((0.0, True), (99.9, True), (100.0, False), (999.0, False)):
+            given = {"timestep": np.array([timestep], np.float32)}
+            found = [run["out_sample"].tobytes() for run in (engine.run(fixed | given), bound(given))]
+            assert found[0] == found[1]
+            assert (found[0] == other.run(fixed | given)["out_sample"].tobytes()) == equal, timestep
 
 
 @pytest.mark.slow

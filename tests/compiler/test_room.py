@@ -10,7 +10,9 @@ import pytest
 from latentc.compiler import room
 from latentc.compiler.build import build
 from latentc.compiler.engines import Engines
-from latentc.compiler.plan import _shape, drawing_bytes, plan
+from latentc.compiler.plan import plan
+from latentc.compiler.predict import drawing_bytes
+from latentc.compiler.priced import shape_in
 from latentc.compiler.targets import wanted
 from latentc.core.errors import CompileError, LatentcError, RequestError
 from latentc.core.limits import is_out_of_memory
@@ -178,5 +180,5 @@ def test_a_plan_is_of_the_models_own_width_and_height(bundle, part, scale):
     model = opened.manifest.model.model_copy(update={"default_size": 128, "default_height": 64})
     wide = replace(opened, manifest=opened.manifest.model_copy(update={"model": model}))
     target = SimpleNamespace(shape=None, inputs=opened.part(part).inputs)
-    (size,) = {shape[2:] for shape in _shape(wide, part, target).values() if len(shape) == 4}
+    (size,) = {shape[2:] for shape in shape_in(wide, part, target).values() if len(shape) == 4}
     assert size == (64 // scale, 128 // scale)

@@ -7,7 +7,8 @@ import pytest
 
 from latentc.compiler import engines
 from latentc.compiler.build import build
-from latentc.compiler.plan import drawing_bytes, plan
+from latentc.compiler.plan import plan
+from latentc.compiler.predict import drawing_bytes
 from latentc.compiler.targets import wanted
 from latentc.core.errors import BundleError, RuntimeMissing
 from latentc.core.request import Request

@@ -17,7 +17,8 @@ from latentc.cli.draw import draw as run
 from latentc.compiler.build import build
 from latentc.compiler.cache import load_engine
 from latentc.compiler.cases import reference, stored_cases
-from latentc.compiler.plan import drawing_bytes, plan
+from latentc.compiler.plan import plan
+from latentc.compiler.predict import drawing_bytes
 from latentc.compiler.proof import Steps, check_steps
 from latentc.compiler.targets import targets, wanted
 from latentc.compiler.trial import StepFigures

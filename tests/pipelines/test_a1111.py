@@ -253,6 +253,14 @@ def test_prompts_are_read_in_the_syntax_of_the_tool_that_wrote_them(pairs, synta
     assert {key: value for key, value in found.rest.items() if key != "Version"} == rest
 
 
+def test_presets_are_kept_and_those_of_other_tools_are_not():
+    request = Request(prompt="a", preset="fast", seed=1, width=64, height=64)
+    text = write(request, {})
+    assert "Preset: fast" in text
+    assert parse(text).request.preset == "fast"
+    assert parse(text.replace("Preset: fast", "Preset: Photoreal")).request.preset is None
+
+
 def test_the_syntax_is_written():
     request = Request(prompt="(cat:1.2)", width=64, height=64, seed=1, prompt_syntax="a1111")
     text = write(request, {"Version": "latentc 0.1.0"})

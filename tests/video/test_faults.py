@@ -10,10 +10,11 @@ from latentc.benchmarks.power import opened_graph, reseal
 from latentc.compiler.build import build
 from latentc.compiler.cases import reference
 from latentc.compiler.engines import load
+from latentc.compiler.host_check import check_host
 from latentc.compiler.parity import check_graphs, measure
 from latentc.compiler.proof import Steps, check_floor, check_steps
 from latentc.compiler.targets import targets, wanted
-from latentc.compiler.trial import check_host, measure_steps
+from latentc.compiler.trial import measure_steps
 from latentc.core.bundle import MANIFEST, open_bundle
 from latentc.core.errors import BundleError, ParityError, ShapeError
 from latentc.core.files import read_sealed, write_sealed

@@ -9,7 +9,7 @@ from PIL import Image
 from latentc.checkpoints import find_family
 from latentc.checkpoints.random import new_checkpoint
 from latentc.compiler.build import build
-from latentc.compiler.trial import check_host
+from latentc.compiler.host_check import check_host
 from latentc.core.errors import ProfileError, RequestError
 from latentc.core.images import pixels_sha256
 from latentc.core.request import MOTION, Request
