@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib import import_module
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,9 @@ class FilteredError(ApiError):
 
 
 def load_check(name: str) -> Check:
-    """The function that `MODULE:FUNCTION` names, after a trial on a grey image. Raises `RequestError`."""
+    """The function that `MODULE:FUNCTION` names, after a trial on a grey image; it is called for one image at
+    a time. Raises `RequestError`.
+    """
     module, _, attribute = name.partition(":")
     advice = "Pass MODULE:FUNCTION, with the module's folder in PYTHONPATH."
     try:
@@ -56,7 +59,13 @@ def load_check(name: str) -> Check:
     except Exception as exc:
         reason = _said(exc)
         raise RequestError(f"The check {name!a} failed on a grey image ({reason}). Correct it.") from exc
-    return check
+    turn = Lock()
+
+    def one_at_a_time(image: NDArray[np.uint8]) -> str | None:
+        with turn:
+            return check(image)
+
+    return one_at_a_time
 
 
 def checking(check: Check, job: ImageJob, metrics: Metrics) -> Callable[[Result], Result]:

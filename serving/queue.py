@@ -87,6 +87,15 @@ class ImageJob:
         """Seconds since its generation began, up to its end."""
         return 0.0 if self.started is None else (self.finished or time.time()) - self.started
 
+    def finished_with(self, result: Result | Exception) -> Result | Exception:
+        """What `finish` makes of its result, or the error that it raises."""
+        if isinstance(result, Exception) or self.finish is None or self.reason is not None:
+            return result
+        try:
+            return self.finish(result)
+        except Exception as exc:
+            return exc
+
     def changed(self) -> None:
         """Tell the listeners."""
         for listener in tuple(self.listeners):
@@ -252,7 +261,7 @@ class Queue:
             self._running = []
             self._count()
         for job, result in zip(batch, results, strict=True):
-            self._end(job, _finished(job, result))
+            self._end(job, job.finished_with(result))
 
     def _stepping(self, job: ImageJob) -> Callable[[Step], bool]:
         """What is called after each denoiser call of a job; False cancels it."""
@@ -308,15 +317,6 @@ class Queue:
     def _count(self) -> None:
         self._metrics.depth.labels(self.name).set(len(self._waiting))
         self._metrics.running.labels(self.name).set(len(self._running))
-
-
-def _finished(job: ImageJob, result: Result | Exception) -> Result | Exception:
-    if isinstance(result, Exception) or job.finish is None or job.reason is not None:
-        return result
-    try:
-        return job.finish(result)
-    except Exception as exc:
-        return exc
 
 
 def _joint(request: Request) -> object:
