@@ -35,8 +35,17 @@ from .state import ADVICE, StateFolder, damaged
 DEFAULT_IMAGES, DEFAULT_BYTES = 10_000, 10 * 10**9
 SIDE, QUALITY = 256, 80
 """Of thumbnails: pixels of the longer side, and WebP's quality."""
-MOST_WAITING = 16
-"""Jobs whose files wait to be written; with more, generation waits."""
+WRITERS, MOST_WAITING = 4, 16
+"""Threads that encode files; jobs whose files wait for them: with more, generation waits."""
+BEYOND = """
+DELETE FROM pictures WHERE id IN (
+    SELECT id FROM (
+        SELECT id, ROW_NUMBER() OVER newest AS place, SUM(bytes) OVER newest AS held FROM pictures
+        WINDOW newest AS (ORDER BY id DESC)
+    ) WHERE place > ? OR held > ?
+) RETURNING file
+"""
+"""Deletes what is beyond a number of images and of bytes, the oldest first."""
 COLUMNS = ("id", "created", "waited", "seconds", "model", "api", "seed", "width", "height", "bytes", "request")
 
 _FILE = re.compile(r"[0-9a-f]{32}\.png|\.[0-9a-f]{16}\.tmp")
@@ -61,7 +70,7 @@ class History:
     _room: BoundedSemaphore = field(default_factory=lambda: BoundedSemaphore(MOST_WAITING), init=False)
 
     def __post_init__(self) -> None:
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="latentc history")
+        self._writer = ThreadPoolExecutor(WRITERS, thread_name_prefix="latentc history")
         try:
             self._folder.mkdir(exist_ok=True)
             self._repair()
@@ -179,12 +188,9 @@ class History:
     def _trim(self) -> None:
         """Delete the oldest entries beyond the limits."""
         ((count, held),) = self.state.run("SELECT COUNT(*), COALESCE(SUM(bytes), 0) FROM pictures")
-        while count > self.images or held > self.held_bytes:
-            ((name, size),) = self.state.run(
-                "DELETE FROM pictures WHERE id = (SELECT MIN(id) FROM pictures) RETURNING file, bytes"
-            )
-            self._remove(name)
-            count, held = count - 1, held - size
+        if count > self.images or held > self.held_bytes:
+            for (name,) in self.state.run(BEYOND, (self.images, self.held_bytes)):
+                self._remove(name)
 
     def _repair(self) -> None:
         """Remove files without entries and entries without files, and apply the limits."""

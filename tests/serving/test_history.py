@@ -123,6 +123,18 @@ def test_the_oldest_are_deleted_beyond_the_limits(gate, tmp_path):
         assert (listed(http, 0), files(tmp_path)) == ([], [])
 
 
+def test_jobs_that_end_at_once_are_trimmed_alike(gate, tmp_path):
+    with keeping(gate, tmp_path, images=5) as http:
+        jobs = [submit(http, seed=seed) for seed in range(12)]
+        for job in jobs:
+            ended(http, job)
+            http.get(f"{job['poll_url']}/result")
+        entries = listed(http, 5)
+        assert len(files(tmp_path)) == len({one["id"] for one in entries}) == 5
+        newest = max(one["id"] for one in entries)
+        assert [one["id"] for one in entries] == list(range(newest, newest - 5, -1))
+
+
 def test_what_is_not_to_be_kept(gate, tmp_path):
     with keeping(gate, tmp_path) as http:
         assert drawn(http, store=False)["images"][0]["history"] is None
