@@ -186,15 +186,14 @@ class Service:
             if not job.done:
                 return
             job.listeners.remove(heard)
-            record_job(job, within)
             if prices is not None:
                 prices.settle(account, cost, spent=job.state == "completed")
-            if job.stored is None or self.added.history is None:
-                return
-            if job.state == "completed":
-                self.added.history.put(job)
-            else:
-                job.stored.set_result({})
+            if job.stored is not None and self.added.history is not None:
+                if job.state == "completed":
+                    self.added.history.put(job)
+                else:
+                    job.stored.set_result({})
+            record_job(job, within)
 
         return heard
 
