@@ -13,6 +13,7 @@ import typer
 from .options import Embeddings, Loras, ProfileName, Quiet, Threads
 
 DEFAULT_PORT = 8000
+MOST_REPLICAS = 64
 
 
 def serve(
@@ -45,6 +46,15 @@ def serve(
     lora: Loras = None,
     embedding: Embeddings = None,
     threads: Threads = None,
+    replicas: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=MOST_REPLICAS,
+            help="Processes that generate images of each bundle at once. Each opens the bundle, and has its share of "
+            "the CPU cores; --threads is the number of each.",
+        ),
+    ] = 1,
     quiet: Quiet = False,
 ) -> None:
     """Serve bundles over HTTP: a page, jobs, and the APIs of OpenAI, the AUTOMATIC1111 web UI, Stability and KServe."""
@@ -63,6 +73,8 @@ def serve(
     run(
         bundles,
         choose_one(profile, threads),
+        replicas=replicas,
+        share_cores=threads is None,
         host=host,
         port=port,
         limits=limits,

@@ -6,7 +6,7 @@ import logging
 import socket
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from threading import Thread
 from types import FrameType
@@ -14,17 +14,22 @@ from types import FrameType
 import uvicorn
 
 from ..compiler.plan import plan
+from ..compiler.targets import with_threads
 from ..core.bundle import Bundle, open_bundle
 from ..core.errors import ProfileError, RequestError
+from ..core.limits import cores
 from ..core.reading import read_small
-from ..core.units import sized
-from ..pipelines.pipeline import Pipeline
+from ..core.units import counted, sized
 from ..profiles import Profile
+from ..runtimes import runtime
 from ..serving.app import create_app
 from ..serving.guard import LOCAL, Access
 from ..serving.limits import Limits
+from ..serving.opened import OpenModel
+from ..serving.replicas import Replicas
 from ..serving.service import Service
 from ..serving.service import serve as service_of
+from ..serving.worker import Opening
 from .progress import shown
 from .text import say
 
@@ -58,6 +63,8 @@ def serve(
     bundles: Sequence[Path],
     profile: Profile,
     *,
+    replicas: int = 1,
+    share_cores: bool = True,
     host: str,
     port: int,
     limits: Limits,
@@ -68,21 +75,26 @@ def serve(
     embeddings: Sequence[str] = (),
     quiet: bool = False,
 ) -> None:
-    """Open the bundles, and serve them until SIGTERM or Ctrl-C."""
+    """Open the bundles, and serve them until SIGTERM or Ctrl-C.
+
+    With several `replicas`, each bundle is opened in as many processes, which share the CPU's cores if `share_cores`.
+    """
     access = Access(tokens(token_file), [*LOCAL, *hosts] if host in LOCAL or hosts else None)
     if host not in LOCAL and not access.tokens:
         say(f"note: whoever reaches {host} may use this server. Pass --token-file to ask for a token.", err=True)
     opened = named(bundles)
-    check_memory(opened, profile)
+    if replicas > 1 and share_cores:
+        profile = with_share(profile, replicas)
+    check_memory(opened, profile, replicas)
     listening = _listen(host, port)
     with listening, ExitStack() as stack:
         with shown(quiet) as tell:
-            pipelines = {
-                name: stack.enter_context(
-                    Pipeline.open(bundle, profile, tell, adapters=adapters, embeddings=embeddings)
+            pipelines: dict[str, OpenModel] = {}
+            for name, bundle in opened.items():
+                opening = Opening(bundle, profile, adapters, tuple(embeddings))
+                pipelines[name] = stack.enter_context(
+                    closing(opening.open(tell) if replicas == 1 else Replicas(name, [opening] * replicas, tell))
                 )
-                for name, bundle in opened.items()
-            }
         service = service_of(pipelines, limits)
         stack.callback(service.close, 0)
         _run(service, access, listening, drain_seconds, quiet=quiet)
@@ -139,17 +151,27 @@ def named(bundles: Sequence[Path]) -> dict[str, Bundle]:
     return found
 
 
-def check_memory(bundles: Mapping[str, Bundle], profile: Profile) -> None:
-    """Raise `ProfileError` if the engines of several bundles are predicted not to fit in memory together."""
-    if len(bundles) < 2:
+def with_share(profile: Profile, replicas: int) -> Profile:
+    """The profile with a replica's share of the cores, at least one thread, where its device computes in threads."""
+    option = runtime(profile.runtime).threads_option(profile.device)
+    return profile if option is None else with_threads(profile, max(1, cores() // replicas))
+
+
+def check_memory(bundles: Mapping[str, Bundle], profile: Profile, replicas: int = 1) -> None:
+    """Raise `ProfileError` if the engines of several bundles or replicas are predicted not to fit in memory together.
+
+    Replicas share nothing that the prediction counts: each has its own engines.
+    """
+    if len(bundles) * replicas < 2:
         return
     plans = [plan(bundle, profile) for bundle in bundles.values()]
-    held = sum(one.held_bytes for one in plans)
+    held = replicas * sum(one.held_bytes for one in plans)
     room = plans[0].free_bytes if plans[0].on_host else plans[0].device_bytes
     if room is not None and held > room:
+        of = f"{replicas} replicas of " if replicas > 1 else ""
         raise ProfileError(
-            f"These {len(bundles)} bundles are predicted to hold {sized(held)}, but {plans[0].device} "
-            f"has {sized(room)}. Serve fewer bundles."
+            f"{of or 'These '}{counted(len(bundles), 'bundle')} are predicted to hold {sized(held)}, but "
+            f"{plans[0].device} has {sized(room)}. Serve fewer {'replicas or ' if of else ''}bundles."
         )
 
 

@@ -249,13 +249,7 @@ class Pipeline:
         It takes no engine: the colours are a linear map of the step's estimate, fitted at the export. Raises
         `RequestError` for a bundle without the map, such as one made from ONNX files.
         """
-        rows = self.bundle.manifest.model.preview
-        if rows is None:
-            raise RequestError(
-                "This bundle can't show previews: they need colours that an export from PyTorch fits, with the VAE's "
-                "encoder. Export the checkpoint again, or leave previews out."
-            )
-        return preview(rows, step.estimate)
+        return preview_of(self.bundle, step)
 
     def draw_many(
         self,
@@ -349,6 +343,17 @@ class Pipeline:
         latents, tile = unscaled(model, step.estimate, request.decoder), tile_of(model, request)
         chunk = request.decode_chunk_size or self.profile.shapes.decode_frames
         return decode(run, latents, part, self.describe()[part], chunk, tile)
+
+
+def preview_of(bundle: Bundle, step: Step) -> NDArray[np.uint8]:
+    """`Pipeline.preview` for a bundle that needn't be open."""
+    rows = bundle.manifest.model.preview
+    if rows is None:
+        raise RequestError(
+            "This bundle can't show previews: they need colours that an export from PyTorch fits, with the VAE's "
+            "encoder. Export the checkpoint again, or leave previews out."
+        )
+    return preview(rows, step.estimate)
 
 
 def _through(

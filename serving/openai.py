@@ -22,10 +22,10 @@ from starlette.background import BackgroundTask
 from ..core.errors import RequestError
 from ..core.request import Request, Step
 from ..pipelines.picture import load_clear
-from ..pipelines.pipeline import Pipeline
 from ..pipelines.save import check_jpeg
 from .bodies import ALIVE, SSE, form_fields, json_fields, request_fields
 from .errors import ApiError, api_error, openai_body, route_class
+from .opened import OpenModel
 from .pictures import TYPES, files, path_of, plain_file
 from .queue import ImageJob
 from .service import Service, result_of
@@ -217,7 +217,7 @@ def _about(job: ImageJob, wanted: ImagesAsked) -> dict[str, Any]:
     return {"size": size, "quality": "auto", "background": "opaque", "output_format": wanted.kind}
 
 
-def _previewing(pipeline: Pipeline, wanted: ImagesAsked, previews: list[str]) -> Callable[[Step], None]:
+def _previewing(pipeline: OpenModel, wanted: ImagesAsked, previews: list[str]) -> Callable[[Step], None]:
     """What adds the first image to `previews` at some of the steps, evenly spaced, as `b64_json`."""
     pipeline.check_decoding()
     count = wanted.partial_images

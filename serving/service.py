@@ -11,16 +11,16 @@ from typing import Any
 
 from fastapi import Request as HttpRequest
 
-from ..compiler.targets import fixed_sizes
 from ..core.errors import RequestError
 from ..core.request import Request, Result, Step
-from ..pipelines.pipeline import Pipeline
 from .errors import NO_ANSWER, ApiError
+from .kept import KeptJobs
 from .limits import Limits
 from .metrics import Metrics
-from .queue import WARM_UP, ImageJob, KeptJobs, Queue
+from .opened import OpenModel, first_request
+from .queue import WARM_UP, ImageJob, Queue
+from .replicas import Replicas
 
-WARM_STEPS = 2
 HEARTBEAT = 15.0
 """Seconds after which a stream says that it is alive."""
 
@@ -30,7 +30,7 @@ class ServedModel:
     """A bundle that is served under a name."""
 
     name: str
-    pipeline: Pipeline
+    pipeline: OpenModel
     queue: Queue
     created: int
     """Unix time in seconds at which it was opened."""
@@ -51,9 +51,7 @@ class Service:
         """Start the queues, each with a first image: until they are done, the server isn't ready."""
         for model in self.models.values():
             model.queue.start()
-            width, height = _own_size(model.pipeline)
-            request = Request(prompt="", steps=WARM_STEPS, seed=0, width=width, height=height)
-            self._warm.append(model.queue.submit(ImageJob(request, warm_inputs(model.pipeline), model.name, WARM_UP)))
+            self._warm.append(model.queue.submit(ImageJob(*first_request(model.pipeline), model.name, WARM_UP)))
 
     @property
     def ready(self) -> bool:
@@ -194,18 +192,35 @@ class Service:
             job.listeners.remove(heard)
 
 
-def serve(pipelines: Mapping[str, Pipeline], limits: Limits | None = None) -> Service:
+def serve(pipelines: Mapping[str, OpenModel], limits: Limits | None = None) -> Service:
     """A service of open pipelines by name; `start` begins its work, and `close` ends it."""
     limits, metrics = limits or Limits(), Metrics()
     now = int(time.time())
     models = {
-        name: ServedModel(name, pipeline, Queue(name, pipeline.draw_many, limits, metrics), now)
+        name: ServedModel(name, pipeline, _queue(name, pipeline, limits, metrics), now)
         for name, pipeline in pipelines.items()
     }
     for name, model in models.items():
         if model.pipeline.bundle.manifest.model.frames is not None:
             raise RequestError(f"{name} generates videos, and the server answers with images. Leave it out.")
     return Service(limits, metrics, models, KeptJobs(limits.keep_seconds, limits.keep_bytes))
+
+
+def _queue(name: str, pipeline: OpenModel, limits: Limits, metrics: Metrics) -> Queue:
+    if not isinstance(pipeline, Replicas):
+        return Queue(name, pipeline.draw_many, limits, metrics)
+    queue = Queue(name, pipeline.draw_many, limits, metrics, threads=pipeline.count, room=pipeline.room)
+
+    def changed() -> None:
+        metrics.replicas.labels(name).set(pipeline.room())
+        queue.wake()
+
+    def restarted() -> None:
+        metrics.restarts.labels(name).inc()
+
+    pipeline.on_change, pipeline.on_restart = changed, restarted
+    changed()
+    return queue
 
 
 def result_of(job: ImageJob) -> Result:
@@ -221,25 +236,6 @@ def result_of(job: ImageJob) -> Result:
     if job.result is None:
         raise ApiError(409, f"The job is {job.state}, and has no result.", code="no_result")
     return job.result
-
-
-def _own_size(pipeline: Pipeline) -> tuple[int, int]:
-    """The model's own size, or the first that its engines were built for."""
-    model = pipeline.bundle.manifest.model
-    built = fixed_sizes(model, pipeline.profile)
-    return model.own_size if not built or model.own_size in built else built[0]
-
-
-def warm_inputs(pipeline: Pipeline) -> dict[str, Any]:
-    """What the first image of a model needs beside a prompt."""
-    import numpy as np
-
-    model = pipeline.bundle.manifest.model
-    if not (model.needs_image or model.inpaints):
-        return {}
-    side = model.default_size
-    grey = np.full((side, side, 3), 128, np.uint8)
-    return {"image": grey, **({"mask": np.full((side, side), 255, np.uint8)} if model.inpaints else {})}
 
 
 async def _disconnected(http: HttpRequest) -> None:
