@@ -46,15 +46,22 @@ def serve(
     lora: Loras = None,
     embedding: Embeddings = None,
     threads: Threads = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="Which device of the profile's kind, such as cuda:1; or several equal ones, cuda:0,cuda:1 or cuda for "
+            "all, over which --replicas are spread. Default: as the profile says.",
+        ),
+    ] = None,
     replicas: Annotated[
-        int,
+        int | None,
         typer.Option(
             min=1,
             max=MOST_REPLICAS,
             help="Processes that generate images of each bundle at once. Each opens the bundle, and has its share of "
-            "the CPU cores; --threads is the number of each.",
+            "the CPU cores; --threads is the number of each. Default: one for each --device.",
         ),
-    ] = 1,
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Serve bundles over HTTP: a page, jobs, and the APIs of OpenAI, the AUTOMATIC1111 web UI, Stability and KServe."""
@@ -73,6 +80,7 @@ def serve(
     run(
         bundles,
         choose_one(profile, threads),
+        device=device,
         replicas=replicas,
         share_cores=threads is None,
         host=host,

@@ -13,6 +13,7 @@ from types import FrameType
 
 import uvicorn
 
+from ..compiler.devices import each_device
 from ..compiler.plan import plan
 from ..compiler.targets import with_threads
 from ..core.bundle import Bundle, open_bundle
@@ -63,7 +64,8 @@ def serve(
     bundles: Sequence[Path],
     profile: Profile,
     *,
-    replicas: int = 1,
+    device: str | None = None,
+    replicas: int | None = None,
     share_cores: bool = True,
     host: str,
     port: int,
@@ -78,22 +80,24 @@ def serve(
     """Open the bundles, and serve them until SIGTERM or Ctrl-C.
 
     With several `replicas`, each bundle is opened in as many processes, which share the CPU's cores if `share_cores`.
+    They are spread over the devices of `device`, by default one on each.
     """
     access = Access(tokens(token_file), [*LOCAL, *hosts] if host in LOCAL or hosts else None)
     if host not in LOCAL and not access.tokens:
         say(f"note: whoever reaches {host} may use this server. Pass --token-file to ask for a token.", err=True)
     opened = named(bundles)
-    if replicas > 1 and share_cores:
-        profile = with_share(profile, replicas)
-    check_memory(opened, profile, replicas)
+    profiles = spread(profile, device, replicas)
+    if len(profiles) > 1 and share_cores:
+        profiles = [with_share(one, len(profiles)) for one in profiles]
+    check_memory(opened, profiles)
     listening = _listen(host, port)
     with listening, ExitStack() as stack:
         with shown(quiet) as tell:
             pipelines: dict[str, OpenModel] = {}
             for name, bundle in opened.items():
-                opening = Opening(bundle, profile, adapters, tuple(embeddings))
+                openings = [Opening(bundle, one, adapters, tuple(embeddings)) for one in profiles]
                 pipelines[name] = stack.enter_context(
-                    closing(opening.open(tell) if replicas == 1 else Replicas(name, [opening] * replicas, tell))
+                    closing(openings[0].open(tell) if len(openings) == 1 else Replicas(name, openings, tell))
                 )
         service = service_of(pipelines, limits)
         stack.callback(service.close, 0)
@@ -157,18 +161,31 @@ def with_share(profile: Profile, replicas: int) -> Profile:
     return profile if option is None else with_threads(profile, max(1, cores() // replicas))
 
 
-def check_memory(bundles: Mapping[str, Bundle], profile: Profile, replicas: int = 1) -> None:
-    """Raise `ProfileError` if the engines of several bundles or replicas are predicted not to fit in memory together.
+def spread(profile: Profile, device: str | None, replicas: int | None) -> list[Profile]:
+    """The profile of each replica: those of the devices, in turn. Raises `ProfileError` for more devices than replicas,
+    and as `each_device` does.
+    """
+    each = [profile] if device is None else each_device(profile, device)
+    if replicas is not None and replicas < len(each):
+        raise ProfileError(f"{counted(replicas, 'replica')} can't use {len(each)} devices. Leave --replicas out.")
+    return [each[index % len(each)] for index in range(replicas or len(each))]
+
+
+def check_memory(bundles: Mapping[str, Bundle], profiles: Sequence[Profile]) -> None:
+    """Raise `ProfileError` if the engines of several bundles, for the profile of each replica, are predicted not to fit
+    in the memory of a device together.
 
     Replicas share nothing that the prediction counts: each has its own engines.
     """
-    if len(bundles) * replicas < 2:
+    if len(bundles) * len(profiles) < 2:
         return
-    plans = [plan(bundle, profile) for bundle in bundles.values()]
+    plans = [plan(bundle, profiles[0]) for bundle in bundles.values()]
+    places = 1 if plans[0].on_host else len({one.device for one in profiles})
+    replicas = -(-len(profiles) // places)
     held = replicas * sum(one.held_bytes for one in plans)
     room = plans[0].free_bytes if plans[0].on_host else plans[0].device_bytes
     if room is not None and held > room:
-        of = f"{replicas} replicas of " if replicas > 1 else ""
+        of = f"{replicas} replicas{' on a device' if places > 1 else ''} of " if replicas > 1 else ""
         raise ProfileError(
             f"{of or 'These '}{counted(len(bundles), 'bundle')} are predicted to hold {sized(held)}, but "
             f"{plans[0].device} has {sized(room)}. Serve fewer {'replicas or ' if of else ''}bundles."

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from ..compiler.adapted import adapted
 from ..compiler.budget import budget_bytes
+from ..compiler.devices import with_device
 from ..compiler.engines import load
 from ..compiler.sized import with_built_sizes
 from ..compiler.swap import Swaps
@@ -83,6 +84,7 @@ class Pipeline:
         profile: Profile | Path | str | None = None,
         on_progress: Progress = quiet,
         *,
+        device: str | None = None,
         threads: int | None = None,
         sequential: bool = False,
         memory_gb: float | None = None,
@@ -91,13 +93,13 @@ class Pipeline:
     ) -> Pipeline:
         """Open a bundle under a profile. Both are names, paths or loaded objects.
 
-        Without a profile, the one that `latentc doctor` advises on this machine is used. `threads` is the number of
-        CPU threads; None uses the profile's, else as many as the container's quota and the affinity mask allow. It
-        affects loading only, not how engines are built. `sequential` loads each part only while it runs, so that memory
-        must hold the largest one instead of all. Engines that this machine has not proved yet are proved first,
-        which `on_progress` reports. All engines are loaded, except those of denoiser variants, of the tiny decoder, of
-        an IP-Adapter's image encoder and, for a model that generates from a prompt, of the VAE's encoder: they are
-        loaded when a request needs one.
+        Without a profile, the one that `latentc doctor` advises on this machine is used. `device` is one of the devices
+        of its kind, such as `cuda:1` (`compiler.devices`). `threads` is the number of CPU threads; None uses the
+        profile's, else as many as the container's quota and the affinity mask allow. It affects loading only, not how
+        engines are built. `sequential` loads each part only while it runs, so that memory must hold the largest one
+        instead of all. Engines that this machine has not proved yet are proved first, which `on_progress` reports. All
+        engines are loaded, except those of denoiser variants, of the tiny decoder, of an IP-Adapter's image encoder
+        and, for a model that generates from a prompt, of the VAE's encoder: they are loaded when a request needs one.
 
         `memory_gb` is a budget in GB of 10^9 bytes, of the device that the engines run on. Each request is then
         computed in the first way that is predicted to fit: all parts in memory, one at a time, the denoiser row by row,
@@ -117,7 +119,8 @@ class Pipeline:
         """
         budget = None if memory_gb is None else budget_bytes(memory_gb)
         opened = open_bundle(bundle)
-        chosen = with_threads(advised() if profile is None else load_profile(profile), threads)
+        chosen = with_device(advised() if profile is None else load_profile(profile), device)
+        chosen = with_threads(chosen, threads)
         chosen = with_built_sizes(opened, chosen.sequentially() if sequential else chosen)
         strengths = given(adapters)
         named = opened_adapters(strengths)

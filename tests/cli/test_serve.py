@@ -127,11 +127,11 @@ def test_two_bundles_of_one_name(folder, refused):
 def test_bundles_that_do_not_fit_in_memory(folder, monkeypatch):
     one = SimpleNamespace(held_bytes=6 * 10**9, on_host=True, free_bytes=10**10, device_bytes=None, device="CPU")
     monkeypatch.setattr(server, "plan", lambda *_: one)
-    server.check_memory({"a": folder}, load_profile("null"))
+    server.check_memory({"a": folder}, [load_profile("null")])
     with pytest.raises(ProfileError, match=r"These 2 bundles .* 12.00 GB, .* CPU has 10.00 GB"):
-        server.check_memory({"a": folder, "b": folder}, load_profile("null"))
+        server.check_memory({"a": folder, "b": folder}, [load_profile("null")])
     with pytest.raises(ProfileError, match=r"2 replicas of 1 bundle are .* 12.00 GB, .* Serve fewer replicas"):
-        server.check_memory({"a": folder}, load_profile("null"), 2)
+        server.check_memory({"a": folder}, [load_profile("null")] * 2)
 
 
 def test_without_the_extra(folder, refused, monkeypatch):
