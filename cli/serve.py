@@ -43,6 +43,15 @@ def serve(
         list[str] | None,
         typer.Option(metavar="NAME", help="Name by which clients may call the server. May be repeated."),
     ] = None,
+    memory: Annotated[
+        float | None,
+        typer.Option(
+            metavar="GB",
+            help="Memory for the engines of all bundles together, in GB of 10^9 bytes. The first bundle is loaded at "
+            "the start, others when a request asks for them, and the least recently used ones are freed. Default: all "
+            "are loaded at the start.",
+        ),
+    ] = None,
     lora: Loras = None,
     embedding: Embeddings = None,
     threads: Threads = None,
@@ -82,6 +91,7 @@ def serve(
         choose_one(profile, threads),
         device=device,
         replicas=replicas,
+        memory_gb=memory,
         share_cores=threads is None,
         host=host,
         port=port,

@@ -13,6 +13,7 @@ from types import FrameType
 
 import uvicorn
 
+from ..compiler.budget import budget_bytes
 from ..compiler.devices import each_device
 from ..compiler.plan import plan
 from ..compiler.targets import with_threads
@@ -28,6 +29,7 @@ from ..serving.guard import LOCAL, Access
 from ..serving.limits import Limits
 from ..serving.opened import OpenModel
 from ..serving.replicas import Replicas
+from ..serving.residents import Residents, check_each
 from ..serving.service import Service
 from ..serving.service import serve as service_of
 from ..serving.worker import Opening
@@ -66,6 +68,7 @@ def serve(
     *,
     device: str | None = None,
     replicas: int | None = None,
+    memory_gb: float | None = None,
     share_cores: bool = True,
     host: str,
     port: int,
@@ -80,7 +83,8 @@ def serve(
     """Open the bundles, and serve them until SIGTERM or Ctrl-C.
 
     With several `replicas`, each bundle is opened in as many processes, which share the CPU's cores if `share_cores`.
-    They are spread over the devices of `device`, by default one on each.
+    They are spread over the devices of `device`, by default one on each. With `memory_gb`, bundles are loaded when they
+    are asked for, within this memory.
     """
     access = Access(tokens(token_file), [*LOCAL, *hosts] if host in LOCAL or hosts else None)
     if host not in LOCAL and not access.tokens:
@@ -89,17 +93,25 @@ def serve(
     profiles = spread(profile, device, replicas)
     if len(profiles) > 1 and share_cores:
         profiles = [with_share(one, len(profiles)) for one in profiles]
-    check_memory(opened, profiles)
+    sizes = check_memory(opened, profiles, together=memory_gb is None)
+    residents = None
+    if memory_gb is not None:
+        residents = Residents(budget_bytes(memory_gb))
+        check_each(sizes, residents.budget)
     listening = _listen(host, port)
     with listening, ExitStack() as stack:
         with shown(quiet) as tell:
             pipelines: dict[str, OpenModel] = {}
             for name, bundle in opened.items():
-                openings = [Opening(bundle, one, adapters, tuple(embeddings)) for one in profiles]
-                pipelines[name] = stack.enter_context(
+                openings = [
+                    Opening(bundle, one, adapters, tuple(embeddings), loaded=residents is None) for one in profiles
+                ]
+                pipelines[name] = one = stack.enter_context(
                     closing(openings[0].open(tell) if len(openings) == 1 else Replicas(name, openings, tell))
                 )
-        service = service_of(pipelines, limits)
+                if residents is not None:
+                    residents.add(name, one, sizes[name])
+        service = service_of(pipelines, limits, residents)
         stack.callback(service.close, 0)
         _run(service, access, listening, drain_seconds, quiet=quiet)
 
@@ -171,25 +183,31 @@ def spread(profile: Profile, device: str | None, replicas: int | None) -> list[P
     return [each[index % len(each)] for index in range(replicas or len(each))]
 
 
-def check_memory(bundles: Mapping[str, Bundle], profiles: Sequence[Profile]) -> None:
-    """Raise `ProfileError` if the engines of several bundles, for the profile of each replica, are predicted not to fit
-    in the memory of a device together.
+def check_memory(
+    bundles: Mapping[str, Bundle], profiles: Sequence[Profile], *, together: bool = True
+) -> dict[str, int]:
+    """Predict the bytes of memory that each bundle's engines hold on one device, for the profile of each replica.
 
+    Raises `ProfileError` if several, of all bundles if they are loaded `together`, don't fit in the memory of a device.
     Replicas share nothing that the prediction counts: each has its own engines.
     """
-    if len(bundles) * len(profiles) < 2:
-        return
-    plans = [plan(bundle, profiles[0]) for bundle in bundles.values()]
-    places = 1 if plans[0].on_host else len({one.device for one in profiles})
+    if together and len(bundles) * len(profiles) < 2:
+        return {}
+    plans = {name: plan(bundle, profiles[0]) for name, bundle in bundles.items()}
+    first = next(iter(plans.values()))
+    places = 1 if first.on_host else len({one.device for one in profiles})
     replicas = -(-len(profiles) // places)
-    held = replicas * sum(one.held_bytes for one in plans)
-    room = plans[0].free_bytes if plans[0].on_host else plans[0].device_bytes
+    sizes = {name: replicas * one.held_bytes for name, one in plans.items()}
+    held = sum(sizes.values()) if together else max(sizes.values())
+    room = first.free_bytes if first.on_host else first.device_bytes
     if room is not None and held > room:
         of = f"{replicas} replicas{' on a device' if places > 1 else ''} of " if replicas > 1 else ""
         raise ProfileError(
-            f"{of or 'These '}{counted(len(bundles), 'bundle')} are predicted to hold {sized(held)}, but "
-            f"{plans[0].device} has {sized(room)}. Serve fewer {'replicas or ' if of else ''}bundles."
+            f"{of or 'These '}{counted(len(bundles) if together else 1, 'bundle')} are predicted to hold "
+            f"{sized(held)}, but {first.device} has {sized(room)}. Serve fewer {'replicas or ' if of else ''}bundles"
+            f"{', or set --memory' if together and len(bundles) > 1 else ''}."
         )
+    return sizes
 
 
 def tokens(file: Path | None) -> tuple[str, ...]:

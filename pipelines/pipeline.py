@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ..compiler.adapted import adapted
 from ..compiler.budget import budget_bytes
 from ..compiler.devices import with_device
-from ..compiler.engines import load
+from ..compiler.engines import Engines, load
 from ..compiler.sized import with_built_sizes
 from ..compiler.swap import Swaps
 from ..compiler.targets import with_threads
@@ -90,6 +90,7 @@ class Pipeline:
         memory_gb: float | None = None,
         adapters: Mapping[str, float] | Sequence[str] = (),
         embeddings: Sequence[str | Path] = (),
+        loaded: bool = True,
     ) -> Pipeline:
         """Open a bundle under a profile. Both are names, paths or loaded objects.
 
@@ -114,6 +115,9 @@ class Pipeline:
         `embeddings` are textual inversions, each `FILE` or `FILE:TOKEN`. They are fused with the bundle, which is built
         at their first use.
 
+        If not `loaded`, engines are loaded by `load`, or by the first request that needs them, and `unload` frees them.
+        Adapters are then fused, as within a memory budget.
+
         Raises `BundleError`, `ProfileError`, `RuntimeMissing` if no profile works on this machine, and the compiler's
         errors for engines that aren't built, or differ from PyTorch.
         """
@@ -125,13 +129,13 @@ class Pipeline:
         strengths = given(adapters)
         named = opened_adapters(strengths)
         fitting = adapters_of(opened, strengths) if strengths else []
-        how = way(opened, chosen, fitting, budget=budget is not None) if fitting else None
+        how = way(opened, chosen, fitting, budget=budget is not None or not loaded) if fitting else None
         swapping = how is not None and how.exchanges
         if embeddings or (fitting and not swapping):
             opened = adapted(opened, {} if swapping else strengths, chosen, on_progress, embeddings=embeddings)
         verify_files(opened, host_files(opened.manifest.model))
         if not swapping:
-            engines = load(opened, chosen, opened.plainly_drawing, on_progress, budget=budget)
+            engines = load(opened, chosen, opened.plainly_drawing if loaded else (), on_progress, budget=budget)
             fits = None if budget is None else partial(fitted, opened, engines.wanted, chosen, budget)
             return cls(opened, engines, chosen, adapters=named, how=how, fits=fits)
         changed = {part for one in fitting if one.strength for part in one.edits}
@@ -158,6 +162,19 @@ class Pipeline:
         self._work.engines.close()
         if self._adapters.swaps is not None:
             self._adapters.swaps.close()
+
+    def load(self) -> None:
+        """Load the engines that `open` loads, unless they are. Raises `RequestError` where adapters are swapped."""
+        self._own_engines().preload(self.bundle.plainly_drawing)
+
+    def unload(self) -> None:
+        """Free the engines' memory until a request needs them; none may be generated meanwhile. Raises as `load`."""
+        self._own_engines().unload()
+
+    def _own_engines(self) -> Engines:
+        if not isinstance(self._work.engines, Engines):
+            raise RequestError("Engines that are swapped or wrapped stay loaded. Open the pipeline with loaded=False.")
+        return self._work.engines
 
     def describe(self) -> dict[str, str]:
         """The engine of each part, such as `openvino 2026.4.1 CPU bf16`."""

@@ -182,7 +182,8 @@ def edited(sent: Mapping[str, list[bytes]]) -> dict[str, Any]:
 
 
 def _model(service: Service, name: str) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": service.models[name].created, "owned_by": "latentc"}
+    about = {"created": service.models[name].created, "owned_by": "latentc", "state": service.state(name)}
+    return {"id": name, "object": "model", **about}
 
 
 async def _answer(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from threading import Condition, Thread
 from typing import Any, Literal
@@ -16,6 +16,7 @@ from ..pipelines.pipeline import Inputs
 from .errors import ApiError
 from .limits import Limits
 from .metrics import Metrics
+from .opened import joint
 
 State = Literal["queued", "generating", "completed", "failed", "cancelled"]
 DONE = ("completed", "failed", "cancelled")
@@ -114,8 +115,8 @@ class Queue:
         threads: int = 1,
         room: Callable[[], int] = lambda: 1,
     ) -> None:
-        """`threads` is the largest number of batches at once, and `room` is called for how many there may be now;
-        `wake` says that it has changed.
+        """`threads` is the largest number of batches at once, and `room` is called for how many there may be now, while
+        jobs wait; `wake` says that it has changed.
         """
         self.name = name
         self._draw_many, self._limits, self._metrics, self._room = draw_many, limits, metrics, room
@@ -189,10 +190,25 @@ class Queue:
         return all(thread.is_alive() for thread in self._threads)
 
     @property
+    def generates(self) -> bool:
+        """Whether a batch is being generated."""
+        with self._turn:
+            return bool(self._batches)
+
+    @property
     def empty(self) -> bool:
         """Whether no job waits or is being generated."""
         with self._turn:
-            return not self._waiting and not self._running
+            return not self._waiting and not self._batches
+
+    def fail(self, error: Exception) -> None:
+        """End the jobs that wait with an error."""
+        with self._turn:
+            failed, self._waiting = self._waiting, []
+            self._count()
+            self._turn.notify_all()
+        for job in failed:
+            self._end(job, error)
 
     def refuse(self) -> None:
         """Accept no more jobs."""
@@ -240,8 +256,8 @@ class Queue:
                 self._expire()
                 if not self._waiting and self._closed:
                     return []
-                free = self._room() - len(self._batches)
-                if not self._waiting or free < 1:
+                free = self._room() - len(self._batches) if self._waiting else 0
+                if free < 1:
                     self._turn.wait()
                     continue
                 batch = self._alike(self._waiting[0])
@@ -265,7 +281,7 @@ class Queue:
             if (
                 job is not first
                 and not job.lost
-                and _joint(job.request) == _joint(first.request)
+                and joint(job.request) == joint(first.request)
                 and rows + more <= self._limits.batch
             ):
                 batch, rows = [*batch, job], rows + more
@@ -380,21 +396,3 @@ class Queue:
     def _count(self) -> None:
         self._metrics.depth.labels(self.name).set(len(self._waiting))
         self._metrics.running.labels(self.name).set(len(self._running))
-
-
-def _joint(request: Request) -> object:
-    """What requests have in common whose denoiser calls can be joined; see `Pipeline.draw_many`."""
-    adapters: Mapping[str, float] = request.adapters or {}
-    return (
-        request.width,
-        request.height,
-        request.steps,
-        request.scheduler,
-        request.timestep_spacing,
-        request.timesteps,
-        request.sigmas,
-        request.strength,
-        request.variant,
-        request.hires,
-        tuple(sorted(adapters.items())),
-    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from threading import Condition, Thread
 from typing import Any
 
@@ -163,6 +164,21 @@ class Replicas:
         finally:
             with self._turn:
                 self._drawing.discard(replica)
+
+    def load(self) -> None:
+        """`Pipeline.load` in each process; one that is started again loads its engines with its first batch."""
+        self._each("load")
+
+    def unload(self) -> None:
+        """`Pipeline.unload` in each process."""
+        self._each("unload")
+
+    def _each(self, name: str) -> None:
+        with self._turn:
+            each = [*self._open.values()]
+        for replica in each:
+            with suppress(Interrupted):  # it has ended, and so holds nothing
+                replica.call(name)
 
     def close(self) -> None:
         """End all processes."""

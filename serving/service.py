@@ -20,6 +20,7 @@ from .metrics import Metrics
 from .opened import OpenModel, first_request
 from .queue import WARM_UP, ImageJob, Queue
 from .replicas import Replicas
+from .residents import Presence, Residents
 
 HEARTBEAT = 15.0
 """Seconds after which a stream says that it is alive."""
@@ -44,13 +45,21 @@ class Service:
     metrics: Metrics
     models: Mapping[str, ServedModel]
     kept: KeptJobs
+    residents: Residents | None = None
+    """What loads models when they are asked for; None where all are loaded."""
     draining: bool = False
     _warm: list[ImageJob] = field(default_factory=list[ImageJob], init=False)
 
     def start(self) -> None:
-        """Start the queues, each with a first image: until they are done, the server isn't ready."""
-        for model in self.models.values():
+        """Start the queues, each with a first image: until they are done, the server isn't ready. Of models that are
+        loaded when they are asked for, only the first is.
+        """
+        if self.residents is not None:
+            self.residents.start({name: model.queue for name, model in self.models.items()})
+        for index, model in enumerate(self.models.values()):
             model.queue.start()
+            if index and self.residents is not None:
+                continue
             self._warm.append(model.queue.submit(ImageJob(*first_request(model.pipeline), model.name, WARM_UP)))
 
     @property
@@ -77,7 +86,13 @@ class Service:
             model.queue.close(None if until is None else max(0.0, until - time.monotonic()))
             for model in self.models.values()
         ]
+        if self.residents is not None:
+            self.residents.close()
         return all(left)
+
+    def state(self, name: str) -> Presence:
+        """Whether the engines of a model are in memory."""
+        return "open" if self.residents is None else self.residents.state(name)
 
     def model(self, name: str | None) -> ServedModel:
         """The model of a name; with a single one, any name is taken. Raises `ApiError` 404."""
@@ -192,33 +207,42 @@ class Service:
             job.listeners.remove(heard)
 
 
-def serve(pipelines: Mapping[str, OpenModel], limits: Limits | None = None) -> Service:
-    """A service of open pipelines by name; `start` begins its work, and `close` ends it."""
+def serve(
+    pipelines: Mapping[str, OpenModel], limits: Limits | None = None, residents: Residents | None = None
+) -> Service:
+    """A service of open pipelines by name; `start` begins its work, and `close` ends it. `residents` loads those that
+    aren't loaded.
+    """
     limits, metrics = limits or Limits(), Metrics()
     now = int(time.time())
     models = {
-        name: ServedModel(name, pipeline, _queue(name, pipeline, limits, metrics), now)
+        name: ServedModel(name, pipeline, _queue(name, pipeline, limits, metrics, residents), now)
         for name, pipeline in pipelines.items()
     }
     for name, model in models.items():
         if model.pipeline.bundle.manifest.model.frames is not None:
             raise RequestError(f"{name} generates videos, and the server answers with images. Leave it out.")
-    return Service(limits, metrics, models, KeptJobs(limits.keep_seconds, limits.keep_bytes))
+    return Service(limits, metrics, models, KeptJobs(limits.keep_seconds, limits.keep_bytes), residents)
 
 
-def _queue(name: str, pipeline: OpenModel, limits: Limits, metrics: Metrics) -> Queue:
-    if not isinstance(pipeline, Replicas):
-        return Queue(name, pipeline.draw_many, limits, metrics)
-    queue = Queue(name, pipeline.draw_many, limits, metrics, threads=pipeline.count, room=pipeline.room)
+def _queue(name: str, pipeline: OpenModel, limits: Limits, metrics: Metrics, residents: Residents | None) -> Queue:
+    replicas = pipeline if isinstance(pipeline, Replicas) else None
+
+    def room() -> int:
+        if residents is not None and not residents.ask(name):
+            return 0
+        return 1 if replicas is None else replicas.room()
+
+    threads = 1 if replicas is None else replicas.count
+    queue = Queue(name, pipeline.draw_many, limits, metrics, threads=threads, room=room)
+    if replicas is None:
+        return queue
 
     def changed() -> None:
-        metrics.replicas.labels(name).set(pipeline.room())
+        metrics.replicas.labels(name).set(replicas.room())
         queue.wake()
 
-    def restarted() -> None:
-        metrics.restarts.labels(name).inc()
-
-    pipeline.on_change, pipeline.on_restart = changed, restarted
+    replicas.on_change, replicas.on_restart = changed, metrics.restarts.labels(name).inc
     changed()
     return queue
 

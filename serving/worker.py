@@ -41,10 +41,19 @@ class Opening:
     profile: Profile
     adapters: Mapping[str, float]
     embeddings: tuple[str, ...] = ()
+    loaded: bool = True
+    """Whether engines are loaded at once, and a first image is generated."""
 
     def open(self, on_progress: Progress) -> Pipeline:
         """Open it in this process."""
-        return Pipeline.open(self.bundle, self.profile, on_progress, adapters=self.adapters, embeddings=self.embeddings)
+        return Pipeline.open(
+            self.bundle,
+            self.profile,
+            on_progress,
+            adapters=self.adapters,
+            embeddings=self.embeddings,
+            loaded=self.loaded,
+        )
 
 
 @dataclass(frozen=True)
@@ -71,8 +80,9 @@ def work(connection: Connection, opening: Opening) -> None:
     Thread(target=calls.hear, daemon=True).start()
     try:
         with opening.open(lambda what, share=None: calls.send(("progress", what, share))) as pipeline:
-            request, inputs = first_request(pipeline)
-            pipeline(request, **inputs)
+            if opening.loaded:
+                request, inputs = first_request(pipeline)
+                pipeline(request, **inputs)
             calls.begin(pipeline)
     except Exception as exc:
         calls.send(("failed", portable(exc)))
@@ -133,6 +143,8 @@ class _Calls:
             "check": partial(self._check, number),
             "check_decoding": self._pipeline.check_decoding,
             "decode_step": self._pipeline.decode_step,
+            "load": self._pipeline.load,
+            "unload": self._pipeline.unload,
         }
         try:
             self.send(("result", number, methods[name](*arguments)))
