@@ -23,8 +23,8 @@ from .queue import Interrupted
 from .replica import Replica
 from .worker import DRAW, WITHIN, Facts, Opening
 
-SLOWEST = 60.0
-"""Seconds between attempts to start a process that does not open."""
+RETRY_SECONDS = (1.0, 60.0)
+"""Before a process that did not open is started again: at first, and at most, after doubling."""
 
 log = logging.getLogger("latentc.serving")
 
@@ -243,7 +243,7 @@ class Replicas:
         Thread(target=self._restart, args=(index,), name=f"latentc {self.name} restart", daemon=True).start()
 
     def _restart(self, index: int) -> None:
-        seconds = 1.0
+        seconds, most = RETRY_SECONDS
         while not self._closed:
             try:
                 self._finish(index, self._start(index), quiet)
@@ -251,7 +251,7 @@ class Replicas:
                 log.warning("process %d of %s did not open: %a", index + 1, self.name, str(exc))
                 with self._turn:
                     self._turn.wait_for(lambda: self._closed, seconds)
-                seconds = min(SLOWEST, 2 * seconds)
+                seconds = min(most, 2 * seconds)
                 continue
             self.restarts += 1
             self.on_restart()

@@ -65,7 +65,7 @@ class Service:
     @property
     def ready(self) -> bool:
         """Whether each model has generated an image, its queue works, and new requests are accepted."""
-        works = all(model.queue.works for model in self.models.values())
+        works = all(model.queue.works and _open(model.pipeline) for model in self.models.values())
         return works and not self.draining and all(job.state == "completed" for job in self._warm)
 
     def warmed(self) -> None:
@@ -223,6 +223,10 @@ def serve(
         if model.pipeline.bundle.manifest.model.frames is not None:
             raise RequestError(f"{name} generates videos, and the server answers with images. Leave it out.")
     return Service(limits, metrics, models, KeptJobs(limits.keep_seconds, limits.keep_bytes), residents)
+
+
+def _open(pipeline: OpenModel) -> bool:
+    return not isinstance(pipeline, Replicas) or pipeline.room() > 0
 
 
 def _queue(name: str, pipeline: OpenModel, limits: Limits, metrics: Metrics, residents: Residents | None) -> Queue:

@@ -134,6 +134,25 @@ def test_bundles_that_do_not_fit_in_memory(folder, monkeypatch):
         server.check_memory({"a": folder}, [load_profile("null")] * 2)
 
 
+def test_bundles_that_are_loaded_when_asked_for(folder, monkeypatch, refused):
+    """Each has to fit alone; together they needn't."""
+    one = SimpleNamespace(held_bytes=6 * 10**9, on_host=True, free_bytes=10**10, device_bytes=None, device="CPU")
+    monkeypatch.setattr(server, "plan", lambda *_: one)
+    both = {"a": folder, "b": folder}
+    assert server.check_memory(both, [load_profile("null")], together=False) == dict.fromkeys(both, 6 * 10**9)
+    with pytest.raises(ProfileError, match=r"2 replicas of 1 bundle are .* 12.00 GB, .* CPU has 10.00 GB"):
+        server.check_memory(both, [load_profile("null")] * 2, together=False)
+    words = ("serve", folder, "-p", "null", "--memory", "5")
+    assert "sd1 is predicted to hold 6.00 GB, more than the 5.00 GB of --memory" in refused(*words)
+
+
+@pytest.mark.parametrize("prompts", [None, ["a cat"]])
+def test_a_device_of_another_kind(folder, refused, prompts):
+    name = "run" if prompts else "serve"
+    words = (name, folder, *(prompts or []), "-p", "cpu-onnxruntime", "--device", "cuda:1")
+    assert "Profile cpu-onnxruntime is for CPU, so its device can't be 'cuda:1'" in refused(*words)
+
+
 def test_without_the_extra(folder, refused, monkeypatch):
     names = [name for name in sys.modules if name.startswith("latentc.serving") or name == "latentc.cli.server"]
     for name in sorted(names, reverse=True):  # a package after its modules

@@ -3,6 +3,7 @@
 import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import httpx2
 import numpy as np
@@ -208,6 +209,35 @@ def test_a_process_that_ends_without_a_job(http, replicas):
     wait_for(lambda: pid not in replicas.processes)
     assert post(http, "by the other one", 1).status_code == 200
     all_open(replicas)
+
+
+def test_a_process_that_does_not_open_again_is_tried_again(http, queue, replicas, monkeypatch):
+    """Jobs wait meanwhile, and a request that comes is asked to come again."""
+    all_open(replicas)
+    broken = replicas._openings[0].profile.model_copy(update={"options": {"no_such_option": 1}})
+    monkeypatch.setattr("latentc.serving.replicas.RETRY_SECONDS", (0.0, 0.0))
+    with monkeypatch.context() as patch:
+        patch.setattr(replicas, "_openings", [replace(one, profile=broken) for one in replicas._openings])
+        for pid in replicas.processes:
+            os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: replicas.room() == 0)
+        job = queue.submit(ImageJob(asking("waits", 1), model=MODEL))
+        answer = post(http, "comes", 1)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "restarting")
+        assert answer.headers["retry-after"]
+        assert http.get("/readyz").status_code == 503
+    wait_for(lambda: job.done)
+    assert (job.state, job.lost) == ("completed", 0)
+    all_open(replicas)
+    assert http.get("/readyz").status_code == 200
+
+
+def test_engines_that_are_freed(http, replicas, alone):
+    all_open(replicas)
+    replicas.unload()
+    assert np.array_equal(pixels(post(http, "freed", 8)), alone(asking("freed", 8)).images[0])
+    replicas.load()
+    assert np.array_equal(pixels(post(http, "loaded", 8)), alone(asking("loaded", 8)).images[0])
 
 
 def test_a_bundle_that_does_not_open(alone, tmp_path):
