@@ -11,7 +11,7 @@ from typing import Any
 
 from ..core.progress import Progress
 from .queue import Interrupted
-from .worker import Facts, Opening, work
+from .worker import About, Opening, work
 
 END_SECONDS = 10.0
 """For which a process may take to close its engines."""
@@ -34,7 +34,7 @@ class Replica:
         self._calls: dict[int, SimpleQueue[tuple[Any, ...]]] = {}
         self._ended = False
 
-    def open(self, tell: Progress) -> Facts:
+    def open(self, tell: Progress) -> About:
         """Wait until the pipeline is open and has generated an image. Raises the error of the opening, and
         `Interrupted`.
         """
@@ -46,7 +46,7 @@ class Replica:
             match message:
                 case ("progress", what, share):
                     tell(what, share)
-                case ("open", Facts() as facts):
+                case ("open", About() as facts):
                     return facts
                 case ("failed", Exception() as exc):
                     raise exc

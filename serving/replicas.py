@@ -21,7 +21,7 @@ from ..profiles import Profile
 from .errors import ApiError
 from .queue import Interrupted
 from .replica import Replica
-from .worker import DRAW, WITHIN, Facts, Opening
+from .worker import DRAW, WITHIN, About, Opening
 
 RETRY_SECONDS = (1.0, 60.0)
 """Before a process that did not open is started again: at first, and at most, after doubling."""
@@ -50,7 +50,7 @@ class Replicas:
         try:
             for indices in (range(1), range(1, len(openings))):
                 for index, replica in [(index, self._start(index)) for index in indices]:
-                    self._facts = self._finish(index, replica, tell)
+                    self._about = self._finish(index, replica, tell)
         except BaseException:
             self.close()
             raise
@@ -58,32 +58,32 @@ class Replicas:
     @property
     def bundle(self) -> Bundle:
         """`Pipeline.bundle`."""
-        return self._facts.bundle
+        return self._about.bundle
 
     @property
     def profile(self) -> Profile:
         """`Pipeline.profile`."""
-        return self._facts.profile
+        return self._about.profile
 
     @property
     def scheduler(self) -> str | None:
         """`Pipeline.scheduler`."""
-        return self._facts.scheduler
+        return self._about.scheduler
 
     @property
     def schedulers(self) -> tuple[str, ...]:
         """`Pipeline.schedulers`."""
-        return self._facts.schedulers
+        return self._about.schedulers
 
     @property
     def adapters(self) -> dict[str, float]:
         """`Pipeline.adapters`."""
-        return self._facts.adapters
+        return self._about.adapters
 
     @property
     def takes_strengths(self) -> bool:
         """`Pipeline.takes_strengths`."""
-        return self._facts.takes_strengths
+        return self._about.takes_strengths
 
     @property
     def processes(self) -> tuple[int, ...]:
@@ -107,7 +107,7 @@ class Replicas:
 
     def describe(self) -> dict[str, str]:
         """`Pipeline.describe`."""
-        return self._facts.engines
+        return self._about.engines
 
     def preview(self, step: Step) -> NDArray[np.uint8]:
         """`Pipeline.preview`."""
@@ -213,7 +213,7 @@ class Replicas:
             self._opening.add(replica)
         return replica
 
-    def _finish(self, index: int, replica: Replica, tell: Progress) -> Facts:
+    def _finish(self, index: int, replica: Replica, tell: Progress) -> About:
         """Wait until a process is open, and let it be used."""
         try:
             facts = replica.open(tell)

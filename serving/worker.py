@@ -1,7 +1,7 @@
 """A process of a server that has a pipeline open, and answers the calls that come through a pipe.
 
 Messages are tuples. To the process: `("call", id, method, arguments)`, `("answer", id, key, value)` and `("end",)`.
-From it: `("progress", what, share)`, `("open", Facts)` or `("failed", error)`, then `("ask", id, key, arguments)`,
+From it: `("progress", what, share)`, `("open", About)` or `("failed", error)`, then `("ask", id, key, arguments)`,
 `("result", id, value)` and `("error", id, error)`. They are pickled, which is safe between a process and the one that
 started it.
 """
@@ -57,7 +57,7 @@ class Opening:
 
 
 @dataclass(frozen=True)
-class Facts:
+class About:
     """What a process says of its open pipeline: the attributes of those names."""
 
     bundle: Bundle
@@ -133,7 +133,7 @@ class _Calls:
         """Say that the pipeline is open, and generate images until the end."""
         self._pipeline = one = pipeline
         facts = (one.bundle, one.profile, one.scheduler, one.schedulers, one.adapters, one.takes_strengths)
-        self.send(("open", Facts(*facts, one.describe())))
+        self.send(("open", About(*facts, one.describe())))
         while (draw := self._draws.get()) is not None:
             self._run(draw[0], DRAW, draw[1])
 
