@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..compiler.devices import with_device
 from ..compiler.targets import with_threads
 from ..core.errors import ProfileError
 from ..core.reading import is_regular
@@ -35,9 +36,11 @@ def sized(profiles: list[Profile], sizes: str | None) -> list[Profile]:
     return [one.with_sizes(asked) for one in profiles] if asked else profiles
 
 
-def choose_one(name: str | None, threads: int | None = None, *, sequential: bool = False) -> Profile:
-    """Like `choose`, for a command that takes one profile."""
+def choose_one(
+    name: str | None, threads: int | None = None, *, device: str | None = None, sequential: bool = False
+) -> Profile:
+    """Like `choose`, for a command that takes one profile, and for `device`, one of those of its kind."""
     if name is None:
-        return choose(None, threads, sequential=sequential)[0]
-    one = with_threads(load_profile(name), threads)
+        return with_device(choose(None, threads, sequential=sequential)[0], device)
+    one = with_device(with_threads(load_profile(name), threads), device)
     return one.sequentially() if sequential else one

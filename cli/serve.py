@@ -13,6 +13,7 @@ import typer
 from .options import Embeddings, Loras, ProfileName, Quiet, Threads
 
 DEFAULT_PORT = 8000
+MOST_REPLICAS = 64
 
 
 def serve(
@@ -94,9 +95,34 @@ def serve(
     c2pa_key: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Private key of --c2pa-cert, in PEM without a password.")
     ] = None,
+    memory: Annotated[
+        float | None,
+        typer.Option(
+            metavar="GB",
+            help="Memory for the engines of all bundles together, in GB of 10^9 bytes. The first bundle is loaded at "
+            "the start, others when a request asks for them, and the least recently used ones are freed. Default: all "
+            "are loaded at the start.",
+        ),
+    ] = None,
     lora: Loras = None,
     embedding: Embeddings = None,
     threads: Threads = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="Which device of the profile's kind, such as cuda:1; or several equal ones, cuda:0,cuda:1 or cuda for "
+            "all, over which --replicas are spread. Default: as the profile says.",
+        ),
+    ] = None,
+    replicas: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=MOST_REPLICAS,
+            help="Processes that generate images of each bundle at once. Each opens the bundle, and has its share of "
+            "the CPU cores; --threads is the number of each. Default: one for each --device.",
+        ),
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Serve bundles over HTTP: a page, jobs, and the APIs of OpenAI, the AUTOMATIC1111 web UI, Stability and KServe."""
@@ -130,6 +156,10 @@ def serve(
     run(
         bundles,
         choose_one(profile, threads),
+        device=device,
+        replicas=replicas,
+        memory_gb=memory,
+        share_cores=threads is None,
         host=host,
         port=port,
         limits=limits,

@@ -28,10 +28,10 @@ from fastapi.responses import JSONResponse, StreamingResponse
 
 from ..compiler.targets import fixed_sizes
 from ..core.request import Request, Step
-from ..pipelines.pipeline import Pipeline
 from ..pipelines.png import origin
 from .bodies import ALIVE, SSE, json_fields, request_fields, truth
 from .errors import ApiError, api_error, openai_body, route_class
+from .opened import OpenModel
 from .pictures import path_of, plain_file
 from .queue import DONE, ImageJob
 from .service import ServedModel, Service, result_of
@@ -187,7 +187,7 @@ async def _events(service: Service, job: ImageJob, previews: bool) -> AsyncGener
         last = state
 
 
-def _preview(pipeline: Pipeline, step: Step) -> str:
+def _preview(pipeline: OpenModel, step: Step) -> str:
     return base64.b64encode(plain_file(pipeline.preview(step)[0], "png")).decode()
 
 

@@ -38,6 +38,11 @@ class Metrics:
         )
         self.cancelled = Counter("latentc_cancelled", "Jobs cancelled.", ["model", "reason"], registry=own)
 
+        self.replicas = Gauge("latentc_replicas", "Processes that are open.", ["model"], registry=own)
+        self.restarts = Counter(
+            "latentc_restarts", "Processes started again after they ended.", ["model"], registry=own
+        )
+
     def text(self) -> bytes:
         """All metrics in Prometheus' text format."""
         return generate_latest(self.registry)

@@ -22,10 +22,10 @@ from starlette.background import BackgroundTask
 from ..core.errors import RequestError
 from ..core.request import Request, Result, Step
 from ..pipelines.picture import load_clear
-from ..pipelines.pipeline import Pipeline
 from ..pipelines.save import check_jpeg
 from .bodies import ALIVE, SSE, form_fields, json_fields, request_fields, truth
 from .errors import ApiError, api_error, openai_body, route_class
+from .opened import OpenModel
 from .pictures import files, path_of, plain_file
 from .queue import ImageJob
 from .service import Service, result_of
@@ -177,7 +177,8 @@ def edited(sent: Mapping[str, list[bytes]]) -> dict[str, Any]:
 
 
 def _model(service: Service, name: str) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": service.models[name].created, "owned_by": "latentc"}
+    about = {"created": service.models[name].created, "owned_by": "latentc", "state": service.state(name)}
+    return {"id": name, "object": "model", **about}
 
 
 async def _answer(
@@ -219,7 +220,7 @@ def _about(job: ImageJob, wanted: ImagesAsked) -> dict[str, Any]:
     return {"size": size, "quality": "auto", "background": "opaque", "output_format": wanted.kind}
 
 
-def _previewing(pipeline: Pipeline, wanted: ImagesAsked, previews: list[str]) -> Callable[[Step], None]:
+def _previewing(pipeline: OpenModel, wanted: ImagesAsked, previews: list[str]) -> Callable[[Step], None]:
     """What adds the first image to `previews` at some of the steps, evenly spaced, as `b64_json`."""
     pipeline.check_decoding()
     count = wanted.partial_images

@@ -12,22 +12,23 @@ from typing import Any
 
 from fastapi import Request as HttpRequest
 
-from ..compiler.targets import fixed_sizes
 from ..core.errors import RequestError
 from ..core.request import Request, Result, Step
-from ..pipelines.pipeline import Pipeline
 from .checks import Check, FilteredError, checking
 from .credits import Credits, account_of
 from .errors import NO_ANSWER, ApiError
 from .history import History
+from .kept import KeptJobs
 from .limits import Limits
 from .metrics import Metrics
+from .opened import OpenModel, first_request
 from .prompts import PromptModel
-from .queue import WARM_UP, ImageJob, KeptJobs, Queue
+from .queue import WARM_UP, ImageJob, Queue
+from .replicas import Replicas
+from .residents import Presence, Residents
 from .signing import ContentSigner
 from .spans import record_job, trace_context
 
-WARM_STEPS = 2
 HEARTBEAT = 15.0
 """Seconds after which a stream says that it is alive."""
 
@@ -37,7 +38,7 @@ class ServedModel:
     """A bundle that is served under a name."""
 
     name: str
-    pipeline: Pipeline
+    pipeline: OpenModel
     queue: Queue
     created: int
     """Unix time in seconds at which it was opened."""
@@ -68,21 +69,27 @@ class Service:
     models: Mapping[str, ServedModel]
     kept: KeptJobs
     added: Additions = Additions()
+    residents: Residents | None = None
+    """What loads models when they are asked for; None where all are loaded."""
     draining: bool = False
     _warm: list[ImageJob] = field(default_factory=list[ImageJob], init=False)
 
     def start(self) -> None:
-        """Start the queues, each with a first image: until they are done, the server isn't ready."""
-        for model in self.models.values():
+        """Start the queues, each with a first image: until they are done, the server isn't ready. Of models that are
+        loaded when they are asked for, only the first is.
+        """
+        if self.residents is not None:
+            self.residents.start({name: model.queue for name, model in self.models.items()})
+        for index, model in enumerate(self.models.values()):
             model.queue.start()
-            width, height = _own_size(model.pipeline)
-            request = Request(prompt="", steps=WARM_STEPS, seed=0, width=width, height=height)
-            self._warm.append(model.queue.submit(ImageJob(request, warm_inputs(model.pipeline), model.name, WARM_UP)))
+            if index and self.residents is not None:
+                continue
+            self._warm.append(model.queue.submit(ImageJob(*first_request(model.pipeline), model.name, WARM_UP)))
 
     @property
     def ready(self) -> bool:
         """Whether each model has generated an image, its queue works, and new requests are accepted."""
-        works = all(model.queue.works for model in self.models.values())
+        works = all(model.queue.works and _open(model.pipeline) for model in self.models.values())
         return works and not self.draining and all(job.state == "completed" for job in self._warm)
 
     def warmed(self) -> None:
@@ -103,7 +110,13 @@ class Service:
             model.queue.close(None if until is None else max(0.0, until - time.monotonic()))
             for model in self.models.values()
         ]
+        if self.residents is not None:
+            self.residents.close()
         return all(left)
+
+    def state(self, name: str) -> Presence:
+        """Whether the engines of a model are in memory."""
+        return "open" if self.residents is None else self.residents.state(name)
 
     def model(self, name: str | None) -> ServedModel:
         """The model of a name; with a single one, any name is taken. Raises `ApiError` 404."""
@@ -262,18 +275,52 @@ class Service:
             job.listeners.remove(heard)
 
 
-def serve(pipelines: Mapping[str, Pipeline], limits: Limits | None = None, added: Additions | None = None) -> Service:
-    """A service of open pipelines by name; `start` begins its work, and `close` ends it."""
+def serve(
+    pipelines: Mapping[str, OpenModel],
+    limits: Limits | None = None,
+    added: Additions | None = None,
+    residents: Residents | None = None,
+) -> Service:
+    """A service of open pipelines by name; `start` begins its work, and `close` ends it. `residents` loads those that
+    aren't loaded.
+    """
     limits, metrics = limits or Limits(), Metrics()
     now = int(time.time())
     models = {
-        name: ServedModel(name, pipeline, Queue(name, pipeline.draw_many, limits, metrics), now)
+        name: ServedModel(name, pipeline, _queue(name, pipeline, limits, metrics, residents), now)
         for name, pipeline in pipelines.items()
     }
     for name, model in models.items():
         if model.pipeline.bundle.manifest.model.frames is not None:
             raise RequestError(f"{name} generates videos, and the server answers with images. Leave it out.")
-    return Service(limits, metrics, models, KeptJobs(limits.keep_seconds, limits.keep_bytes), added or Additions())
+    kept = KeptJobs(limits.keep_seconds, limits.keep_bytes)
+    return Service(limits, metrics, models, kept, added or Additions(), residents)
+
+
+def _open(pipeline: OpenModel) -> bool:
+    return not isinstance(pipeline, Replicas) or pipeline.room() > 0
+
+
+def _queue(name: str, pipeline: OpenModel, limits: Limits, metrics: Metrics, residents: Residents | None) -> Queue:
+    replicas = pipeline if isinstance(pipeline, Replicas) else None
+
+    def room() -> int:
+        if residents is not None and not residents.ask(name):
+            return 0
+        return 1 if replicas is None else replicas.room()
+
+    threads = 1 if replicas is None else replicas.count
+    queue = Queue(name, pipeline.draw_many, limits, metrics, threads=threads, room=room)
+    if replicas is None:
+        return queue
+
+    def changed() -> None:
+        metrics.replicas.labels(name).set(replicas.room())
+        queue.wake()
+
+    replicas.on_change, replicas.on_restart = changed, metrics.restarts.labels(name).inc
+    changed()
+    return queue
 
 
 def result_of(job: ImageJob) -> Result:
@@ -289,25 +336,6 @@ def result_of(job: ImageJob) -> Result:
     if job.result is None:
         raise ApiError(409, f"The job is {job.state}, and has no result.", code="no_result")
     return job.result
-
-
-def _own_size(pipeline: Pipeline) -> tuple[int, int]:
-    """The model's own size, or the first that its engines were built for."""
-    model = pipeline.bundle.manifest.model
-    built = fixed_sizes(model, pipeline.profile)
-    return model.own_size if not built or model.own_size in built else built[0]
-
-
-def warm_inputs(pipeline: Pipeline) -> dict[str, Any]:
-    """What the first image of a model needs beside a prompt."""
-    import numpy as np
-
-    model = pipeline.bundle.manifest.model
-    if not (model.needs_image or model.inpaints):
-        return {}
-    side = model.default_size
-    grey = np.full((side, side, 3), 128, np.uint8)
-    return {"image": grey, **({"mask": np.full((side, side), 255, np.uint8)} if model.inpaints else {})}
 
 
 async def _disconnected(http: HttpRequest) -> None:
