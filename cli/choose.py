@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..compiler.devices import with_device
 from ..compiler.packaged import usual_profile
 from ..compiler.targets import with_threads
 from ..core.bundle import open_bundle
@@ -43,10 +44,15 @@ def sized(profiles: list[Profile], sizes: str | None) -> list[Profile]:
 
 
 def choose_one(
-    name: str | None, threads: int | None = None, *, sequential: bool = False, bundle: Path | None = None
+    name: str | None,
+    threads: int | None = None,
+    *,
+    device: str | None = None,
+    sequential: bool = False,
+    bundle: Path | None = None,
 ) -> Profile:
-    """Like `choose`, for a command that takes one profile."""
+    """Like `choose`, for a command that takes one profile, and for `device`, one of those of its kind."""
     if name is None:
-        return choose(None, threads, sequential=sequential, bundle=bundle)[0]
-    one = with_threads(load_profile(name), threads)
+        return with_device(choose(None, threads, sequential=sequential, bundle=bundle)[0], device)
+    one = with_device(with_threads(load_profile(name), threads), device)
     return one.sequentially() if sequential else one

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from .options import Budget, Embeddings, Folder, Json, Loras, ProfileName, Quiet, Sequential, Threads
+from .options import Budget, Device, Embeddings, Folder, Json, Loras, ProfileName, Quiet, Sequential, Threads
 from .text import say
 
 SCALES = ("image_guidance", "refine_from", "aesthetic_score", "negative_aesthetic_score")
@@ -165,6 +165,7 @@ def run(
     lora: Loras = None,
     embedding: Embeddings = None,
     profile: ProfileName = None,
+    device: Device = None,
     threads: Threads = None,
     sequential: Sequential = False,
     memory: Budget = None,
@@ -324,7 +325,7 @@ def run(
     requests = ask(prompts or [], prompt_file, stored, values, image=image is not None)
     draw(
         bundle,
-        choose_one(profile, threads, sequential=sequential, bundle=bundle),
+        choose_one(profile, threads, device=device, sequential=sequential, bundle=bundle),
         requests,
         output,
         image=image,

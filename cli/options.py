@@ -27,6 +27,12 @@ Threads = Annotated[
         help="CPU threads. Default: as the profile says, otherwise what CPU affinity and the container allow.",
     ),
 ]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        help="Which device of the profile's kind, such as cuda:1, hip:1 or GPU.1. Default: as the profile says.",
+    ),
+]
 Sequential = Annotated[
     bool,
     typer.Option(

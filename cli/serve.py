@@ -13,6 +13,7 @@ import typer
 from .options import Embeddings, Loras, ProfileName, Quiet, Threads
 
 DEFAULT_PORT = 8000
+MOST_REPLICAS = 64
 
 
 def serve(
@@ -44,9 +45,86 @@ def serve(
         list[str] | None,
         typer.Option(metavar="NAME", help="Name by which clients may call the server. May be repeated."),
     ] = None,
+    state: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Folder for a history of finished images, which survives a restart. Default: none is kept.",
+        ),
+    ] = None,
+    keep_images: Annotated[
+        int | None, typer.Option(min=1, help="Images of the history; beyond, the oldest are deleted. Default: 10000.")
+    ] = None,
+    keep_gb: Annotated[
+        float | None, typer.Option(min=0.001, max=1e6, help="Limit of the history's files, in GB. Default: 10.")
+    ] = None,
+    granted: Annotated[
+        float | None,
+        typer.Option(
+            "--credits", min=0, max=1e9, help="Credits that each token may spend; without tokens, all clients together."
+        ),
+    ] = None,
+    image_cost: Annotated[float, typer.Option(min=0, max=1e6, help="Credits of an image.")] = 0,
+    step_cost: Annotated[
+        float, typer.Option(min=0, max=1e6, help="Credits of each step of an image, by millions of pixels.")
+    ] = 0,
+    prompt_model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="A server of OpenAI's chat completions that expands prompts, such as http://127.0.0.1:8080/v1. It is "
+            "sent the prompts that users want expanded. Default: none.",
+        ),
+    ] = None,
+    prompt_model_name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Name of the model there, if it serves several.")
+    ] = None,
+    prompt_token_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="File with the bearer token for --prompt-model.")
+    ] = None,
+    check: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULE:FUNCTION",
+            help="Python that is given each finished image, an array [height, width, 3], uint8, and returns why it is "
+            "withheld, or None.",
+        ),
+    ] = None,
+    c2pa_cert: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Certificate and its chain, in PEM, that sign images (C2PA; extra [c2pa])."),
+    ] = None,
+    c2pa_key: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Private key of --c2pa-cert, in PEM without a password.")
+    ] = None,
+    memory: Annotated[
+        float | None,
+        typer.Option(
+            metavar="GB",
+            help="Memory for the engines of all bundles together, in GB of 10^9 bytes. The first bundle is loaded at "
+            "the start, others when a request asks for them, and the least recently used ones are freed. Default: all "
+            "are loaded at the start.",
+        ),
+    ] = None,
     lora: Loras = None,
     embedding: Embeddings = None,
     threads: Threads = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="Which device of the profile's kind, such as cuda:1; or several equal ones, cuda:0,cuda:1 or cuda for "
+            "all, over which --replicas are spread. Default: as the profile says.",
+        ),
+    ] = None,
+    replicas: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=MOST_REPLICAS,
+            help="Processes that generate images of each bundle at once. Each opens the bundle, and has its share of "
+            "the CPU cores; --threads is the number of each. Default: one for each --device.",
+        ),
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Serve bundles over HTTP: a page, jobs, and the APIs of OpenAI, the AUTOMATIC1111 web UI, Stability and KServe."""
@@ -57,14 +135,33 @@ def serve(
 
     try:
         from ..serving.limits import Limits
+        from .additions import AdditionOptions
         from .server import serve as run
     except ImportError as exc:
         raise RuntimeMissing(f"Serving needs {exc.name}, which is not installed. {install('serve')}") from exc
     pixels = round(megapixels * 1e6)
     limits = Limits(queue=queue, batch=batch, steps=steps, pixels=pixels, count=count, job_seconds=timeout)
+    chosen = AdditionOptions(
+        state=state,
+        keep_images=keep_images,
+        keep_gb=keep_gb,
+        credits=granted,
+        image_cost=image_cost,
+        step_cost=step_cost,
+        prompt_model=prompt_model,
+        prompt_model_name=prompt_model_name,
+        prompt_token_file=prompt_token_file,
+        check=check,
+        c2pa_cert=c2pa_cert,
+        c2pa_key=c2pa_key,
+    )
     run(
         bundles,
         choose_one(profile, threads, bundle=bundles[0]),
+        device=device,
+        replicas=replicas,
+        memory_gb=memory,
+        share_cores=threads is None,
         host=host,
         port=port,
         limits=limits,
@@ -72,5 +169,6 @@ def serve(
         hosts=allow_host or (),
         adapters=strengths(lora or ()),
         embeddings=embedding or (),
+        chosen=chosen,
         quiet=quiet,
     )

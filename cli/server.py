@@ -6,25 +6,34 @@ import logging
 import socket
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from threading import Thread
 from types import FrameType
 
 import uvicorn
 
+from ..compiler.budget import budget_bytes
+from ..compiler.devices import each_device
 from ..compiler.plan import plan
+from ..compiler.targets import with_threads
 from ..core.bundle import Bundle, open_bundle
 from ..core.errors import ProfileError, RequestError
+from ..core.limits import cores
 from ..core.reading import read_small
-from ..core.units import sized
-from ..pipelines.pipeline import Pipeline
+from ..core.units import counted, sized
 from ..profiles import Profile
+from ..runtimes import runtime
 from ..serving.app import create_app
 from ..serving.guard import LOCAL, Access
 from ..serving.limits import Limits
+from ..serving.opened import OpenModel
+from ..serving.replicas import Replicas
+from ..serving.residents import Residents, check_each
 from ..serving.service import Service
 from ..serving.service import serve as service_of
+from ..serving.worker import Opening
+from .additions import AdditionOptions, additions
 from .progress import shown
 from .text import say
 
@@ -58,6 +67,10 @@ def serve(
     bundles: Sequence[Path],
     profile: Profile,
     *,
+    device: str | None = None,
+    replicas: int | None = None,
+    memory_gb: float | None = None,
+    share_cores: bool = True,
     host: str,
     port: int,
     limits: Limits,
@@ -66,24 +79,42 @@ def serve(
     drain_seconds: float = 60.0,
     adapters: Mapping[str, float] = {},
     embeddings: Sequence[str] = (),
+    chosen: AdditionOptions | None = None,
     quiet: bool = False,
 ) -> None:
-    """Open the bundles, and serve them until SIGTERM or Ctrl-C."""
+    """Open the bundles, and serve them until SIGTERM or Ctrl-C.
+
+    With several `replicas`, each bundle is opened in as many processes, which share the CPU's cores if `share_cores`.
+    They are spread over the devices of `device`, by default one on each. With `memory_gb`, bundles are loaded when they
+    are asked for, within this memory.
+    """
     access = Access(tokens(token_file), [*LOCAL, *hosts] if host in LOCAL or hosts else None)
     if host not in LOCAL and not access.tokens:
         say(f"note: whoever reaches {host} may use this server. Pass --token-file to ask for a token.", err=True)
     opened = named(bundles)
-    check_memory(opened, profile)
+    profiles = spread(profile, device, replicas)
+    if len(profiles) > 1 and share_cores:
+        profiles = [with_share(one, len(profiles)) for one in profiles]
+    sizes = check_memory(opened, profiles, together=memory_gb is None)
+    residents = None
+    if memory_gb is not None:
+        residents = Residents(budget_bytes(memory_gb))
+        check_each(sizes, residents.budget)
     listening = _listen(host, port)
     with listening, ExitStack() as stack:
+        added = stack.enter_context(additions(chosen or AdditionOptions()))
         with shown(quiet) as tell:
-            pipelines = {
-                name: stack.enter_context(
-                    Pipeline.open(bundle, profile, tell, adapters=adapters, embeddings=embeddings)
+            pipelines: dict[str, OpenModel] = {}
+            for name, bundle in opened.items():
+                openings = [
+                    Opening(bundle, one, adapters, tuple(embeddings), loaded=residents is None) for one in profiles
+                ]
+                pipelines[name] = one = stack.enter_context(
+                    closing(openings[0].open(tell) if len(openings) == 1 else Replicas(name, openings, tell))
                 )
-                for name, bundle in opened.items()
-            }
-        service = service_of(pipelines, limits)
+                if residents is not None:
+                    residents.add(name, one, sizes[name])
+        service = service_of(pipelines, limits, added, residents)
         stack.callback(service.close, 0)
         _run(service, access, listening, drain_seconds, quiet=quiet)
 
@@ -139,18 +170,47 @@ def named(bundles: Sequence[Path]) -> dict[str, Bundle]:
     return found
 
 
-def check_memory(bundles: Mapping[str, Bundle], profile: Profile) -> None:
-    """Raise `ProfileError` if the engines of several bundles are predicted not to fit in memory together."""
-    if len(bundles) < 2:
-        return
-    plans = [plan(bundle, profile) for bundle in bundles.values()]
-    held = sum(one.held_bytes for one in plans)
-    room = plans[0].free_bytes if plans[0].on_host else plans[0].device_bytes
+def with_share(profile: Profile, replicas: int) -> Profile:
+    """The profile with a replica's share of the cores, at least one thread, where its device computes in threads."""
+    option = runtime(profile.runtime).threads_option(profile.device)
+    return profile if option is None else with_threads(profile, max(1, cores() // replicas))
+
+
+def spread(profile: Profile, device: str | None, replicas: int | None) -> list[Profile]:
+    """The profile of each replica: those of the devices, in turn. Raises `ProfileError` for more devices than replicas,
+    and as `each_device` does.
+    """
+    each = [profile] if device is None else each_device(profile, device)
+    if replicas is not None and replicas < len(each):
+        raise ProfileError(f"{counted(replicas, 'replica')} can't use {len(each)} devices. Leave --replicas out.")
+    return [each[index % len(each)] for index in range(replicas or len(each))]
+
+
+def check_memory(
+    bundles: Mapping[str, Bundle], profiles: Sequence[Profile], *, together: bool = True
+) -> dict[str, int]:
+    """Predict the bytes of memory that each bundle's engines hold on one device, for the profile of each replica.
+
+    Raises `ProfileError` if several, of all bundles if they are loaded `together`, don't fit in the memory of a device.
+    Replicas share nothing that the prediction counts: each has its own engines.
+    """
+    if together and len(bundles) * len(profiles) < 2:
+        return {}
+    plans = {name: plan(bundle, profiles[0]) for name, bundle in bundles.items()}
+    first = next(iter(plans.values()))
+    places = 1 if first.on_host else len({one.device for one in profiles})
+    replicas = -(-len(profiles) // places)
+    sizes = {name: replicas * one.held_bytes for name, one in plans.items()}
+    held = sum(sizes.values()) if together else max(sizes.values())
+    room = first.free_bytes if first.on_host else first.device_bytes
     if room is not None and held > room:
+        of = f"{replicas} replicas{' on a device' if places > 1 else ''} of " if replicas > 1 else ""
         raise ProfileError(
-            f"These {len(bundles)} bundles are predicted to hold {sized(held)}, but {plans[0].device} "
-            f"has {sized(room)}. Serve fewer bundles."
+            f"{of or 'These '}{counted(len(bundles) if together else 1, 'bundle')} are predicted to hold "
+            f"{sized(held)}, but {first.device} has {sized(room)}. Serve fewer {'replicas or ' if of else ''}bundles"
+            f"{', or set --memory' if together and len(bundles) > 1 else ''}."
         )
+    return sizes
 
 
 def tokens(file: Path | None) -> tuple[str, ...]:

@@ -346,6 +346,11 @@ class Engines:
             found.setdefault(want.part, {})[" ".join(filter(None, facts)) + _placed(self.bundle, want)] = None
         return {part: "; or ".join(each) for part, each in found.items()}
 
+    def unload(self) -> None:
+        """Free the engines' memory until they are needed again."""
+        with self._lock:
+            self._free(tuple(self._loaded))
+
     def close(self) -> None:
         """Free the engines' memory; does nothing in a forked process."""
         if os.getpid() != self._process:

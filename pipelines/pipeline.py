@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from ..compiler.adapted import adapted
 from ..compiler.budget import budget_bytes
-from ..compiler.engines import load
+from ..compiler.devices import with_device
+from ..compiler.engines import Engines, load
 from ..compiler.packaged import usual_profile
 from ..compiler.sized import with_built_sizes
 from ..compiler.swap import Swaps
@@ -83,21 +84,23 @@ class Pipeline:
         profile: Profile | Path | str | None = None,
         on_progress: Progress = quiet,
         *,
+        device: str | None = None,
         threads: int | None = None,
         sequential: bool = False,
         memory_gb: float | None = None,
         adapters: Mapping[str, float] | Sequence[str] = (),
         embeddings: Sequence[str | Path] = (),
+        loaded: bool = True,
     ) -> Pipeline:
         """Open a bundle under a profile. Both are names, paths or loaded objects.
 
-        Without a profile, that of a package is used, or else the one that `latentc doctor` advises on this machine.
-        `threads` is the number of CPU threads; None uses the profile's, else as many as the container's quota and the
-        affinity mask allow. It affects loading only, not how engines are built. `sequential` loads each part only while
-        it runs, so that memory must hold the largest one instead of all. Engines that this machine has not proved yet
-        are proved first, which `on_progress` reports. All engines are loaded, except those of denoiser variants, of the
-        tiny decoder, of an IP-Adapter's image encoder and, for a model that generates from a prompt, of the VAE's
-        encoder: they are loaded when a request needs one.
+        Without a profile, that of a package is used, or else the one that `latentc doctor` advises. `device` is one of
+        the devices of its kind, such as `cuda:1` (`compiler.devices`). `threads` is the number of CPU threads; None
+        uses the profile's, else as many as the container's quota and the affinity mask allow. It affects loading only,
+        not how engines are built. `sequential` loads each part only while it runs, so that memory must hold the largest
+        one instead of all. Engines that this machine has not proved yet are proved first, which `on_progress` reports.
+        All engines are loaded, except those of denoiser variants, of the tiny decoder, of an IP-Adapter's image encoder
+        and, for a model that generates from a prompt, of the VAE's encoder: they are loaded when a request needs one.
 
         `memory_gb` is a budget in GB of 10^9 bytes, of the device that the engines run on. Each request is then
         computed in the first way that is predicted to fit: all parts in memory, one at a time, the denoiser row by row,
@@ -112,23 +115,27 @@ class Pipeline:
         `embeddings` are textual inversions, each `FILE` or `FILE:TOKEN`. They are fused with the bundle, which is built
         at their first use.
 
+        If not `loaded`, engines are loaded by `load`, or by the first request that needs them, and `unload` frees them.
+        Adapters are then fused, as within a memory budget.
+
         Raises `BundleError`, `ProfileError`, `RuntimeMissing` if no profile works on this machine, and the compiler's
         errors for engines that aren't built, or differ from PyTorch.
         """
         budget = None if memory_gb is None else budget_bytes(memory_gb)
         opened = open_bundle(bundle)
-        chosen = with_threads(usual_profile(opened) if profile is None else load_profile(profile), threads)
+        chosen = with_device(usual_profile(opened) if profile is None else load_profile(profile), device)
+        chosen = with_threads(chosen, threads)
         chosen = with_built_sizes(opened, chosen.sequentially() if sequential else chosen)
         strengths = given(adapters)
         named = opened_adapters(strengths)
         fitting = adapters_of(opened, strengths) if strengths else []
-        how = way(opened, chosen, fitting, budget=budget is not None) if fitting else None
+        how = way(opened, chosen, fitting, budget=budget is not None or not loaded) if fitting else None
         swapping = how is not None and how.exchanges
         if embeddings or (fitting and not swapping):
             opened = adapted(opened, {} if swapping else strengths, chosen, on_progress, embeddings=embeddings)
         verify_files(opened, host_files(opened.manifest.model))
         if not swapping:
-            engines = load(opened, chosen, opened.plainly_drawing, on_progress, budget=budget)
+            engines = load(opened, chosen, opened.plainly_drawing if loaded else (), on_progress, budget=budget)
             fits = None if budget is None else partial(fitted, opened, engines.wanted, chosen, budget)
             return cls(opened, engines, chosen, adapters=named, how=how, fits=fits)
         changed = {part for one in fitting if one.strength for part in one.edits}
@@ -155,6 +162,19 @@ class Pipeline:
         self._work.engines.close()
         if self._adapters.swaps is not None:
             self._adapters.swaps.close()
+
+    def load(self) -> None:
+        """Load the engines that `open` loads, unless they are. Raises `RequestError` where adapters are swapped."""
+        self._own_engines().preload(self.bundle.plainly_drawing)
+
+    def unload(self) -> None:
+        """Free the engines' memory until a request needs them; none may be generated meanwhile. Raises as `load`."""
+        self._own_engines().unload()
+
+    def _own_engines(self) -> Engines:
+        if not isinstance(self._work.engines, Engines):
+            raise RequestError("Engines that are swapped or wrapped stay loaded. Open the pipeline with loaded=False.")
+        return self._work.engines
 
     def describe(self) -> dict[str, str]:
         """The engine of each part, such as `openvino 2026.4.1 CPU bf16`."""
@@ -249,13 +269,7 @@ class Pipeline:
         It takes no engine: the colours are a linear map of the step's estimate, fitted at the export. Raises
         `RequestError` for a bundle without the map, such as one made from ONNX files.
         """
-        rows = self.bundle.manifest.model.preview
-        if rows is None:
-            raise RequestError(
-                "This bundle can't show previews: they need colours that an export from PyTorch fits, with the VAE's "
-                "encoder. Export the checkpoint again, or leave previews out."
-            )
-        return preview(rows, step.estimate)
+        return preview_of(self.bundle, step)
 
     def draw_many(
         self,
@@ -349,6 +363,17 @@ class Pipeline:
         latents, tile = unscaled(model, step.estimate, request.decoder), tile_of(model, request)
         chunk = request.decode_chunk_size or self.profile.shapes.decode_frames
         return decode(run, latents, part, self.describe()[part], chunk, tile)
+
+
+def preview_of(bundle: Bundle, step: Step) -> NDArray[np.uint8]:
+    """`Pipeline.preview` for a bundle that needn't be open."""
+    rows = bundle.manifest.model.preview
+    if rows is None:
+        raise RequestError(
+            "This bundle can't show previews: they need colours that an export from PyTorch fits, with the VAE's "
+            "encoder. Export the checkpoint again, or leave previews out."
+        )
+    return preview(rows, step.estimate)
 
 
 def _through(

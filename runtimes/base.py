@@ -323,6 +323,23 @@ class Runtime(Protocol):
         """Names of the devices on which it works on this machine; may be empty. Raises nothing."""
         return tuple(device for device in self.facts.devices if self.missing(device) is None)
 
+    def kinds(self, device: str) -> tuple[str, ...]:
+        """Words for the devices of this one's kind, such as `TensorRT` and `cuda`: its name without a number first."""
+        return (numbered(device)[0] if self.facts.numbered else device,)
+
+    def places(self, device: str) -> dict[int, str] | None:
+        """This machine's devices of this one's kind by number, with the names that open them: `{1: "CUDA:1"}`. None
+        where the library doesn't list them.
+
+        Raises `RuntimeMissing` where there can be none.
+        """
+        return None if self.facts.numbered else {0: device}
+
+    def model(self, device: str) -> dict[str, str]:
+        """What tells a device's model from others where `device` doesn't: such as the name of a GPU."""
+        del device
+        return {}
+
     def unbuildable(self, device: str) -> str | None:
         """Why it can't compile for a device on this machine, as in `missing`; None where it can, with or without it."""
         return self.missing(device)

@@ -118,6 +118,11 @@ def number_of(architecture: str | None = None) -> int:
     return max(usable, key=lambda number: (usable[number].memory_bytes or 0, -number))
 
 
+def numbers_of(architecture: str | None = None) -> list[int]:
+    """HIP's numbers of the GPUs of an architecture, or of all. Raises `RuntimeMissing`."""
+    return sorted(number for number, gpu in _gpus().items() if architecture in (None, gpu.architecture))
+
+
 def gpu_at(number: int) -> AmdGpu:
     """The GPU with HIP's number. Raises `RuntimeMissing` where there is none."""
     if number not in (found := _gpus()):

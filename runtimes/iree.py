@@ -185,6 +185,25 @@ class IREE(Runtime):
             return {}
         return {"architecture": platform.machine(), "instructions": processor(), "cpu": machine().cpu}
 
+    def kinds(self, device: str) -> tuple[str, ...]:
+        """The device's name, and `cuda` where it runs PTX."""
+        found = super().kinds(device)
+        return (*found, "cuda") if found[0] in PTX else found
+
+    def places(self, device: str) -> dict[int, str]:
+        """Vulkan's GPUs; NVIDIA's that can run the PTX, as CUDA numbers them. AMD's have no numbers."""
+        name = numbered(device)[0]
+        if name == VULKAN:
+            return {number: f"{name}{NUMBERED}{number}" for number in range(len(_vulkan_gpus()))}
+        if name in PTX:
+            each = {number: f"{name}{NUMBERED}{number}" for number in range(len(capabilities()))}
+            return {number: one for number, one in each.items() if _nvidia(one) is not None}
+        return {0: name}
+
+    def model(self, device: str) -> dict[str, str]:
+        """The name of an NVIDIA GPU."""
+        return {name: one for name, one in self.drivers(device).items() if name == "gpu"}
+
     def drivers(self, device: str) -> dict[str, str]:
         """The driver that translates SPIR-V or PTX when a program is loaded, and the name of the NVIDIA GPU that it is
         translated for; ROCm's versions for an AMD GPU.

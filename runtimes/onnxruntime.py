@@ -48,7 +48,7 @@ from .base import (
 )
 from .border import ENOUGH, REBUILD, border, rebuild
 from .compiled_code import CACHE, check_stored, lent, marks
-from .cuda import forces_tf32, gpu_name, has_tf32
+from .cuda import capabilities, forces_tf32, gpu_name, has_tf32
 from .host import Call, HostEngine
 from .machine import machine, processor
 from .placement import (
@@ -155,6 +155,9 @@ UNFOLDED: Mapping[str, Any] = {"stores": True, "per_weight": 1.1, "build_per_wei
 it is used.
 """
 
+KINDS = {"NVIDIA": ("cuda",), "AMD": ("hip",)}
+"""What the GPUs of a vendor are also called."""
+
 
 class ONNXRuntime(Runtime):
     """The adapter to ONNX Runtime."""
@@ -217,6 +220,20 @@ class ONNXRuntime(Runtime):
             return {"gpu": f"{gpu_name(f'{capability}{NUMBERED}{number or 0}')} {capability} {driver}".strip()}
         found = "; ".join(f"{gpu.architecture or gpu.name} {gpu.driver}" for gpu in gpus)
         return {"gpu": found or f"unknown, of {platform.node()}"}
+
+    def kinds(self, device: str) -> tuple[str, ...]:
+        """The provider's short name, and `cuda` for NVIDIA's GPUs or `hip` for AMD's."""
+        name = numbered(device)[0]
+        return name, *KINDS.get(PROVIDERS[name].vendor or "", ())
+
+    def places(self, device: str) -> dict[int, str] | None:
+        """All NVIDIA GPUs, as CUDA numbers them; AMD's of the provider's architecture, as HIP does."""
+        name, provider = numbered(device)[0], PROVIDERS[numbered(device)[0]]
+        if provider.vendor == "NVIDIA":
+            return {number: f"{name}{NUMBERED}{number}" for number in range(len(capabilities()))}
+        if provider.vendor == "AMD":
+            return {number: f"{name}{NUMBERED}{number}" for number in hip.numbers_of(provider.architecture)}
+        return None if provider.numbered else {0: name}
 
     def drivers(self, device: str) -> dict[str, str]:
         """The GPU's driver; Vulkan's drivers, or the GPU's number, where a provider makes code through Vulkan or

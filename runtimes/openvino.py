@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from mmap import mmap
@@ -189,6 +190,28 @@ class OpenVINO(Runtime):
         or the device's model without those.
         """
         return dict(_facts(device))
+
+    def kinds(self, device: str) -> tuple[str, ...]:
+        """The name without a number, as in `GPU.1`."""
+        return (device.partition(".")[0],)
+
+    def places(self, device: str) -> dict[int, str]:
+        """OpenVINO's devices of this kind; with a single one, its name has no number."""
+        with border(RuntimeMissing, "OpenVINO cannot be loaded", INSTALL):
+            has = [one.partition(".") for one in _core().available_devices]
+        return {int(number or 0): f"{kind}{dot}{number}" for kind, dot, number in has if kind == self.kinds(device)[0]}
+
+    def model(self, device: str) -> dict[str, str]:
+        """The device's full name."""
+        return {"model": str(_property(device, "FULL_DEVICE_NAME"))}
+
+    def drivers(self, device: str) -> dict[str, str]:
+        """The GPU's driver, and its model: the key is that of every device of its kind."""
+        if device == "CPU":
+            return {}
+        with suppress(RuntimeMissing):  # the device isn't here
+            return super().drivers(device) | self.model(device)
+        return super().drivers(device)
 
     def precisions(self, device: str) -> tuple[Precision, ...]:
         """From the device's capabilities. f16 is not listed for a CPU without FP16, which would compute in bf16; models

@@ -29,7 +29,7 @@ from ..core.progress import Progress
 from ..core.reading import CONFIG_BYTES, read_json
 from ..core.record import Record, complaints, suggest
 from ..core.tensors import Array
-from .base import COUNTS, CheckpointOrigin, Facts, Job, Runtime, Target, numbered
+from .base import COUNTS, NUMBERED, CheckpointOrigin, Facts, Job, Runtime, Target, numbered
 from .border import ENOUGH, REBUILD, border, first_line
 from .cuda import TF32_OVERRIDE
 from .host import HostEngine
@@ -115,6 +115,18 @@ class Torch(Runtime):
         """Versions of PyTorch, diffusers and transformers."""
         with border(RuntimeMissing, "The torch runtime cannot be used", INSTALL):
             return {name: metadata.version(name) for name in LIBRARIES}
+
+    def places(self, device: str) -> dict[int, str]:
+        """The GPUs that PyTorch finds."""
+        name = numbered(device)[0]
+        if name == "CPU":
+            return {0: name}
+        return {number: f"{name}{NUMBERED}{number}" for number in range(import_module("torch").cuda.device_count())}
+
+    def model(self, device: str) -> dict[str, str]:
+        """The GPU's name."""
+        name, number = numbered(device)
+        return {} if name == "CPU" else {"gpu": str(import_module("torch").cuda.get_device_name(number or 0))}
 
     def drivers(self, device: str) -> dict[str, str]:
         """The GPU's driver and number: an engine's key doesn't have the GPU's name."""

@@ -226,6 +226,20 @@ class TensorRT(Runtime):
         """The GPU's name for TensorRT, which times kernels on it; else the compute capability (its name) is enough."""
         return {} if self._is.builds_elsewhere else {"gpu": gpu_name(device)}
 
+    def kinds(self, device: str) -> tuple[str, ...]:
+        """The compute capability, and `cuda`."""
+        return *super().kinds(device), "cuda"
+
+    def places(self, device: str) -> dict[int, str]:
+        """The GPUs of this compute capability, as CUDA numbers them."""
+        name = numbered(device)[0]
+        fits = (number for number, one in enumerate(capabilities()) if one in name.split(TOGETHER))
+        return {number: f"{name}{NUMBERED}{number}" for number in fits}
+
+    def model(self, device: str) -> dict[str, str]:
+        """The GPU's name."""
+        return {"gpu": gpu_name(_chosen(device, capabilities()))}
+
     def drivers(self, device: str) -> dict[str, str]:
         """The GPU's driver; for TensorRT for RTX, which compiles for the GPU at load, also the opened GPU's name."""
         found = super().drivers(device)

@@ -8,12 +8,13 @@ from fastapi import FastAPI, Response
 from fastapi import Request as HttpRequest
 from starlette.exceptions import HTTPException
 
-from . import jobs, kserve, openai, page, pictures, sdapi, stability
+from . import history_api, jobs, kserve, openai, page, pictures, prompts_api, sdapi, stability
 from .errors import ApiError, answer, api_error
 from .guard import Access, Guard
+from .replicas import Replicas
 from .service import Service
 
-APIS = (openai, sdapi, stability, kserve, jobs, pictures, page)
+APIS = (openai, sdapi, stability, kserve, jobs, pictures, history_api, prompts_api, page)
 """Modules with a function `router(service)`; metrics count requests of paths that begin with one of `PREFIXES` under
 `NAME`."""
 
@@ -43,11 +44,13 @@ async def _live() -> dict[str, str]:
 
 
 def _ready_of(service: Service) -> Any:
-    async def ready() -> dict[str, str]:
+    async def ready() -> dict[str, Any]:
         if not service.ready:
             state = "draining" if service.draining else "warming up, or broken: see its log"
             raise ApiError(503, f"The server is {state}.", code="not_ready", retry_seconds=1)
-        return {"status": "ready"}
+        replicas = {name: model.pipeline for name, model in service.models.items()}
+        about = {name: one.state() for name, one in replicas.items() if isinstance(one, Replicas)}
+        return {"status": "ready", **({"replicas": about} if about else {})}
 
     return ready
 

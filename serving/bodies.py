@@ -112,6 +112,16 @@ def request_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
+def truth(left: dict[str, Any], name: str, default: bool) -> bool:
+    """Take a field that is true or false, also as a word of a form; raises `ApiError` 400 for another value."""
+    value = left.pop(name, default)
+    if value in ("true", "false"):
+        value = value == "true"
+    if not isinstance(value, bool):
+        raise ApiError(400, f"{name} must be true or false.", param=name)
+    return value
+
+
 def _check_type(http: HttpRequest, wanted: str) -> None:
     found = http.headers.get("content-type", "").partition(";")[0].strip().lower()
     if found != wanted:

@@ -18,6 +18,7 @@ from ..core.record import in_a_line
 
 KINDS = {
     401: "authentication_error",
+    402: "insufficient_quota",
     403: "permission_error",
     404: "not_found_error",
     429: "rate_limit_error",

@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .errors import NO_ANSWER, ApiError, answer, api_error
 from .limits import Limits
 from .metrics import Metrics
+from .spans import request_span
 
 ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 OPEN = ("/livez", "/readyz", "/")
@@ -77,8 +78,13 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers, path = Headers(scope=scope), scope["path"]
-        given = headers.get("x-request-id", "")
+        headers, shown = Headers(scope=scope), SECRET.sub(r"\1...", scope["path"])[:200]
+        with request_span(scope["method"], shown, headers) as about:
+            about["http.response.status_code"] = await self._handled(scope, receive, send, headers, shown)
+
+    async def _handled(self, scope: Scope, receive: Receive, send: Send, headers: Headers, shown: str) -> int:
+        """Answer a request, count it and log it, with `shown` as its path; returns the status of the answer."""
+        path, given = scope["path"], headers.get("x-request-id", "")
         name = given if ID.fullmatch(given) else secrets.token_hex(8)
         status, began, body = NO_ANSWER, time.monotonic(), _Body(receive, self._limits, self._bodies)
 
@@ -110,8 +116,8 @@ class Guard:
             body.end()
             api = next((name for prefix, name in self._apis.items() if path.startswith(prefix)), "other")
             self._metrics.requests.labels(api, str(status)).inc()
-            shown, seconds = SECRET.sub(r"\1...", path)[:200], time.monotonic() - began
-            log.info("%s %s %a %d %.3f s", name, scope["method"], shown, status, seconds)
+            log.info("%s %s %a %d %.3f s", name, scope["method"], shown, status, time.monotonic() - began)
+        return status
 
 
 def owner(scope: Scope, credential: str) -> str:

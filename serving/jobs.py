@@ -19,7 +19,7 @@ import binascii
 import json
 import time
 from collections.abc import AsyncGenerator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from fastapi import APIRouter, Response
@@ -28,10 +28,10 @@ from fastapi.responses import JSONResponse, StreamingResponse
 
 from ..compiler.targets import fixed_sizes
 from ..core.request import Request, Step
-from ..pipelines.pipeline import Pipeline
 from ..pipelines.png import origin
-from .bodies import ALIVE, SSE, json_fields, request_fields
+from .bodies import ALIVE, SSE, json_fields, request_fields, truth
 from .errors import ApiError, api_error, openai_body, route_class
+from .opened import OpenModel
 from .pictures import path_of, plain_file
 from .queue import DONE, ImageJob
 from .service import ServedModel, Service, result_of
@@ -42,10 +42,22 @@ PREVIEW_SECONDS = 0.25
 """Between two previews of a job, for each of its clients."""
 
 
-def asked(fields: Mapping[str, Any]) -> tuple[Request, str | None, dict[str, bytes]]:
-    """The request of a body's fields, the name of its model, and the files of its images.
+@dataclass(frozen=True)
+class JobAsked:
+    """A request, and what is to be done with it."""
 
-    The fields are those of `Request`, also under the names that other tools have for them, `model`, and `image` and
+    request: Request
+    model: str | None
+    inputs: Mapping[str, bytes]
+    """The files of its images."""
+    store: bool
+    """Whether its images enter the history of the server."""
+
+
+def asked(fields: Mapping[str, Any]) -> JobAsked:
+    """The job of a body's fields.
+
+    They are those of `Request`, also under the names that other tools have for them, `model`, `store`, and `image` and
     `mask` as base64. Raises `ApiError` 400 with the field at fault.
     """
     left = dict(fields)
@@ -53,18 +65,27 @@ def asked(fields: Mapping[str, Any]) -> tuple[Request, str | None, dict[str, byt
     if model is not None and not isinstance(model, str):
         raise ApiError(400, "The model is not a text.", param="model")
     inputs = {name: _decoded(name, left.pop(name)) for name in INPUTS if name in left}
-    return Request.model_validate(request_fields(left)), model, inputs
+    store = truth(left, "store", True)
+    return JobAsked(Request.model_validate(request_fields(left)), model, inputs, store)
 
 
 def router(service: Service) -> APIRouter:
     """The routes."""
     routes = APIRouter(route_class=route_class(openai_body))
-    able = {name: _able(model) for name, model in service.models.items()}
+    able = {name: {**_able(model), "previews": service.shows_previews(name)} for name, model in service.models.items()}
 
     @routes.post("/v1/jobs")
     async def submit(http: HttpRequest) -> Response:
-        request, model, inputs = asked(await json_fields(http))
-        job = await service.submit(request, model=model, inputs=inputs, api=NAME, keep=True, owner=http.state.owner)
+        sent = asked(await json_fields(http))
+        job = await service.submit(
+            sent.request,
+            model=sent.model,
+            inputs=sent.inputs,
+            api=NAME,
+            keep=True,
+            owner=http.state.owner,
+            store=sent.store,
+        )
         return JSONResponse(shown(service, job), 202, headers={"location": _path(job)})
 
     @routes.get("/v1/jobs")
@@ -92,12 +113,20 @@ def router(service: Service) -> APIRouter:
     async def result(name: str) -> dict[str, Any]:
         job = service.kept.find(name)
         found = result_of(job)
-        seed = found.request.seed or 0
+        seed, entered = found.request.seed or 0, await _entered(job)
         return {
             "id": job.id,
             "model": job.model,
             "request": found.request.model_dump(),
-            "images": [{"url": path_of(job, index, "png"), "seed": seed + index} for index in range(len(found.images))],
+            "images": [
+                {
+                    "url": None if index in job.filtered else path_of(job, index, "png"),
+                    "seed": seed + index,
+                    "history": entered.get(index),
+                    "filtered": job.filtered.get(index),
+                }
+                for index in range(len(found.images))
+            ],
             "engines": dict(found.engines),
             "notices": list(found.notices),
             "seconds": dict(found.seconds),
@@ -105,9 +134,22 @@ def router(service: Service) -> APIRouter:
 
     @routes.get("/v1/capabilities")
     async def capabilities() -> dict[str, Any]:
-        return {"models": able, "limits": asdict(service.limits)}
+        added = service.added
+        has = {"history": added.history is not None, "credits": added.credits is not None}
+        has["prompts"] = added.prompts is not None
+        return {"models": able, "limits": asdict(service.limits), **has}
 
     return routes
+
+
+async def _entered(job: ImageJob) -> Mapping[int, int]:
+    """Ids of a job's images in the history by index, once they are written; empty where they aren't kept."""
+    if job.stored is None:
+        return {}
+    try:
+        return await asyncio.wrap_future(job.stored)
+    except Exception:  # the log has it
+        return {}
 
 
 def shown(service: Service, job: ImageJob) -> dict[str, Any]:
@@ -133,7 +175,7 @@ async def _events(service: Service, job: ImageJob, previews: bool) -> AsyncGener
     """
     last, previewed = None, 0.0
     pipeline = service.models[job.model].pipeline
-    previews = previews and pipeline.bundle.manifest.model.preview is not None
+    previews = previews and service.shows_previews(job.model)
     async for _ in service.changes(job):
         found, step, now = shown(service, job), job.last, time.monotonic()
         name = found["status"] if found["status"] in DONE else "progress" if found["step"] else "status"
@@ -145,7 +187,7 @@ async def _events(service: Service, job: ImageJob, previews: bool) -> AsyncGener
         last = state
 
 
-def _preview(pipeline: Pipeline, step: Step) -> str:
+def _preview(pipeline: OpenModel, step: Step) -> str:
     return base64.b64encode(plain_file(pipeline.preview(step)[0], "png")).decode()
 
 
@@ -160,7 +202,6 @@ def _able(model: ServedModel) -> dict[str, Any]:
         "tasks": list(facts.tasks),
         "image": manifest.encodes,
         "mask": manifest.encodes and not facts.edits,
-        "previews": facts.preview is not None,
         "scheduler": pipeline.scheduler,
         "schedulers": pipeline.schedulers,
         "multiple": facts.downscale * facts.patch,

@@ -22,7 +22,7 @@ from ..core.reading import parse_json
 from ..core.request import Request
 from ..core.units import listed
 from ..core.version import __version__
-from .bodies import MAX_MARKS
+from .bodies import MAX_MARKS, truth
 from .errors import ApiError, route_class
 from .service import Service
 
@@ -93,7 +93,8 @@ def router(service: Service) -> APIRouter:
                 f"The image would have {values:,} numbers, and JSON may have {MOST_VALUES:,} here. Ask for the output "
                 "with binary_data.",
             )
-        job = await service.submit(asked, model=name, api=NAME)
+        store = truth(dict(_parameters(header)), "store", True)
+        job = await service.submit(asked, model=name, api=NAME, owner=http.state.owner, store=store)
         result = await service.result(job, http)
         about = {"seed": result.request.seed, "notices": "\n".join(result.notices)}
         return _answer(name, header.get("id"), np.ascontiguousarray(result.images), about, as_bytes=as_bytes)

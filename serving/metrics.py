@@ -33,7 +33,15 @@ class Metrics:
         self.batches = Histogram(
             "latentc_batch_size", "Jobs generated at once.", ["model"], buckets=(1, 2, 4, 8, 16, 32), registry=own
         )
+        self.filtered = Counter(
+            "latentc_filtered_images", "Images that the operator's check withheld.", ["model"], registry=own
+        )
         self.cancelled = Counter("latentc_cancelled", "Jobs cancelled.", ["model", "reason"], registry=own)
+
+        self.replicas = Gauge("latentc_replicas", "Processes that are open.", ["model"], registry=own)
+        self.restarts = Counter(
+            "latentc_restarts", "Processes started again after they ended.", ["model"], registry=own
+        )
 
     def text(self) -> bytes:
         """All metrics in Prometheus' text format."""

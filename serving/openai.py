@@ -20,15 +20,16 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.background import BackgroundTask
 
 from ..core.errors import RequestError
-from ..core.request import Request, Step
+from ..core.request import Request, Result, Step
 from ..pipelines.picture import load_clear
-from ..pipelines.pipeline import Pipeline
 from ..pipelines.save import check_jpeg
-from .bodies import ALIVE, SSE, form_fields, json_fields, request_fields
+from .bodies import ALIVE, SSE, form_fields, json_fields, request_fields, truth
 from .errors import ApiError, api_error, openai_body, route_class
-from .pictures import TYPES, files, path_of, plain_file
+from .opened import OpenModel
+from .pictures import files, path_of, plain_file
 from .queue import ImageJob
 from .service import Service, result_of
+from .signing import TYPES
 
 NAME, PREFIXES = "openai", ("/v1/images/generations", "/v1/images/edits", "/v1/models")
 IGNORED = ("moderation", "user", "safety_identifier", "complexity")
@@ -56,6 +57,8 @@ class ImagesAsked:
     quality: int | None
     stream: bool
     partial_images: int
+    store: bool
+    """Whether its images enter the history of the server."""
     notices: tuple[str, ...]
 
 
@@ -85,7 +88,8 @@ def asked(fields: Mapping[str, Any]) -> ImagesAsked:
     as_url = _choice(left, "response_format", ("b64_json", "url"), "b64_json") == "url"
     if as_url and compression not in (None, 100):
         raise ApiError(400, "An image as a URL has no output_compression. Leave it out.", param="output_compression")
-    stream, partial = _truth(left, "stream"), _whole(left, "partial_images", 0, 3, 0) or 0
+    stream, partial = truth(left, "stream", False), _whole(left, "partial_images", 0, 3, 0) or 0
+    store = truth(left, "store", True)
     model = left.pop("model", None)
     if model is not None and not isinstance(model, str):
         raise ApiError(400, "The model is not a text.", param="model")
@@ -98,7 +102,7 @@ def asked(fields: Mapping[str, Any]) -> ImagesAsked:
     request = Request.model_validate(values | sides)
     if kind == "jpeg":
         check_jpeg(request)
-    return ImagesAsked(request, model, as_url, kind, quality, stream, partial, notices)
+    return ImagesAsked(request, model, as_url, kind, quality, stream, partial, store, notices)
 
 
 def _size(value: Any) -> dict[str, int]:
@@ -129,15 +133,6 @@ def _whole(left: dict[str, Any], name: str, least: int, most: int, default: int 
         value = int(value)
     if value is not None and (not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most):
         raise ApiError(400, f"{name} must be a whole number from {least} to {most}.", param=name)
-    return value
-
-
-def _truth(left: dict[str, Any], name: str) -> bool:
-    value = left.pop(name, False)
-    if value in ("true", "false"):
-        value = value == "true"
-    if not isinstance(value, bool):
-        raise ApiError(400, f"{name} must be true or false.", param=name)
     return value
 
 
@@ -182,7 +177,8 @@ def edited(sent: Mapping[str, list[bytes]]) -> dict[str, Any]:
 
 
 def _model(service: Service, name: str) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": service.models[name].created, "owned_by": "latentc"}
+    about = {"created": service.models[name].created, "owned_by": "latentc", "state": service.state(name)}
+    return {"id": name, "object": "model", **about}
 
 
 async def _answer(
@@ -190,10 +186,17 @@ async def _answer(
 ) -> Response:
     """Queue a request, and answer with its images, or with a stream of events."""
     previews: list[str] = []
-    partial = wanted.stream and wanted.partial_images
+    partial = wanted.stream and wanted.partial_images and service.added.check is None
     on_step = _previewing(service.model(wanted.model).pipeline, wanted, previews) if partial else None
     job = await service.submit(
-        wanted.request, model=wanted.model, inputs=inputs, api="openai", keep=wanted.as_url, on_step=on_step
+        wanted.request,
+        model=wanted.model,
+        inputs=inputs,
+        api=NAME,
+        keep=wanted.as_url,
+        owner=http.state.owner,
+        on_step=on_step,
+        store=wanted.store,
     )
     if wanted.stream:
         events = _events(service, job, wanted, event, previews)
@@ -202,9 +205,9 @@ async def _answer(
     result = await service.result(job, http)
     if wanted.as_url:
         base = str(http.base_url).rstrip("/")
-        data = [{"url": base + path_of(job, index, wanted.kind)} for index in range(len(result.images))]
+        data = [{"url": base + path_of(job, index, wanted.kind)} for index in _returned(job, result)]
     else:
-        contents = await files(result, wanted.kind, wanted.quality)
+        contents = await files(service, result, wanted.kind, wanted.quality, _returned(job, result))
         data = await asyncio.to_thread(lambda: [{"b64_json": _text(one)} for one in contents])
     more = {"seed": result.request.seed, "engines": dict(result.engines), "notices": [*wanted.notices, *result.notices]}
     about = {"created": int(job.created), "data": data, **_about(job, wanted), **more}
@@ -217,7 +220,7 @@ def _about(job: ImageJob, wanted: ImagesAsked) -> dict[str, Any]:
     return {"size": size, "quality": "auto", "background": "opaque", "output_format": wanted.kind}
 
 
-def _previewing(pipeline: Pipeline, wanted: ImagesAsked, previews: list[str]) -> Callable[[Step], None]:
+def _previewing(pipeline: OpenModel, wanted: ImagesAsked, previews: list[str]) -> Callable[[Step], None]:
     """What adds the first image to `previews` at some of the steps, evenly spaced, as `b64_json`."""
     pipeline.check_decoding()
     count = wanted.partial_images
@@ -243,10 +246,16 @@ async def _events(
                 more = {"b64_json": previews[sent], "partial_image_index": sent}
                 yield _event(f"{event}.partial_image", job, wanted, more)
                 sent += 1
-        for content in await files(result_of(job), wanted.kind, wanted.quality):
+        result = result_of(job)
+        for content in await files(service, result, wanted.kind, wanted.quality, _returned(job, result)):
             yield _event(f"{event}.completed", job, wanted, {"b64_json": _text(content), "usage": USAGE})
     except Exception as exc:
         yield f"data: {json.dumps(openai_body(api_error(exc)))}\n\n"
+
+
+def _returned(job: ImageJob, result: Result) -> list[int]:
+    """Indices of the images that are not withheld."""
+    return [index for index in range(len(result.images)) if index not in job.filtered]
 
 
 def _event(name: str, job: ImageJob, wanted: ImagesAsked, more: Mapping[str, Any]) -> str:

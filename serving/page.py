@@ -17,9 +17,9 @@ from typing import Any
 from fastapi import APIRouter, Response
 from fastapi import Request as HttpRequest
 
-from ..pipelines.png import read
 from .errors import ApiError, openai_body, route_class
 from .guard import WEB
+from .pictures import read_file
 from .service import Service
 
 NAME, PREFIXES = "page", (WEB, "/v1/read")
@@ -69,7 +69,7 @@ def router(_service: Service) -> APIRouter:
 
     @routes.post("/v1/read")
     async def read_request(http: HttpRequest) -> dict[str, Any]:
-        return await asyncio.to_thread(_shown, await http.body())
+        return await asyncio.to_thread(read_file, await http.body())
 
     return routes
 
@@ -79,16 +79,3 @@ def _file(http: HttpRequest, name: str, content: bytes) -> Response:
     if http.headers.get("if-none-match") == headers["etag"]:
         return Response(status_code=304, headers=headers)
     return Response(content, media_type=TYPES[Path(name).suffix], headers=headers)
-
-
-def _shown(content: bytes) -> dict[str, Any]:
-    """What an image file says of how it was made. Seeds are texts: JavaScript rounds numbers above 2**53."""
-    found = read(content)
-    request = found.request.model_dump(mode="json")
-    return {
-        "request": {**request, "seed": None if found.request.seed is None else str(found.request.seed)},
-        "text": found.text,
-        "rest": dict(found.rest),
-        "drawing": None if found.drawing is None else found.drawing.model_dump(mode="json", exclude={"request"}),
-        "notices": list(found.notices),
-    }

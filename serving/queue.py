@@ -1,4 +1,4 @@
-"""The jobs of one pipeline: a bounded queue, and a thread that generates what waits, in batches."""
+"""The jobs of one model: a bounded queue, and threads that generate what waits, in batches."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from threading import Condition, Thread
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from ..pipelines.pipeline import Inputs
 from .errors import ApiError
 from .limits import Limits
 from .metrics import Metrics
+from .opened import joint
 
 State = Literal["queued", "generating", "completed", "failed", "cancelled"]
 DONE = ("completed", "failed", "cancelled")
@@ -26,8 +28,21 @@ SMOOTHING = 0.3
 
 log = logging.getLogger("latentc.serving")
 
+MOST_LOST = 2
+"""Processes that end while they generate a job, after which it fails."""
+
 DrawMany = Callable[..., list[Result | Exception]]
-"""`Pipeline.draw_many`."""
+"""`Pipeline.draw_many`; it may raise `Interrupted`."""
+
+
+class Interrupted(Exception):
+    """The process that should generate a batch has ended: no fault of the requests is known. `began` says whether it
+    may have begun to.
+    """
+
+    def __init__(self, began: bool) -> None:
+        super().__init__("The process that generates images has ended.")
+        self.began = began
 
 
 @dataclass(eq=False)
@@ -46,6 +61,12 @@ class ImageJob:
     """Of `time.monotonic`, after which it is cancelled."""
     on_step: Callable[[Step], None] | None = None
     """Called after each denoiser call, in the engine's thread."""
+    finish: Callable[[Result], Result] | None = None
+    """Called with its result before it ends, in the engine's thread; what it raises is the job's error."""
+    filtered: Mapping[int, str] = field(default_factory=dict[int, str])
+    """Why images are withheld, by their indices; see `checks.py`."""
+    stored: Future[dict[int, int]] | None = None
+    """Ids of its images in the history, by their indices, once they are written; see `history.py`."""
     id: str = field(default_factory=lambda: secrets.token_urlsafe(16))
     created: float = field(default_factory=time.time)
     """Of `time.time`, as the next two."""
@@ -61,6 +82,8 @@ class ImageJob:
     error: Exception | None = None
     reason: str | None = None
     """Why it was, or is being, cancelled: `client`, `disconnect`, `deadline` or `shutdown`."""
+    lost: int = 0
+    """Processes that ended while they generated it."""
     listeners: list[Callable[[], None]] = field(default_factory=list[Callable[[], None]])
     """Called at each change, in any thread."""
     arrived: float = field(default_factory=time.monotonic)
@@ -80,6 +103,15 @@ class ImageJob:
         """Seconds since its generation began, up to its end."""
         return 0.0 if self.started is None else (self.finished or time.time()) - self.started
 
+    def finished_with(self, result: Result | Exception) -> Result | Exception:
+        """What `finish` makes of its result, or the error that it raises."""
+        if isinstance(result, Exception) or self.finish is None or self.reason is not None:
+            return result
+        try:
+            return self.finish(result)
+        except Exception as exc:
+            return exc
+
     def changed(self) -> None:
         """Tell the listeners."""
         for listener in tuple(self.listeners):
@@ -87,21 +119,39 @@ class ImageJob:
 
 
 class Queue:
-    """A bounded queue of jobs for one pipeline, with one thread that generates them."""
+    """A bounded queue of jobs for one model, with threads that generate them, one batch each at a time."""
 
-    def __init__(self, name: str, draw_many: DrawMany, limits: Limits, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        name: str,
+        draw_many: DrawMany,
+        limits: Limits,
+        metrics: Metrics,
+        *,
+        threads: int = 1,
+        room: Callable[[], int] = lambda: 1,
+    ) -> None:
+        """`threads` is the largest number of batches at once, and `room` is called for how many there may be now, while
+        jobs wait; `wake` says that it has changed.
+        """
         self.name = name
-        self._draw_many, self._limits, self._metrics = draw_many, limits, metrics
+        self._draw_many, self._limits, self._metrics, self._room = draw_many, limits, metrics, room
         self._turn = Condition()
         self._waiting: list[ImageJob] = []
-        self._running: list[ImageJob] = []
+        self._batches: list[list[ImageJob]] = []
         self._closed = False
         self._batch_seconds: float | None = None
-        self._thread = Thread(target=self._work, name=f"latentc {name}", daemon=True)
+        self._threads = [Thread(target=self._work, name=f"latentc {name}", daemon=True) for _ in range(threads)]
 
     def start(self) -> None:
         """Begin to generate."""
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
+
+    def wake(self) -> None:
+        """Ask again how many batches there may be at once."""
+        with self._turn:
+            self._turn.notify_all()
 
     def submit(self, job: ImageJob) -> ImageJob:
         """Queue a job. Raises `ApiError`: 429 if the queue is full, 503 if it was closed."""
@@ -124,7 +174,7 @@ class Queue:
                 429,
                 f"The queue is full ({self._limits.queue} jobs). Try again later.",
                 code="queue_full",
-                retry_seconds=self._batch_seconds or 1.0,
+                retry_seconds=(self._batch_seconds or 1.0) / len(self._threads),
             )
 
     def cancel(self, job: ImageJob, reason: str = "client") -> bool:
@@ -140,6 +190,7 @@ class Queue:
             if waits:
                 self._waiting.remove(job)
                 self._count()
+                self._turn.notify_all()  # a closed queue may be empty now
         if waits:
             self._end(job, CancelledError("The job was cancelled."))
         return True
@@ -151,8 +202,29 @@ class Queue:
 
     @property
     def works(self) -> bool:
-        """Whether its thread runs."""
-        return self._thread.is_alive()
+        """Whether its threads run."""
+        return all(thread.is_alive() for thread in self._threads)
+
+    @property
+    def generates(self) -> bool:
+        """Whether a batch is being generated."""
+        with self._turn:
+            return bool(self._batches)
+
+    @property
+    def empty(self) -> bool:
+        """Whether no job waits or is being generated."""
+        with self._turn:
+            return not self._waiting and not self._batches
+
+    def fail(self, error: Exception) -> None:
+        """End the jobs that wait with an error."""
+        with self._turn:
+            failed, self._waiting = self._waiting, []
+            self._count()
+            self._turn.notify_all()
+        for job in failed:
+            self._end(job, error)
 
     def refuse(self) -> None:
         """Accept no more jobs."""
@@ -166,39 +238,42 @@ class Queue:
         Returns whether all were finished.
         """
         self.refuse()
-        if not self._thread.is_alive():
-            return True
-        self._thread.join(seconds)
-        if not self._thread.is_alive():
+        until = None if seconds is None else time.monotonic() + seconds
+        started = [thread for thread in self._threads if thread.ident is not None]
+        for thread in started:
+            thread.join(None if until is None else max(0.0, until - time.monotonic()))
+        if not any(thread.is_alive() for thread in started):
             return True
         with self._turn:
             left = [*self._waiting, *self._running]
         for job in left:
             self.cancel(job, "shutdown")
-        self._thread.join()
+        for thread in started:
+            thread.join()
         return False
 
     def _work(self) -> None:
         while batch := self._next():
             try:
                 self._generate(batch)
+            except Interrupted as exc:
+                self._put_back(batch, exc)
             except Exception as exc:  # the queue's own
                 log.exception("a batch of %s failed", self.name)
-                with self._turn:
-                    self._running = []
-                    self._count()
+                self._leave(batch)
                 for job in batch:
                     if not job.done:
                         self._end(job, exc)
 
     def _next(self) -> list[ImageJob]:
-        """Wait for jobs, and take a batch; empty once the queue is closed and there are none."""
+        """Wait for jobs and for room, and take a batch; empty once the queue is closed and there are none."""
         with self._turn:
             while True:
                 self._expire()
-                if not self._waiting:
-                    if self._closed:
-                        return []
+                if not self._waiting and self._closed:
+                    return []
+                free = self._room() - len(self._batches) if self._waiting else 0
+                if free < 1:
                     self._turn.wait()
                     continue
                 batch = self._alike(self._waiting[0])
@@ -206,8 +281,9 @@ class Queue:
                 if left > 0 and not self._closed and sum(job.request.count for job in batch) < self._limits.batch:
                     self._turn.wait(left)
                     continue
+                batch = batch[: -(-len(self._waiting) // free)]  # several at once are faster than one of all
                 self._waiting = [job for job in self._waiting if job not in batch]
-                self._running = batch
+                self._batches.append(batch)
                 self._count()
                 for job in self._waiting:  # their positions changed
                     job.changed()
@@ -216,16 +292,22 @@ class Queue:
     def _alike(self, first: ImageJob) -> list[ImageJob]:
         """The oldest job, and those after it that can be joined with it, as far as a batch takes them."""
         batch, rows = [first], first.request.count
-        for job in self._waiting:
+        for job in () if first.lost else self._waiting:  # which of a lost batch ended the process is not known
             more = job.request.count
-            if job is not first and _joint(job.request) == _joint(first.request) and rows + more <= self._limits.batch:
+            if (
+                job is not first
+                and not job.lost
+                and joint(job.request) == joint(first.request)
+                and rows + more <= self._limits.batch
+            ):
                 batch, rows = [*batch, job], rows + more
         return batch
 
     def _generate(self, batch: Sequence[ImageJob]) -> None:
         began, now = time.monotonic(), time.time()
         for job in batch:
-            self._metrics.waited.labels(self.name).observe(began - job.arrived)
+            if job.started is None:
+                self._metrics.waited.labels(self.name).observe(began - job.arrived)
             job.state, job.started = "generating", now
             job.changed()
         self._metrics.batches.labels(self.name).observe(len(batch))
@@ -236,16 +318,41 @@ class Queue:
                 inputs=[job.inputs for job in batch],
                 return_exceptions=True,
             )
+        except Interrupted:
+            raise
         except Exception as exc:  # such as threads that can't be started
             results = [exc] * len(batch)
         seconds = time.monotonic() - began
         before = seconds if self._batch_seconds is None else self._batch_seconds
         with self._turn:
             self._batch_seconds = before + SMOOTHING * (seconds - before)
-            self._running = []
-            self._count()
+        self._leave(batch)
         for job, result in zip(batch, results, strict=True):
-            self._end(job, result)
+            self._end(job, job.finished_with(result))
+
+    def _leave(self, batch: Sequence[ImageJob], first: Sequence[ImageJob] = ()) -> None:
+        """A batch is no longer generated; `first` wait again, before all others."""
+        with self._turn:
+            self._batches = [one for one in self._batches if one is not batch]
+            self._waiting = [*first, *self._waiting]
+            self._count()
+            self._turn.notify_all()
+
+    def _put_back(self, batch: Sequence[ImageJob], exc: Interrupted) -> None:
+        """Let the jobs of a batch wait again, at the front, those excepted that lost too many processes."""
+        again: list[ImageJob] = []
+        for job in batch:
+            job.lost += exc.began
+            if job.reason is None and job.lost < MOST_LOST:
+                job.state, job.step, job.last = "queued", 0, None
+                again.append(job)
+        self._leave(batch, again)
+        for job in batch:
+            if job in again:
+                job.changed()
+            else:
+                text = f"The process that generated this job has ended {job.lost} times. The server's log has details."
+                self._end(job, ApiError(500, text, code="process_ended"))
 
     def _stepping(self, job: ImageJob) -> Callable[[Step], bool]:
         """What is called after each denoiser call of a job; False cancels it."""
@@ -298,77 +405,10 @@ class Queue:
             job.reason = "deadline"
             self._end(job, CancelledError("The job was cancelled (deadline)."))
 
+    @property
+    def _running(self) -> list[ImageJob]:
+        return [job for batch in self._batches for job in batch]
+
     def _count(self) -> None:
         self._metrics.depth.labels(self.name).set(len(self._waiting))
         self._metrics.running.labels(self.name).set(len(self._running))
-
-
-def _joint(request: Request) -> object:
-    """What requests have in common whose denoiser calls can be joined; see `Pipeline.draw_many`."""
-    adapters: Mapping[str, float] = request.adapters or {}
-    return (
-        request.width,
-        request.height,
-        request.steps,
-        request.scheduler,
-        request.timestep_spacing,
-        request.timesteps,
-        request.sigmas,
-        request.strength,
-        request.variant,
-        request.hires,
-        tuple(sorted(adapters.items())),
-    )
-
-
-@dataclass
-class KeptJobs:
-    """Jobs by id: those that wait or are being generated, and ended ones for a time, within a limit of bytes, and at
-    most `MOST_KEPT`.
-    """
-
-    seconds: float
-    bytes: int
-    _jobs: dict[str, ImageJob] = field(default_factory=dict[str, ImageJob], init=False)
-    _dropped: dict[str, None] = field(default_factory=dict[str, None], init=False)
-    """Ids of the last jobs that were dropped."""
-
-    def add(self, job: ImageJob) -> None:
-        """Keep a job; older results may be dropped."""
-        self._jobs[job.id] = job
-        self._drop()
-
-    def find(self, name: str) -> ImageJob:
-        """The job of an id; raises `ApiError`: 404 for an unknown one, 410 for one that was dropped."""
-        self._drop()
-        if name in self._jobs:
-            return self._jobs[name]
-        if name in self._dropped:
-            raise ApiError(410, "The result of this job is no longer kept.", code="gone")
-        raise ApiError(404, "There is no job of this id.", code="job_not_found")
-
-    def jobs(self) -> list[ImageJob]:
-        """All of them, the newest first."""
-        self._drop()
-        return list(reversed(self._jobs.values()))
-
-    def _drop(self) -> None:
-        ended = [job for job in self._jobs.values() if job.done]
-        held, now = sum(map(_bytes, ended)), time.time()
-        for index, job in enumerate(sorted(ended, key=lambda one: one.finished or now)):
-            few = held <= self.bytes and len(ended) - index <= MOST_KEPT
-            if few and now - (job.finished or now) < self.seconds:
-                break
-            held -= _bytes(job)
-            del self._jobs[job.id]
-            self._dropped[job.id] = None
-        while len(self._dropped) > MOST_DROPPED:
-            del self._dropped[next(iter(self._dropped))]
-
-
-MOST_KEPT, MOST_DROPPED = 1000, 10_000
-
-
-def _bytes(job: ImageJob) -> int:
-    texts = 4 * (len(job.request.prompt) + len(job.request.negative_prompt))
-    return texts if job.result is None else texts + job.result.images.nbytes + job.result.latents.nbytes

@@ -212,17 +212,23 @@ async def _generated(service: Service, state: _Open, http: HttpRequest, kind: ty
         service.check_first(asked.request, model.name)
         given = await asyncio.to_thread(pictures, body, asked.request) if isinstance(body, Img2Img) else {}
         job = await service.submit(
-            asked.request, model=model.name, inputs=given, api=NAME, owner=_client(http), on_step=stepped
+            asked.request,
+            model=model.name,
+            inputs=given,
+            api=NAME,
+            owner=_client(http),
+            on_step=stepped,
+            store=not body.do_not_save_samples,
         )
     except RequestError as exc:
         raise ApiError(422, str(exc), code="invalid_request") from exc
     task = _Task(job, body.force_task_id)
     state.tasks.append(task)
     try:
-        result = await service.result(job, http)
+        result = await service.result(job, http, black=True)
     finally:
         state.tasks.remove(task)
-    images = await files(result, "png") if body.send_images is not False else []
+    images = await files(service, result, "png") if body.send_images is not False else []
     about = _info(model, asked, result)
     shown = {name: value for name, value in fields.items() if name not in ("init_images", "mask")}
     return {"images": [_text(one) for one in images], "parameters": shown, "info": json.dumps(about)}
@@ -277,9 +283,8 @@ def _progress(service: Service, task: _Task | None, without_image: bool) -> dict
     done, total = (0, job.request.steps) if step is None else (step.index, step.total)
     share = done / total
     image = None
-    pipeline = service.models[job.model].pipeline
-    if step is not None and not without_image and pipeline.bundle.manifest.model.preview is not None:
-        image = _text(plain_file(pipeline.preview(step)[0], "png"))
+    if step is not None and not without_image and service.shows_previews(job.model):
+        image = _text(plain_file(service.models[job.model].pipeline.preview(step)[0], "png"))
     place = service.position(job)
     return {
         "progress": max(share, 0.001),  # 0 means that nothing is generated

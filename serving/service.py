@@ -5,22 +5,30 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import Request as HttpRequest
 
-from ..compiler.targets import fixed_sizes
 from ..core.errors import RequestError
 from ..core.request import Request, Result, Step
-from ..pipelines.pipeline import Pipeline
+from .checks import Check, FilteredError, checking
+from .credits import Credits, account_of
 from .errors import NO_ANSWER, ApiError
+from .history import History
+from .kept import KeptJobs
 from .limits import Limits
 from .metrics import Metrics
-from .queue import WARM_UP, ImageJob, KeptJobs, Queue
+from .opened import OpenModel, first_request
+from .prompts import PromptModel
+from .queue import WARM_UP, ImageJob, Queue
+from .replicas import Replicas
+from .residents import Presence, Residents
+from .signing import ContentSigner
+from .spans import record_job, trace_context
 
-WARM_STEPS = 2
 HEARTBEAT = 15.0
 """Seconds after which a stream says that it is alive."""
 
@@ -30,10 +38,26 @@ class ServedModel:
     """A bundle that is served under a name."""
 
     name: str
-    pipeline: Pipeline
+    pipeline: OpenModel
     queue: Queue
     created: int
     """Unix time in seconds at which it was opened."""
+
+
+@dataclass(frozen=True)
+class Additions:
+    """What an operator may add to a server; None is without."""
+
+    history: History | None = None
+    """Finished images that survive a restart."""
+    credits: Credits | None = None
+    """What requests cost."""
+    prompts: PromptModel | None = None
+    """What expands prompts."""
+    check: Check | None = None
+    """What decides on finished images."""
+    signer: ContentSigner | None = None
+    """What signs files."""
 
 
 @dataclass
@@ -44,21 +68,28 @@ class Service:
     metrics: Metrics
     models: Mapping[str, ServedModel]
     kept: KeptJobs
+    added: Additions = Additions()
+    residents: Residents | None = None
+    """What loads models when they are asked for; None where all are loaded."""
     draining: bool = False
     _warm: list[ImageJob] = field(default_factory=list[ImageJob], init=False)
 
     def start(self) -> None:
-        """Start the queues, each with a first image: until they are done, the server isn't ready."""
-        for model in self.models.values():
+        """Start the queues, each with a first image: until they are done, the server isn't ready. Of models that are
+        loaded when they are asked for, only the first is.
+        """
+        if self.residents is not None:
+            self.residents.start({name: model.queue for name, model in self.models.items()})
+        for index, model in enumerate(self.models.values()):
             model.queue.start()
-            width, height = _own_size(model.pipeline)
-            request = Request(prompt="", steps=WARM_STEPS, seed=0, width=width, height=height)
-            self._warm.append(model.queue.submit(ImageJob(request, warm_inputs(model.pipeline), model.name, WARM_UP)))
+            if index and self.residents is not None:
+                continue
+            self._warm.append(model.queue.submit(ImageJob(*first_request(model.pipeline), model.name, WARM_UP)))
 
     @property
     def ready(self) -> bool:
         """Whether each model has generated an image, its queue works, and new requests are accepted."""
-        works = all(model.queue.works for model in self.models.values())
+        works = all(model.queue.works and _open(model.pipeline) for model in self.models.values())
         return works and not self.draining and all(job.state == "completed" for job in self._warm)
 
     def warmed(self) -> None:
@@ -79,7 +110,13 @@ class Service:
             model.queue.close(None if until is None else max(0.0, until - time.monotonic()))
             for model in self.models.values()
         ]
+        if self.residents is not None:
+            self.residents.close()
         return all(left)
+
+    def state(self, name: str) -> Presence:
+        """Whether the engines of a model are in memory."""
+        return "open" if self.residents is None else self.residents.state(name)
 
     def model(self, name: str | None) -> ServedModel:
         """The model of a name; with a single one, any name is taken. Raises `ApiError` 404."""
@@ -112,13 +149,15 @@ class Service:
         inputs: Mapping[str, Any] | None = None,
         api: str = "",
         keep: bool = False,
-        owner: str = "",
+        owner: str,
         on_step: Callable[[Step], None] | None = None,
+        store: bool = True,
     ) -> ImageJob:
         """Check a request against the limits and the model, and queue it.
 
         `inputs` is what is passed in beside it: keyword arguments of `Pipeline.__call__`, where images may be the bytes
-        of files. With `keep`, the result can be found by the job's id for a time, and `owner` is who may list it.
+        of files. With `keep`, the result can be found by the job's id for a time. `owner` is who may list it, and pays.
+        Without `store`, the images don't enter the history.
 
         Raises `ApiError` and `RequestError` before anything is queued.
         """
@@ -135,10 +174,41 @@ class Service:
             deadline=time.monotonic() + self.limits.job_seconds,
             on_step=on_step,
         )
-        chosen.queue.submit(job)
+        if store and self.added.history is not None:
+            job.stored = Future()
+        if self.added.check is not None:
+            job.finish = checking(self.added.check, job, self.metrics)
+        ended = self._at_the_end(job)
+        job.listeners.append(ended)
+        try:
+            chosen.queue.submit(job)
+        except Exception:
+            job.state = "failed"
+            ended()
+            raise
         if keep:
             self.kept.add(job)
         return job
+
+    def _at_the_end(self, job: ImageJob) -> Callable[[], None]:
+        """A listener that does once, when a job has ended, what follows from that. Raises `ApiError` 402."""
+        account, prices, within = account_of(job.owner), self.added.credits, trace_context()
+        cost = 0 if prices is None else prices.reserve(account, job.request)
+
+        def heard() -> None:
+            if not job.done:
+                return
+            job.listeners.remove(heard)
+            if prices is not None:
+                prices.settle(account, cost, spent=job.state == "completed")
+            if job.stored is not None and self.added.history is not None:
+                if job.state == "completed":
+                    self.added.history.put(job)
+                else:
+                    job.stored.set_result({})
+            record_job(job, within)
+
+        return heard
 
     def cancel(self, job: ImageJob, reason: str = "client") -> bool:
         """Cancel a job; see `Queue.cancel`."""
@@ -148,8 +218,17 @@ class Service:
         """Number of jobs before a job that waits, from 0; None if it doesn't wait."""
         return self.models[job.model].queue.position(job)
 
-    async def result(self, job: ImageJob, http: HttpRequest) -> Result:
-        """Wait for a job; cancels it if its client disconnects. Raises its error, or `ApiError` `NO_ANSWER`."""
+    def shows_previews(self, model: str) -> bool:
+        """Whether images in progress may be shown: a model can't where its export fitted no preview, and a server with
+        a check doesn't, because the check decides on finished images.
+        """
+        return self.added.check is None and self.models[model].pipeline.bundle.manifest.model.preview is not None
+
+    async def result(self, job: ImageJob, http: HttpRequest, *, black: bool = False) -> Result:
+        """Wait for a job; cancels it if its client disconnects. Raises its error, or `ApiError` `NO_ANSWER`.
+
+        If `black`, a result that was withheld is black images, and no error.
+        """
         gone = asyncio.ensure_future(_disconnected(http))
         try:
             async for _ in self.changes(job, gone):
@@ -159,6 +238,8 @@ class Service:
             self.cancel(job, "disconnect")  # unless it has ended
         if job.reason == "disconnect":
             raise ApiError(NO_ANSWER, "The client has left.", code="disconnected")
+        if black and isinstance(job.error, FilteredError):
+            return job.error.result
         return result_of(job)
 
     async def changes(self, job: ImageJob, gone: asyncio.Future[None] | None = None) -> AsyncGenerator[None]:
@@ -194,18 +275,52 @@ class Service:
             job.listeners.remove(heard)
 
 
-def serve(pipelines: Mapping[str, Pipeline], limits: Limits | None = None) -> Service:
-    """A service of open pipelines by name; `start` begins its work, and `close` ends it."""
+def serve(
+    pipelines: Mapping[str, OpenModel],
+    limits: Limits | None = None,
+    added: Additions | None = None,
+    residents: Residents | None = None,
+) -> Service:
+    """A service of open pipelines by name; `start` begins its work, and `close` ends it. `residents` loads those that
+    aren't loaded.
+    """
     limits, metrics = limits or Limits(), Metrics()
     now = int(time.time())
     models = {
-        name: ServedModel(name, pipeline, Queue(name, pipeline.draw_many, limits, metrics), now)
+        name: ServedModel(name, pipeline, _queue(name, pipeline, limits, metrics, residents), now)
         for name, pipeline in pipelines.items()
     }
     for name, model in models.items():
         if model.pipeline.bundle.manifest.model.frames is not None:
             raise RequestError(f"{name} generates videos, and the server answers with images. Leave it out.")
-    return Service(limits, metrics, models, KeptJobs(limits.keep_seconds, limits.keep_bytes))
+    kept = KeptJobs(limits.keep_seconds, limits.keep_bytes)
+    return Service(limits, metrics, models, kept, added or Additions(), residents)
+
+
+def _open(pipeline: OpenModel) -> bool:
+    return not isinstance(pipeline, Replicas) or pipeline.room() > 0
+
+
+def _queue(name: str, pipeline: OpenModel, limits: Limits, metrics: Metrics, residents: Residents | None) -> Queue:
+    replicas = pipeline if isinstance(pipeline, Replicas) else None
+
+    def room() -> int:
+        if residents is not None and not residents.ask(name):
+            return 0
+        return 1 if replicas is None else replicas.room()
+
+    threads = 1 if replicas is None else replicas.count
+    queue = Queue(name, pipeline.draw_many, limits, metrics, threads=threads, room=room)
+    if replicas is None:
+        return queue
+
+    def changed() -> None:
+        metrics.replicas.labels(name).set(replicas.room())
+        queue.wake()
+
+    replicas.on_change, replicas.on_restart = changed, metrics.restarts.labels(name).inc
+    changed()
+    return queue
 
 
 def result_of(job: ImageJob) -> Result:
@@ -221,25 +336,6 @@ def result_of(job: ImageJob) -> Result:
     if job.result is None:
         raise ApiError(409, f"The job is {job.state}, and has no result.", code="no_result")
     return job.result
-
-
-def _own_size(pipeline: Pipeline) -> tuple[int, int]:
-    """The model's own size, or the first that its engines were built for."""
-    model = pipeline.bundle.manifest.model
-    built = fixed_sizes(model, pipeline.profile)
-    return model.own_size if not built or model.own_size in built else built[0]
-
-
-def warm_inputs(pipeline: Pipeline) -> dict[str, Any]:
-    """What the first image of a model needs beside a prompt."""
-    import numpy as np
-
-    model = pipeline.bundle.manifest.model
-    if not (model.needs_image or model.inpaints):
-        return {}
-    side = model.default_size
-    grey = np.full((side, side, 3), 128, np.uint8)
-    return {"image": grey, **({"mask": np.full((side, side), 255, np.uint8)} if model.inpaints else {})}
 
 
 async def _disconnected(http: HttpRequest) -> None:

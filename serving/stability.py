@@ -1,7 +1,7 @@
 """Stability's REST API: `generation` of v1 (text to image, image to image, masking), and `sd3` and `inpaint` of v2beta.
 
-What would change the picture and can't be done, such as `style_preset`, is an error that names the field. Accounts and
-credits don't exist here: a server has an operator, not customers.
+What would change the picture and can't be done, such as `style_preset`, is an error that names the field. Credits exist
+where the operator sets what images cost.
 Source: the API's reference and the typings of its clients (`stability-ai` 0.7.0).
 """
 
@@ -25,11 +25,14 @@ from ..core.units import listed
 from ..pipelines.layout import spread
 from ..pipelines.picture import load_clear, load_mask
 from .bodies import form_fields, json_fields
+from .credits import account_of
 from .errors import ApiError, route_class
-from .pictures import TYPES, files
+from .pictures import files
+from .queue import ImageJob
 from .service import Service
+from .signing import TYPES
 
-NAME, PREFIXES = "stability", ("/v1/generation/", "/v1/engines/", "/v2beta/")
+NAME, PREFIXES = "stability", ("/v1/generation/", "/v1/engines/", "/v1/user/", "/v2beta/")
 STEPS, GUIDANCE = 30, 7.0
 """Defaults of v1, as in Stability's reference."""
 
@@ -74,6 +77,13 @@ def router(service: Service) -> APIRouter:
     @routes.get("/v1/engines/list")
     async def engines() -> list[dict[str, Any]]:
         return [{"id": one, "name": one, "description": "", "type": "PICTURE"} for one in service.models]
+
+    @routes.get("/v1/user/balance")
+    async def balance(http: HttpRequest) -> dict[str, float]:
+        if service.added.credits is None:
+            message = "This server counts no credits. Start it with --credits, --image-cost and --step-cost."
+            raise ApiError(404, message, code="no_credits")
+        return {"credits": service.added.credits.balance(account_of(http.state.owner))}
 
     @routes.post("/v1/generation/{engine}/text-to-image")
     async def from_text(engine: str, http: HttpRequest) -> Response:
@@ -300,13 +310,14 @@ async def _v1(service: Service, engine: str, http: HttpRequest, asked: Stability
     accepted = _accepted(http, ("application/json", "image/png"))
     if accepted == "image/png" and asked.request.count > 1:
         raise ApiError(400, f"{asked.request.count} samples can't be sent as one PNG. Accept application/json.")
-    result = await _generated(service, engine, http, asked)
-    images = await files(result, "png")
+    job, result = await _generated(service, engine, http, asked)
+    images = await files(service, result, "png")
     seed = result.request.seed or 0
     if accepted == "image/png":
-        return Response(images[0], media_type="image/png", headers={"finish-reason": "SUCCESS", "seed": str(seed)})
+        headers = {"finish-reason": _reason(job, 0), "seed": str(seed)}
+        return Response(images[0], media_type="image/png", headers=headers)
     artifacts = [
-        {"base64": base64.b64encode(one).decode(), "seed": seed + index, "finishReason": "SUCCESS"}
+        {"base64": base64.b64encode(one).decode(), "seed": seed + index, "finishReason": _reason(job, index)}
         for index, one in enumerate(images)
     ]
     return JSONResponse({"artifacts": artifacts})
@@ -314,24 +325,29 @@ async def _v1(service: Service, engine: str, http: HttpRequest, asked: Stability
 
 async def _v2(service: Service, model: str, http: HttpRequest, asked: StabilityAsked) -> Response:
     accepted = _accepted(http, ("image/*", "application/json"))
-    result = await _generated(service, model, http, asked)
-    (image,) = await files(result, asked.kind)
+    job, result = await _generated(service, model, http, asked)
+    (image,) = await files(service, result, asked.kind)
     seed = result.request.seed or 0
     if accepted == "application/json":
         text = base64.b64encode(image).decode()
-        return JSONResponse({"image": text, "finish_reason": "SUCCESS", "seed": seed})
-    headers = {"finish-reason": "SUCCESS", "seed": str(seed)}
+        return JSONResponse({"image": text, "finish_reason": _reason(job, 0), "seed": seed})
+    headers = {"finish-reason": _reason(job, 0), "seed": str(seed)}
     return Response(image, media_type=TYPES[asked.kind], headers=headers)
 
 
-async def _generated(service: Service, model: str, http: HttpRequest, asked: StabilityAsked) -> Result:
+def _reason(job: ImageJob, index: int) -> str:
+    """Why an image ended; one that was filtered is black."""
+    return "CONTENT_FILTERED" if index in job.filtered else "SUCCESS"
+
+
+async def _generated(service: Service, model: str, http: HttpRequest, asked: StabilityAsked) -> tuple[ImageJob, Result]:
     try:
         service.check_first(asked.request, model)
         inputs = await asyncio.to_thread(asked.read)
         job = await service.submit(asked.request, model=model, inputs=inputs, api=NAME, owner=http.state.owner)
     except RequestError as exc:
         raise ApiError(400, str(exc), code="bad_request") from exc
-    return await service.result(job, http)
+    return job, await service.result(job, http, black=True)
 
 
 def _accepted(http: HttpRequest, known: tuple[str, str]) -> str:

@@ -88,6 +88,7 @@ class Txt2Img(BaseModel):
     hr_prompt: str | None = ""
     hr_negative_prompt: str | None = ""
     send_images: bool | None = True
+    do_not_save_samples: bool | None = False
     force_task_id: str | None = None
 
 
@@ -117,7 +118,7 @@ class WebUiAsked:
 
 
 _SILENT = frozenset({
-    "subseed", "script_args", "do_not_save_samples", "do_not_save_grid", "s_tmin", "s_tmax", "save_images", "infotext",
+    "subseed", "script_args", "do_not_save_grid", "s_tmin", "s_tmax", "save_images", "infotext",
     "override_settings_restore_afterwards", "comments", "include_init_images", "inpaint_full_res_padding",
     "refiner_switch_at", "image_cfg_scale", "denoising_strength", *(_REFUSED := (
         "latent_mask", "firstphase_width", "firstphase_height", "disable_extra_networks", "firstpass_image",

@@ -10,6 +10,7 @@ import * as source from "./source.js";
 /** Fill the form with an image's parameters, and its image and mask where this browser has them. */
 async function use(about, inputs) {
   const left = form.fill(about, inputs);
+  forgetOriginal();
   if (inputs.image) {
     await source.start(inputs.image, about.request.strength, inputs.mask);
   } else if (about.request.strength == null) {
@@ -88,7 +89,10 @@ function connect() {
   on("start", () => source.start(gallery.current.png));
   on("delete", gallery.removeCurrent);
   on("delete-all", async () => { if (await answer($("sure")) === "yes") await gallery.removeAll(); });
-  on("last", () => form.setSeed(gallery.lastSeed()));
+  on("expand", expand);
+  on("restore", restorePrompt);
+  on("more", gallery.showMore);
+  on("last", async () => form.setSeed(await gallery.lastSeed()));
   $("model").addEventListener("change", () => { $("start").hidden = !form.model().image; });
   picker("choose", "file", (file) => source.start(file));
   picker("read", "record", readFile);
@@ -104,12 +108,59 @@ function connect() {
 onToken(askToken);
 connect();
 source.connect();
+async function showCredits() {
+  const { credits } = await json("v1/user/balance");
+  const words = credits.toLocaleString("en", { maximumFractionDigits: 3 });
+  $("credits").textContent = `${words} credit${words === "1" ? "" : "s"} left`;
+  $("credits").hidden = false;
+}
+
+let original = null; // the prompt before it was expanded
+
+async function expand() {
+  if ($("expand").getAttribute("aria-disabled") === "true") return;
+  quiet();
+  $("expand").setAttribute("aria-disabled", true);
+  $("expand").textContent = "Adding detail…";
+  const asked = $("prompt").value;
+  try {
+    const { expanded } = await json("v1/prompts/expand", { prompt: asked });
+    if ($("prompt").value !== asked) throw new Error("The prompt was changed meanwhile, so it is left as it is.");
+    original ??= asked;
+    form.setPrompt(expanded);
+    $("restore").hidden = false;
+    say("The prompt has more detail. Undo brings the first one back.");
+  } finally {
+    $("expand").setAttribute("aria-disabled", false);
+    $("expand").textContent = "Add detail";
+  }
+}
+
+function forgetOriginal() {
+  original = null;
+  $("restore").hidden = true;
+}
+
+function restorePrompt() {
+  form.setPrompt(original);
+  forgetOriginal();
+  $("prompt").focus();
+  say("The first prompt is back.");
+}
+
+let able = {};
 try {
-  form.setup(await json("v1/capabilities"));
+  able = await json("v1/capabilities");
+  form.setup(able);
   $("start").hidden = !form.model().image;
+  $("helping").hidden = !able.prompts;
+  if (able.credits) {
+    document.addEventListener("jobend", safely(showCredits));
+    await showCredits();
+  }
 } catch (error) {
   fail(error);
 }
-await gallery.open();
+await gallery.open(able.history).catch(fail);
 await resume();
 document.documentElement.dataset.ready = "";

@@ -17,8 +17,9 @@ let extras = {};
 export const model = () => models[$("model").value];
 
 /** Fill the controls from the server's capabilities, and restore what was typed before a reload. */
-export function setup({ models: found, limits }) {
+export function setup({ models: found, limits, history }) {
   models = found;
+  $("storing").hidden = !history;
   $("model").replaceChildren(...Object.keys(models).map((name) => new Option(name, name)));
   $("steps").max = limits.steps;
   $("count").max = limits.count;
@@ -30,6 +31,7 @@ export function setup({ models: found, limits }) {
   changeModel();
   for (const id of KEPT) if (id !== "model" && typeof draft[id] === "string") select(id, draft[id]);
   for (const [name, strength] of Object.entries(draft.adapters ?? {})) setStrength(name, strength);
+  $("store").checked = draft.store ?? true;
   extras = draft.extras ?? {};
   showExtras();
   matchPreset();
@@ -42,6 +44,11 @@ export function setup({ models: found, limits }) {
   $("ask").addEventListener("change", save);
 }
 
+export function setPrompt(text) {
+  $("prompt").value = text;
+  save();
+}
+
 /** Empty is a random one for each request. */
 export function setSeed(seed) {
   $("seed").value = seed;
@@ -50,7 +57,7 @@ export function setSeed(seed) {
 
 function save() {
   const draft = Object.fromEntries(KEPT.map((id) => [id, $(id).value]));
-  localStorage.setItem(DRAFT, JSON.stringify({ ...draft, extras, adapters: strengths() }));
+  localStorage.setItem(DRAFT, JSON.stringify({ ...draft, store: $("store").checked, extras, adapters: strengths() }));
 }
 
 function select(id, value) {
@@ -182,6 +189,9 @@ function showExtras() {
   if (items.length) $("settings").open = true;
 }
 
+/** Whether images are not to enter the server's history. */
+export const forgets = () => !$("storing").hidden && !$("store").checked;
+
 /** The fields of a request; `image` is whether one is sent too. Raises an error in words for what isn't a number. */
 export function gather(image) {
   const fields = { ...extras, model: $("model").value, prompt: $("prompt").value };
@@ -193,6 +203,7 @@ export function gather(image) {
   if ($("scheduler").value) fields.scheduler = $("scheduler").value;
   if ($("seed").value.trim()) fields.seed = $("seed").value.trim();
   if (sliders().length && model().takes_strengths) fields.adapters = strengths();
+  if (forgets()) fields.store = false;
   if (image && !$("strengths").hidden) fields.strength = Number($("strength").value);
   return fields;
 }

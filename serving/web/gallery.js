@@ -1,9 +1,10 @@
-// The image that is shown, and those that the browser keeps.
+// The image that is shown, and those that are kept: by the server if it has a history, or else by the browser.
 
-import { read } from "./api.js";
-import { $, fail, forget, make, notice, quiet, say, url } from "./dom.js";
-import { PLAIN } from "./form.js";
-import * as history from "./history.js";
+import { picture, read } from "./api.js";
+import { $, fail, forget, make, notice, quiet, safely, say, url } from "./dom.js";
+import * as form from "./form.js";
+import * as browser from "./history.js";
+import * as server from "./server.js";
 
 const ENLARGED = 512; // pixels to which smaller images are enlarged on the screen, at most 4 times
 const WORDS = {
@@ -13,11 +14,15 @@ const WORDS = {
 };
 const UNSAID = new Set(["width", "height", "count"]);
 
+let store = browser;
 let entries = [];
+let more = false; // whether the store has older ones
+let loose = 0; // the last id of an entry that is kept nowhere
 let looking = false; // at another image while a job goes on: no previews
 
 /** The entry that is shown, or null. */
 export let current = null;
+let wanted = null; // the entry that was chosen last, whose file may be on its way
 
 /** `scale` is how many pixels of the image one pixel of the file stands for. */
 function display(from, alt, scale = 1) {
@@ -36,7 +41,13 @@ function display(from, alt, scale = 1) {
 const title = ({ about: { request } }) => `${request.prompt || "Image without a prompt"}, seed ${request.seed}`;
 
 /** Show an entry and its parameters. */
-export function show(entry) {
+export async function show(entry) {
+  wanted = entry;
+  await store.complete(entry);
+  if (wanted === entry) present(entry);
+}
+
+function present(entry) {
   current = entry;
   const { request, drawing } = entry.about;
   const from = url("shown", entry.png);
@@ -61,7 +72,7 @@ function terms(request, drawing, rest) {
     standing: drawing.standing,
   } : rest;
   const every = { prompt, negative_prompt, size, steps, guidance, seed, scheduler, ...others, ...about };
-  const said = Object.entries(every).filter(([name, value]) => ![null, undefined, "", PLAIN[name]].includes(value) && !UNSAID.has(name));
+  const said = Object.entries(every).filter(([name, value]) => ![null, undefined, "", form.PLAIN[name]].includes(value) && !UNSAID.has(name));
   return said.map(([name, value]) => {
     const words = typeof value === "object" ? JSON.stringify(value) : String(value);
     const pair = make("div", { className: words.length > 24 ? "long" : "" });
@@ -72,7 +83,7 @@ function terms(request, drawing, rest) {
 
 /** The entry again, after previews. */
 export function restore() {
-  if (current) show(current);
+  if (current) present(current);
   else blank();
 }
 
@@ -88,37 +99,47 @@ export function preview(text) {
 }
 
 /** The seed of the last request, whose images have it and those after it. */
-export function lastSeed() {
+export async function lastSeed() {
+  await store.complete(entries[0]);
   const { request, drawing } = entries[0].about;
   return request.seed === null ? "" : String(BigInt(request.seed) - BigInt(drawing?.index ?? 0));
 }
 
-/** Keep an image in this browser, with what its file says; returns its entry. */
-export async function keep(png, sent) {
+/** Add an image, with what its file says; `id` is that of the server's history, if it is there. Returns its entry. */
+export async function keep(png, sent, id) {
   const entry = { time: Date.now(), png, about: await read(png), image: sent.image ?? null, mask: sent.mask ?? null };
-  try {
-    const kept = await history.add(entry);
-    entries = [kept, ...entries].slice(0, history.LIMIT);
-    return kept;
-  } catch (error) {
-    fail(new Error(`The browser could not keep the image (${error?.name ?? "no reason"}). Download it before you reload the page.`));
-    const kept = { ...entry, small: png, id: -Date.now() };
-    entries = [kept, ...entries];
-    return kept;
+  if (store === browser) {
+    try {
+      const kept = await browser.add(entry);
+      entries = [kept, ...entries].slice(0, browser.LIMIT);
+      return kept;
+    } catch (error) {
+      fail(new Error(`The browser could not keep the image (${error?.name ?? "no reason"}). Download it before you reload the page.`));
+    }
   }
+  const kept = { ...entry, small: png, id: id ?? (loose -= 1) };
+  if (store === server && id === null && !form.forgets()) {
+    fail(new Error("The server could not keep the image. Download it before you reload the page."));
+  }
+  entries = [kept, ...entries.filter((one) => one.id !== kept.id)];
+  return kept;
 }
 
 function itemOf(entry) {
   const item = make("li");
   const button = make("button", { type: "button", title: title(entry) });
   item.dataset.id = entry.id;
-  button.append(make("img", { src: url(`small ${entry.id}`, entry.small), alt: title(entry), decoding: "async" }));
-  button.addEventListener("click", () => {
+  const image = make("img", { alt: title(entry), decoding: "async" });
+  const appear = (small) => { image.src = url(`small ${entry.id}`, small); };
+  if (entry.small) appear(entry.small);
+  else picture(entry.thumbnail).then(appear, () => {}); // its title stands for one that is gone
+  button.append(image);
+  button.addEventListener("click", safely(async () => {
     looking = true;
     quiet();
-    show(entry);
+    await show(entry);
     $("stage").scrollIntoView({ block: "nearest", behavior: "smooth" });
-  });
+  }));
   item.append(button);
   return item;
 }
@@ -129,14 +150,30 @@ export function renderGallery() {
   $("gallery").replaceChildren(...entries.map((entry) => shown.get(entry.id) ?? itemOf(entry)));
   for (const id of shown.keys()) if (!entries.some((entry) => entry.id === id)) forget(`small ${id}`);
   const count = entries.length;
-  $("kept").textContent = count
-    ? `${count} image${count > 1 ? "s" : ""}, kept in this browser only, up to ${history.LIMIT}.`
-    : "Images are kept in this browser only.";
+  $("kept").textContent = said(count);
   $("delete-all").hidden = $("last").disabled = !count;
+  $("more").hidden = !more;
+}
+
+function said(count) {
+  if (store === server) return "Kept by this server, and seen by everyone who uses it.";
+  if (!count) return "Images are kept in this browser only.";
+  return `${count} image${count > 1 ? "s" : ""}, kept in this browser only, up to ${browser.LIMIT}.`;
+}
+
+/** Show older images. */
+export async function showMore() {
+  const place = entries.length;
+  const older = await store.load(entries.filter(({ id }) => id > 0).at(-1)?.id ?? null);
+  const known = new Set(entries.map(({ id }) => id));
+  entries = [...entries, ...older.entries.filter(({ id }) => !known.has(id))];
+  more = older.more;
+  renderGallery();
+  $("gallery").children[place]?.firstChild.focus();
 }
 
 function blank() {
-  current = null;
+  current = wanted = null;
   forget("shown");
   $("shown").hidden = $("about").hidden = true;
   $("shown").removeAttribute("src");
@@ -148,10 +185,10 @@ function blank() {
 export async function removeCurrent() {
   const place = entries.indexOf(current);
   quiet();
-  await history.remove(current.id);
+  if (current.id > 0) await store.remove(current.id);
   entries.splice(place, 1);
   renderGallery();
-  if (entries.length) show(entries[Math.min(place, entries.length - 1)]);
+  if (entries.length) await show(entries[Math.min(place, entries.length - 1)]);
   else blank();
   say("The image was deleted.");
 }
@@ -159,19 +196,23 @@ export async function removeCurrent() {
 /** Delete all images. */
 export async function removeAll() {
   quiet();
-  await history.clear();
+  await store.clear();
   entries = [];
+  more = false;
   renderGallery();
   blank();
 }
 
-/** Show what was kept before. */
-export async function open() {
+/** Show what was kept before, by the server if it has a history. */
+export async function open(served) {
+  store = served ? server : browser;
   try {
-    entries = await history.all();
-  } catch {
-    fail(new Error("This browser keeps no images for this page: they are lost at a reload. Download what you want to keep."));
+    ({ entries, more } = await store.load());
+  } catch (error) {
+    fail(served ? error : new Error("This browser keeps no images for this page: they are lost at a reload. Download what you want to keep."));
   }
+  $("sure-title").textContent = served ? "Delete all images on this server?" : "Delete all images in this browser?";
+  $("sure-what").textContent = served ? "Everyone who uses this server loses them. They can't be restored." : "They can't be restored.";
   renderGallery();
-  if (entries.length) show(entries[0]);
+  if (entries.length) await show(entries[0]);
 }

@@ -26,7 +26,10 @@ async function within(mode, work) {
 }
 
 /** All entries, the newest first: `{id, time, png, small, about, image, mask}`. */
-export const all = async () => (await within("readonly", (store) => store.getAll())).reverse();
+export const load = async () => ({ entries: (await within("readonly", (store) => store.getAll())).reverse(), more: false });
+
+/** Nothing: they are complete. */
+export const complete = async () => {};
 
 export const remove = (id) => within("readwrite", (store) => store.delete(id));
 

@@ -43,11 +43,12 @@ async function follow(id, sent = {}) {
   try {
     const { status } = await watch(id);
     if (status === "cancelled" && stopped) return say("Stopped.");
-    const { images } = await json(`v1/jobs/${id}/result`); // of another end, its error
+    const { images: all } = await json(`v1/jobs/${id}/result`); // of another end, its error
+    const images = all.filter(({ url }) => url);
     const kept = [];
-    for (const image of images) kept.push(await keep(await picture(image.url), sent));
+    for (const image of images) kept.push(await keep(await picture(image.url), sent, image.history));
     renderGallery();
-    show(kept[0]);
+    await show(kept[0]);
     say(images.length > 1 ? `${images.length} images are ready.` : "The image is ready.");
   } catch (error) {
     if (error.status === 0) id = null; // not reached: a reload tries it again
@@ -116,6 +117,7 @@ function busy(yes) {
     return;
   }
   document.title = "latentc";
+  document.dispatchEvent(new Event("jobend"));
   restore();
 }
 

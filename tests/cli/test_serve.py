@@ -5,13 +5,16 @@ import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import httpx2
+import psutil
 import pytest
 
 from latentc.cli import server
 from latentc.compiler.build import build
+from latentc.compiler.targets import with_threads
 from latentc.core.errors import ProfileError
 from latentc.pipelines.pipeline import Pipeline
 from latentc.profiles import load_profile
@@ -54,6 +57,93 @@ def test_a_server_starts_answers_and_drains(folder, tmp_path):
     assert "Traceback" not in err
 
 
+@contextmanager
+def started(*words):
+    """A process of `latentc`, and a client of its server."""
+    line = [sys.executable, "-W", "error", "-m", "latentc", *map(str, words), "--port", "0"]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        address = process.stdout.readline().split()[-1]
+        with httpx2.Client(base_url=address, timeout=120) as client:
+            yield process, client
+        process.kill()
+
+
+@pytest.mark.slow
+def test_a_history_and_a_balance_outlive_a_server_that_is_killed(folder, tmp_path):
+    state = tmp_path / "state"
+    words = ("serve", folder, "-p", "null", "--state", state, "--credits", 5, "--image-cost", 1, "--keep-images", 3)
+    with started(*words) as (process, client):
+        posted = client.post("/v1/jobs", json={"prompt": "a cat", "steps": 2, "count": 4}).json()
+        wait_for(lambda: client.get(posted["poll_url"]).json()["status"] == "completed")
+        wait_for(lambda: len(client.get("/v1/history").json()["data"]) == 3)
+        before = client.get("/v1/history").json()
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    (state / "pictures" / f"{'0' * 32}.png").write_bytes(b"half an image")
+    with started(*words) as (_, client):
+        assert client.get("/v1/history").json() == before
+        assert client.get("/v1/user/balance").json() == {"credits": 1}
+        for entry in before["data"]:
+            assert client.get(entry["image"]).content.startswith(b"\x89PNG")
+        assert len(list((state / "pictures").iterdir())) == 3
+        code = subprocess.run([sys.executable, "-m", "latentc", *map(str, words)], capture_output=True, text=True)
+        assert (code.returncode, "is used by another server" in code.stderr) == (1, True), code.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--keep-images", "3"], "Pass --state too"),
+        (["--credits", "3"], "--image-cost"),
+        (["--step-cost", "3"], "Pass --credits"),
+        (["--prompt-model-name", "x"], "Pass --prompt-model too"),
+        (["--prompt-model", "ftp://x/"], "not an address of a chat model"),
+        (["--prompt-model", "http://x/", "--prompt-token-file", "missing"], "cannot be read"),
+        (["--check", "nowhere"], "MODULE:FUNCTION"),
+        (["--c2pa-cert", "x.pem"], "Pass both --c2pa-cert and --c2pa-key"),
+        (["--c2pa-cert", "x.pem", "--c2pa-key", "y.pem"], "x.pem"),
+        (["--state", "/dev/null/x"], "--state"),
+    ],
+)
+def test_additions_that_cannot_be_used(folder, refused, options, said):
+    assert said in refused("serve", folder, "-p", "null", *options)
+
+
+def test_replicas_drain_and_end_with_the_server(folder):
+    """At a signal to all processes, as a terminal or a service manager sends it; and when the server is killed."""
+    words = [sys.executable, "-W", "error", "-m", "latentc", "serve", folder, "-p", "null", "--port", "0"]
+    started = [*map(str, words), "--replicas", "2", "--steps", "1000"]
+    for end in (signal.SIGTERM, signal.SIGKILL):
+        with subprocess.Popen(started, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            line = process.stdout.readline()
+            assert line.startswith("Serving sd1 at http://127.0.0.1:"), process.stderr.read()
+            workers = [
+                one for one in psutil.Process(process.pid).children() if "--multiprocessing-fork" in one.cmdline()
+            ]
+            assert len(workers) == 2
+            with httpx2.Client(base_url=line.split()[-1], timeout=120) as client, ThreadPoolExecutor() as pool:
+                assert client.get("/readyz").json()["replicas"] == {"sd1": {"open": 2, "count": 2, "restarts": 0}}
+                fields = {"prompt": "a cat", "steps": 300, "seed": 1}
+                asked = [pool.submit(client.post, "/v1/images/generations", json=fields) for _ in range(2)]
+                wait_for(lambda: 'latentc_running{model="sd1"} 2.0' in client.get("/metrics").text)
+                for one in (*workers, process) if end is signal.SIGTERM else (process,):
+                    one.send_signal(end)
+                if end is signal.SIGTERM:
+                    assert [one.result().status_code for one in asked] == [200, 200]
+            _, err = process.communicate(timeout=120)
+        assert process.returncode == (0 if end is signal.SIGTERM else -signal.SIGKILL), err
+        assert "Traceback" not in err
+        assert psutil.wait_procs(workers, timeout=60)[1] == []
+
+
+@pytest.mark.parametrize(("cores", "replicas", "threads"), [(8, 3, 2), (2, 2, 1), (2, 4, 1)])
+def test_replicas_share_the_cores(monkeypatch, cores, replicas, threads):
+    monkeypatch.setattr(server, "cores", lambda: cores)
+    profile = server.with_share(load_profile("cpu-onnxruntime"), replicas)
+    assert profile == with_threads(load_profile("cpu-onnxruntime"), threads)
+    assert server.with_share(load_profile("intel-gpu"), replicas) == load_profile("intel-gpu")
+
+
 def test_a_first_image_that_fails_ends_the_server(folder, monkeypatch):
     """With any error, and not by serving for ever."""
 
@@ -90,9 +180,30 @@ def test_two_bundles_of_one_name(folder, refused):
 def test_bundles_that_do_not_fit_in_memory(folder, monkeypatch):
     one = SimpleNamespace(held_bytes=6 * 10**9, on_host=True, free_bytes=10**10, device_bytes=None, device="CPU")
     monkeypatch.setattr(server, "plan", lambda *_: one)
-    server.check_memory({"a": folder}, load_profile("null"))
+    server.check_memory({"a": folder}, [load_profile("null")])
     with pytest.raises(ProfileError, match=r"These 2 bundles .* 12.00 GB, .* CPU has 10.00 GB"):
-        server.check_memory({"a": folder, "b": folder}, load_profile("null"))
+        server.check_memory({"a": folder, "b": folder}, [load_profile("null")])
+    with pytest.raises(ProfileError, match=r"2 replicas of 1 bundle are .* 12.00 GB, .* Serve fewer replicas"):
+        server.check_memory({"a": folder}, [load_profile("null")] * 2)
+
+
+def test_bundles_that_are_loaded_when_asked_for(folder, monkeypatch, refused):
+    """Each has to fit alone; together they needn't."""
+    one = SimpleNamespace(held_bytes=6 * 10**9, on_host=True, free_bytes=10**10, device_bytes=None, device="CPU")
+    monkeypatch.setattr(server, "plan", lambda *_: one)
+    both = {"a": folder, "b": folder}
+    assert server.check_memory(both, [load_profile("null")], together=False) == dict.fromkeys(both, 6 * 10**9)
+    with pytest.raises(ProfileError, match=r"2 replicas of 1 bundle are .* 12.00 GB, .* CPU has 10.00 GB"):
+        server.check_memory(both, [load_profile("null")] * 2, together=False)
+    words = ("serve", folder, "-p", "null", "--memory", "5")
+    assert "sd1 is predicted to hold 6.00 GB, more than the 5.00 GB of --memory" in refused(*words)
+
+
+@pytest.mark.parametrize("prompts", [None, ["a cat"]])
+def test_a_device_of_another_kind(folder, refused, prompts):
+    name = "run" if prompts else "serve"
+    words = (name, folder, *(prompts or []), "-p", "cpu-onnxruntime", "--device", "cuda:1")
+    assert "Profile cpu-onnxruntime is for CPU, so its device can't be 'cuda:1'" in refused(*words)
 
 
 def test_without_the_extra(folder, refused, monkeypatch):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
-import time
 from contextlib import contextmanager
 from threading import Event, Thread
+from time import monotonic, sleep
 
 import httpx2
 import openai
@@ -18,6 +19,10 @@ from latentc.serving.limits import Limits
 from latentc.serving.service import serve
 
 MODEL = "tiny"
+SLOW_SECONDS = 0.08
+PAGE_WAIT = 15_000
+"""Milliseconds for which a test of the page waits."""
+CHROMIUM = shutil.which("chromium")
 PATIENCE = 120
 """Seconds after which a test fails that waits for something to happen."""
 ASKED = {"steps": 4, "scheduler": "euler", "width": 64, "height": 64, "guidance": 5.0}
@@ -29,10 +34,10 @@ def asking(prompt, seed, **more):
 
 def wait_for(condition):
     """Wait until a condition holds."""
-    until = time.monotonic() + PATIENCE
+    until = monotonic() + PATIENCE
     while not condition():
-        assert time.monotonic() < until, "it never happened"
-        time.sleep(0.005)
+        assert monotonic() < until, "it never happened"
+        sleep(0.005)
 
 
 class Gate:
@@ -136,3 +141,57 @@ def client(server):
 def http(server):
     with httpx2.Client(base_url=server, timeout=PATIENCE) as one:
         yield one
+
+
+class Slow(Gate):
+    """A pipeline that takes a while for each step of requests with a negative prompt of `slow`."""
+
+    def draw_many(self, requests, on_step, **more):
+        def slowly(request, on_step):
+            def stepped(step):
+                sleep(SLOW_SECONDS * (request.negative_prompt == "slow"))
+                return on_step(step)
+
+            return stepped
+
+        return super().draw_many(requests, [slowly(*both) for both in zip(requests, on_step, strict=True)], **more)
+
+
+@pytest.fixture(scope="module")
+def slow(opened):
+    return Slow(opened("sd1"))
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (the extra dev)")
+    with sync_api.sync_playwright() as playwright:
+        one = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield one
+        one.close()
+
+
+@pytest.fixture
+def visit(browser, request):
+    """`visit(**options)`: the page in a browser of its own; complaints and requests to other hosts fail the test."""
+    contexts, wrong, expected = [], [], []
+
+    def make(to=None, allowed=(), ready=True, **options):
+        to = to or request.getfixturevalue("address")
+        context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
+        contexts.append(context)
+        one = context.new_page()
+        one.set_default_timeout(PAGE_WAIT)
+        one.on("console", lambda said: said.type in ("error", "warning") and wrong.append(said.text))
+        one.on("pageerror", lambda error: wrong.append(str(error)))
+        one.on("request", lambda sent: sent.url.startswith((to, "blob:", "data:")) or wrong.append(sent.url))
+        expected.extend(allowed)
+        one.goto(to)
+        if ready:
+            one.wait_for_selector("html[data-ready]")
+        return one
+
+    yield make
+    for context in contexts:
+        context.close()
+    assert [text for text in wrong if not any(word in text for word in expected)] == []

@@ -136,7 +136,7 @@ def test_image_to_image(http, gate):
     ("side", "more"), [(64, {"width": None, "height": None}), (64, {"crop": 8}), (160, {"crop": 0, "outpaint": None})]
 )
 def test_what_comes_out_is_limited_before_it_is_laid_out(http, monkeypatch, side, more):
-    monkeypatch.setattr("latentc.pipelines.pipeline.lay_out", lambda *_: 1 / 0)
+    monkeypatch.setattr("latentc.pipelines.generate.lay_out", lambda *_: 1 / 0)
     image, mask = np.zeros((side, side, 3), np.uint8), np.full((side, side), 255, np.uint8)
     inputs = {"image": encoded(image), "mask": encoded(mask), "outpaint": [2000] * 4}
     answer = http.post("/v1/jobs", json={**ASKED, "prompt": "x", **inputs, **more})

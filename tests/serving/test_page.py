@@ -2,7 +2,6 @@
 
 import base64
 import re
-import shutil
 from io import BytesIO
 from pathlib import Path
 from time import sleep
@@ -21,37 +20,14 @@ from latentc.serving.guard import Access
 from latentc.serving.limits import Limits
 from latentc.serving.service import serve
 
-from .conftest import Gate, asking, running
+from .conftest import CHROMIUM, MODEL, PAGE_WAIT, asking, running
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (the extra dev)")
 expect = sync_api.expect
-CHROMIUM = shutil.which("chromium")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (Debian: apt-get install chromium)"),
 ]
-MODEL = "tiny"
-SLOW_SECONDS = 0.08
-WAIT = 15_000
-
-
-class Slow(Gate):
-    """A pipeline that takes a while for each step of requests with a negative prompt of `slow`."""
-
-    def draw_many(self, requests, on_step, **more):
-        def slowly(request, on_step):
-            def stepped(step):
-                sleep(SLOW_SECONDS * (request.negative_prompt == "slow"))
-                return on_step(step)
-
-            return stepped
-
-        return super().draw_many(requests, [slowly(*both) for both in zip(requests, on_step, strict=True)], **more)
-
-
-@pytest.fixture(scope="module")
-def slow(opened):
-    return Slow(opened("sd1"))
 
 
 @pytest.fixture(scope="module")
@@ -73,39 +49,6 @@ def address(slow, styled):
         yield found
 
 
-@pytest.fixture(scope="module")
-def browser():
-    with sync_api.sync_playwright() as playwright:
-        one = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield one
-        one.close()
-
-
-@pytest.fixture
-def visit(browser, address):
-    """`visit(**options)`: the page in a browser of its own; complaints and requests to other hosts fail the test."""
-    contexts, wrong, expected = [], [], []
-
-    def make(to=address, allowed=(), ready=True, **options):
-        context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
-        contexts.append(context)
-        one = context.new_page()
-        one.set_default_timeout(WAIT)
-        one.on("console", lambda said: said.type in ("error", "warning") and wrong.append(said.text))
-        one.on("pageerror", lambda error: wrong.append(str(error)))
-        one.on("request", lambda sent: sent.url.startswith((to, "blob:", "data:")) or wrong.append(sent.url))
-        expected.extend(allowed)
-        one.goto(to)
-        if ready:
-            one.wait_for_selector("html[data-ready]")
-        return one
-
-    yield make
-    for context in contexts:
-        context.close()
-    assert [text for text in wrong if not any(word in text for word in expected)] == []
-
-
 def ask(page, prompt="a red cube", seed="7", steps="4", negative="", size="64"):
     for name, value in {"width": size, "height": size, "steps": steps, "seed": seed}.items():
         page.locator(f"#{name}").fill(value)
@@ -116,7 +59,7 @@ def ask(page, prompt="a red cube", seed="7", steps="4", negative="", size="64"):
 
 def drawn(page, count=1):
     """Wait until the gallery has so many images; the last one's file."""
-    expect(page.locator("#gallery li")).to_have_count(count, timeout=WAIT)
+    expect(page.locator("#gallery li")).to_have_count(count, timeout=PAGE_WAIT)
     expect(page.locator("#about")).to_be_visible()
     with page.expect_download() as download:
         page.locator("#download").click()

@@ -12,9 +12,10 @@ import pytest
 from latentc.core.errors import CancelledError, RequestError
 from latentc.core.request import Request, Result, Step
 from latentc.serving.errors import ApiError
+from latentc.serving.kept import MOST_KEPT, KeptJobs
 from latentc.serving.limits import Limits
 from latentc.serving.metrics import Metrics
-from latentc.serving.queue import MOST_KEPT, ImageJob, KeptJobs, Queue
+from latentc.serving.queue import ImageJob, Interrupted, Queue
 
 from .conftest import wait_for
 
@@ -173,6 +174,50 @@ def test_an_error_of_the_whole_batch(queue, drawing):
     last = queue.submit(ask("c"))
     wait_for(lambda: last.done)
     assert last.state == "completed", "the engine goes on"
+
+
+def test_jobs_of_a_process_that_ended_run_again_alone(queue, drawing):
+    """Which of a batch ended it is not known: one that ends two fails, and the others complete."""
+
+    def ends(step):
+        if "b" in drawing.batches[-1] and step == 2:
+            raise Interrupted(began=True)
+
+    drawing.before_step = ends
+    jobs = submitted(queue, drawing, [ask(name) for name in "abcdef"])
+    assert drawing.batches == [["first"], ["a", "b", "c", "d"], ["a"], ["b"], ["c"], ["d"], ["e", "f"]]
+    assert [job.state for job in jobs] == ["completed", "failed", *["completed"] * 4]
+    assert [job.lost for job in jobs] == [1, 2, 1, 1, 0, 0]
+    assert jobs[1].error.status == 500
+
+
+def test_a_process_that_never_began_is_not_counted(queue, drawing):
+    ends = [Interrupted(began=False)] * 5
+
+    def drawn(*args, **kwargs):
+        if ends:
+            raise ends.pop()
+        return drawing(*args, **kwargs)
+
+    queue._draw_many = drawn
+    (job,) = submitted(queue, drawing, [ask("a")])
+    assert (job.state, job.lost) == ("completed", 0)
+
+
+def test_several_threads_share_what_waits(drawing):
+    """As many batches at once as there is room for, each with its share."""
+    room = [0]
+    queue = Queue("m", drawing, Limits(batch=4, wait_seconds=0.0), Metrics(), threads=3, room=lambda: room[0])
+    queue.start()
+    jobs = [queue.submit(ask(str(index))) for index in range(5)]
+    assert all(job.state == "queued" for job in jobs)
+    room[0] = 2
+    queue.wake()
+    wait_for(lambda: len(queue._running) == 5)
+    assert sorted(map(len, queue._batches)) == [2, 3]
+    drawing.go.set()
+    assert queue.close(60)
+    assert [job.state for job in jobs] == ["completed"] * 5
 
 
 def test_deadlines(queue, drawing):

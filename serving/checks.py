@@ -1,0 +1,113 @@
+"""An operator's check of finished images: what it gives a reason for is withheld."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from importlib import import_module
+from threading import Lock
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..core.errors import RequestError
+from ..core.record import in_a_line
+from ..core.request import Result
+from .errors import ApiError
+from .metrics import Metrics
+from .queue import ImageJob
+
+Check = Callable[[NDArray[np.uint8]], str | None]
+"""Given an image, [height, width, 3], sRGB, read-only; returns why it is withheld, or None."""
+TRIAL_SIDE = 64
+MOST_REASON = 200
+"""Characters of a reason that clients are shown."""
+
+log = logging.getLogger("latentc.serving")
+
+
+class FilteredError(ApiError):
+    """All images of a job were withheld. Its code and type are those of OpenAI's moderation."""
+
+    def __init__(self, result: Result, reasons: Mapping[int, str]) -> None:
+        """`result` has black images, for APIs that answer with an image even so."""
+        said = "; ".join(dict.fromkeys(reasons.values()))
+        super().__init__(400, f"This server's check of images withheld the result: {said}", code="moderation_blocked")
+        self.result = result
+
+    @property
+    def kind(self) -> str:
+        """OpenAI's `type`."""
+        return "image_generation_user_error"
+
+
+def load_check(name: str) -> Check:
+    """The function that `MODULE:FUNCTION` names, after a trial on a grey image; it is called for one image at
+    a time. Raises `RequestError`.
+    """
+    module, _, attribute = name.partition(":")
+    advice = "Pass MODULE:FUNCTION, with the module's folder in PYTHONPATH."
+    try:
+        check: Check = getattr(import_module(module), attribute)
+    except Exception as exc:  # whatever the module does when it is imported
+        reason = _said(exc)
+        raise RequestError(f"The check {name!a} can't be loaded ({reason}). {advice}") from exc
+    try:
+        _reason(check, np.full((TRIAL_SIDE, TRIAL_SIDE, 3), 128, np.uint8))
+    except Exception as exc:
+        reason = _said(exc)
+        raise RequestError(f"The check {name!a} failed on a grey image ({reason}). Correct it.") from exc
+    turn = Lock()
+
+    def one_at_a_time(image: NDArray[np.uint8]) -> str | None:
+        with turn:
+            return check(image)
+
+    return one_at_a_time
+
+
+def checking(check: Check, job: ImageJob, metrics: Metrics) -> Callable[[Result], Result]:
+    """What checks the images of a job's result: those that are withheld are black in what it returns.
+
+    It raises `FilteredError` if all are withheld, and `ApiError` 500 if the check fails.
+    """
+
+    def checked(result: Result) -> Result:
+        try:
+            found = [_reason(check, image) for image in result.images]
+        except Exception as exc:
+            log.exception("the check of job %s failed", job.id[:6])
+            message = "The image could not be checked, so it is withheld. The server's log has details."
+            raise ApiError(500, message, code="check_failed") from exc
+        reasons = {index: reason for index, reason in enumerate(found) if reason is not None}
+        if not reasons:
+            return result
+        metrics.filtered.labels(job.model).inc(len(reasons))
+        job.filtered = reasons
+        images, latents = result.images.copy(), np.array(result.latents)
+        images[list(reasons)], latents[list(reasons)] = 0, 0
+        said = [f"Image {index + 1} of {len(found)} was withheld: {reason}" for index, reason in reasons.items()]
+        black = replace(result, images=images, latents=latents, notices=(*result.notices, *said))
+        if len(reasons) == len(found):
+            raise FilteredError(black, reasons)
+        return black
+
+    return checked
+
+
+def _reason(check: Check, image: NDArray[np.uint8]) -> str | None:
+    """Why an image is withheld; raises `TypeError` for anything but a text or None."""
+    shown = image.view()
+    shown.flags.writeable = False
+    found: Any = check(shown)
+    if found is None:
+        return None
+    if not isinstance(found, str):
+        raise TypeError(f"it returned {type(found).__name__}, and not a text or None")
+    return " ".join(found.split())[:MOST_REASON] or "no reason was given"
+
+
+def _said(exc: Exception) -> str:
+    return f"{type(exc).__name__}: {in_a_line(exc)}"

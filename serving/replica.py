@@ -1,0 +1,124 @@
+"""A process that has a pipeline open, as the process that started it sees it."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Mapping
+from itertools import count
+from queue import SimpleQueue
+from threading import Lock, Thread
+from typing import Any
+
+from ..core.progress import Progress
+from .queue import Interrupted
+from .worker import About, Opening, work
+
+END_SECONDS = 10.0
+"""For which a process may take to close its engines."""
+
+Asked = Callable[..., bool]
+"""What a call asks, with what the answer is."""
+
+
+class Replica:
+    """A process with an open pipeline. Its methods may be called from several threads."""
+
+    def __init__(self, opening: Opening, name: str) -> None:
+        context = multiprocessing.get_context("spawn")  # engines don't survive a fork
+        self._ours, theirs = context.Pipe()
+        self.process = context.Process(target=work, args=(theirs, opening), name=f"latentc {name}", daemon=True)
+        self.process.start()
+        theirs.close()
+        self._lock, self._sending = Lock(), Lock()
+        self._numbers = count()
+        self._calls: dict[int, SimpleQueue[tuple[Any, ...]]] = {}
+        self._ended = False
+
+    def open(self, tell: Progress) -> About:
+        """Wait until the pipeline is open and has generated an image. Raises the error of the opening, and
+        `Interrupted`.
+        """
+        while True:
+            try:
+                message = self._ours.recv()
+            except (EOFError, OSError):
+                raise Interrupted(began=True) from None
+            match message:
+                case ("progress", what, share):
+                    tell(what, share)
+                case ("open", About() as facts):
+                    return facts
+                case ("failed", Exception() as exc):
+                    raise exc
+                case _:
+                    raise AssertionError(message)
+
+    def start(self, at_end: Callable[[], None]) -> None:
+        """Begin to receive, after `open`; `at_end` is called in a thread when the process has ended, before its calls
+        raise.
+        """
+        Thread(target=self._hear, args=(at_end,), name=f"{self.process.name} replies", daemon=True).start()
+
+    def call(self, name: str, *arguments: object, asked: Mapping[object, Asked] | None = None) -> Any:
+        """Call a method of the process, and return its result. What it asks is answered by `asked`, in this thread.
+
+        Raises the method's error, and `Interrupted` if the process ends.
+        """
+        inbox = SimpleQueue[tuple[Any, ...]]()
+        with self._lock:
+            if self._ended:
+                raise Interrupted(began=False)
+            number = next(self._numbers)
+            self._calls[number] = inbox
+        try:
+            self._send(("call", number, name, arguments))
+            while True:
+                match inbox.get():
+                    case ("ask", key, found):
+                        self._send(("answer", number, key, (asked or {})[key](*found)))
+                    case ("result", value):
+                        return value
+                    case ("error", Exception() as exc):
+                        raise exc
+                    case _:
+                        raise Interrupted(began=True)
+        finally:
+            with self._lock:
+                del self._calls[number]
+
+    def end(self) -> None:
+        """Let the process close its pipeline and end."""
+        self._send(("end",))
+        self.process.join(END_SECONDS)
+        self.kill()
+
+    def kill(self) -> None:
+        """End the process at once."""
+        self.process.kill()
+        self.process.join()
+
+    def _send(self, message: tuple[Any, ...]) -> None:
+        try:
+            with self._sending:
+                self._ours.send(message)
+        except OSError:  # it has ended, and `_hear` says so to every call
+            return
+
+    def _hear(self, at_end: Callable[[], None]) -> None:
+        try:
+            while True:
+                kind, number, *rest = self._ours.recv()
+                with self._lock:
+                    inbox = self._calls.get(number)
+                if inbox is not None:
+                    inbox.put((kind, *rest))
+        except (EOFError, OSError):
+            pass
+        with self._lock:
+            self._ended = True
+            waiting = [*self._calls.values()]
+        try:
+            at_end()
+        finally:
+            for inbox in waiting:
+                inbox.put(("ended",))

@@ -1,0 +1,118 @@
+"""Credits: what requests cost, who pays, and what a balance survives."""
+
+from contextlib import contextmanager
+
+import httpx2
+import openai
+import pytest
+
+from latentc.core.errors import RequestError
+from latentc.core.request import Request
+from latentc.serving.credits import Credits
+from latentc.serving.guard import Access
+from latentc.serving.limits import Limits
+from latentc.serving.service import Additions, serve
+from latentc.serving.state import open_state
+
+from .conftest import ASKED, MODEL, running, wait_for
+from .test_jobs import ended, submit
+
+ONE, TWO = ({"authorization": f"Bearer {name}"} for name in ("one", "two"))
+
+
+@contextmanager
+def selling(gate, prices, access=None, **limits):
+    service = serve({MODEL: gate}, Limits(**limits), Additions(credits=prices))
+    with running(service, access) as address, httpx2.Client(base_url=address, timeout=120) as http:
+        yield http
+
+
+def balance(http, **more):
+    return http.get("/v1/user/balance", **more).json()["credits"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "cost"),
+    [
+        ({"width": 1000, "height": 1000, "steps": 20}, 1 + 20 * 0.1),
+        ({"width": 1000, "height": 504, "steps": 20, "count": 4}, 4 * (1 + 20 * 0.504 * 0.1)),
+        ({"width": 1000, "height": 1000, "steps": 20, "hires": 2}, 1 + (20 + 4 * 20) * 0.1),
+        ({"width": 1000, "height": 1000, "steps": 20, "hires": 2, "hires_steps": 5}, 1 + (20 + 4 * 5) * 0.1),
+    ],
+)
+def test_costs(fields, cost):
+    assert Credits(10, 1, 0.1).cost(Request(prompt="x", **fields)) == pytest.approx(cost * 1e6)
+
+
+def test_fractions_are_exact():
+    prices, request = Credits(0.3, 0.1), Request(prompt="x", width=64, height=64)
+    for _ in range(3):
+        prices.settle("", prices.reserve("", request), spent=True)
+    assert prices.balance("") == 0
+
+
+def test_a_balance_is_spent_and_then_refused(gate):
+    with selling(gate, Credits(2.5, 1)) as http:
+        assert http.get("/v1/capabilities").json()["credits"] is True
+        body = {"text_prompts": [{"text": "a hut"}], "samples": 2, "steps": 4, "width": 64, "height": 64}
+        path = f"/v1/generation/{MODEL}/text-to-image"
+        assert http.post(path, json=body).status_code == 200
+        assert http.get("/v1/user/balance").json() == {"credits": 0.5}
+        refused = http.post(path, json=body)
+        assert refused.status_code == 402
+        assert refused.json().keys() >= {"id", "name", "errors"}
+        assert refused.json()["name"] == "payment_required"
+        assert "costs 2 credits, and 0.5 are left" in refused.json()["errors"][0]
+        form = {"prompt": (None, "a hut")}
+        assert http.post("/v2beta/stable-image/generate/sd3", files=form).json()["name"] == "payment_required"
+        jobs = http.post("/v1/jobs", json={**ASKED, "prompt": "x"})
+        assert (jobs.status_code, jobs.json()["error"]["code"]) == (402, "payment_required")
+        assert http.post("/sdapi/v1/txt2img", json={"prompt": "x"}).status_code == 402
+        inputs = [{"name": "prompt", "datatype": "BYTES", "shape": [1], "data": ["x"]}]
+        assert http.post(f"/v2/models/{MODEL}/infer", json={"inputs": inputs}).status_code == 402
+        with openai.OpenAI(base_url=f"{str(http.base_url).rstrip('/')}/v1", api_key="none") as client:
+            with pytest.raises(openai.APIStatusError, match="credits") as caught:
+                client.images.generate(prompt="x")
+            assert (caught.value.status_code, caught.value.type) == (402, "insufficient_quota")
+        assert balance(http) == 0.5
+
+
+def test_what_gives_no_image_costs_nothing(gate, monkeypatch):
+    with selling(gate, Credits(5, 1), queue=1) as http:
+        with gate.closed():
+            job = submit(http)
+            wait_for(lambda: http.get(job["poll_url"]).json()["status"] == "generating")
+            assert balance(http) == 4, "set aside"
+            assert http.post("/v1/jobs", json={**ASKED, "prompt": "y"}).status_code == 429
+            assert balance(http) == 4
+            http.post(f"{job['poll_url']}/cancel")
+        ended(http, job)
+        wait_for(lambda: balance(http) == 5)
+        monkeypatch.setattr(gate._pipeline, "draw_many", lambda *_, **__: [RequestError("No.")], raising=False)
+        ended(http, submit(http))
+        wait_for(lambda: balance(http) == 5)
+
+
+def test_each_token_has_its_own_balance_which_survives_a_restart(gate, tmp_path):
+    access = Access(("one", "two"))
+    with open_state(tmp_path) as state, selling(gate, Credits(3, 1, state=state), access) as http:
+        job = http.post("/v1/jobs", json={**ASKED, "prompt": "x", "count": 2}, headers=ONE).json()
+        wait_for(lambda: http.get(job["poll_url"], headers=ONE).json()["status"] == "completed")
+        wait_for(lambda: state.run("SELECT COUNT(*) FROM spent") == [(1,)])
+        assert [balance(http, headers=who) for who in (ONE, TWO)] == [1, 3]
+        assert http.get("/v1/user/balance").status_code == 401
+        assert state.run("SELECT account FROM spent") != [("one",)], "the token itself is not in the file"
+    with open_state(tmp_path) as state, selling(gate, Credits(4, 1, state=state), access) as http:
+        assert [balance(http, headers=who) for who in (ONE, TWO)] == [2, 4], "a larger grant tops all up"
+
+
+def test_without_credits(http):
+    answer = http.get("/v1/user/balance")
+    assert (answer.status_code, answer.json()["name"]) == (404, "no_credits")
+
+
+def test_a_damaged_table_is_an_error_at_start(tmp_path):
+    with open_state(tmp_path) as state:
+        state.run("DROP TABLE spent")
+        with pytest.raises(RequestError, match="can't be used as a database"):
+            Credits(1, 1, state=state)
