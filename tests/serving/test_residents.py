@@ -173,7 +173,7 @@ def test_over_http(opened):
     ):
         for name, pipeline in (("a", a), ("b", b)):
             residents.add(name, pipeline, 6)
-        service = serve({"a": a, "b": b}, Limits(), residents)
+        service = serve({"a": a, "b": b}, Limits(), residents=residents)
         with running(service) as address, httpx2.Client(base_url=address, timeout=120) as http:
             assert http.get("/readyz").status_code == 200
 
