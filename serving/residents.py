@@ -46,6 +46,8 @@ class _Resident:
     """Time at which a job was last waiting."""
     wanted: float | None = None
     """Time since which a job waits for it to be loaded."""
+    served: bool = False
+    """Whether it could generate something since it was loaded."""
 
 
 @dataclass
@@ -79,6 +81,7 @@ class Residents:
             one, now = self._models[name], time.monotonic()
             one.used = now
             if one.state == "open":
+                one.served = True
                 return True
             if one.wanted is None:
                 one.wanted = now
@@ -129,6 +132,7 @@ class Residents:
                 fits = sum(one.bytes for one in held.values()) + needed <= self.budget
                 stopped = [other for other, one in held.items() if one.state == "closing"]
                 oldest = sorted(held, key=lambda other: (other not in stopped, held[other].used))
+                served = [other for other in oldest if held[other].served]
             if fits:
                 for other in stopped:  # which another one has made unnecessary
                     self._set(other, "open")
@@ -136,7 +140,7 @@ class Residents:
                 return True
             if any(self._freed(other) for other in oldest if other not in stopped):
                 continue
-            if time.monotonic() - began >= self.patience and self._freed(oldest[0], insist=True):
+            if served and time.monotonic() - began >= self.patience and self._freed(served[0], insist=True):
                 continue
             with self._turn:
                 if self._turn.wait_for(lambda: self._closed, POLL_SECONDS):
@@ -166,6 +170,7 @@ class Residents:
         with self._turn:
             one = self._models[name]
             one.state = state
+            one.served = one.served and state != "closed"
             if state in ("open", "closed"):
                 one.wanted = None
 
