@@ -13,11 +13,15 @@ import json
 import lzma
 import os
 import tempfile
+from base64 import b64encode
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ..core.errors import CheckpointError, RuntimeMissing
 from ..core.install import install
@@ -46,7 +50,7 @@ MAX_SAMPLES = 200
 """At most this many added tokens are compared as well."""
 
 _MERGES = Path(__file__).parent / "clip_merges.txt.xz"
-_T5 = Path(__file__).parent / "t5_tokenizer.json.xz"
+_T5 = Path(__file__).parent / "t5_tokenizer.xz"
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,29 @@ def clip_vocabulary() -> Mapping[str, int]:
     return {token: number for number, token in enumerate([*letters, *words, *merged, START, END])}
 
 
+def t5_tokenizer() -> bytes:
+    """T5's `tokenizer.json`.
+
+    The file holds, compressed, lines of text: the JSON without its vocabulary and map of characters, and the pieces;
+    after a zero byte, the differences of the bits of the pieces' scores, and the map, both as 32-bit integers whose
+    first bytes come before all second bytes, and so on.
+    """
+    text, _, values = lzma.decompress(_T5.read_bytes()).partition(b"\0")
+    head, *pieces = text.decode("utf-8").split("\n")
+    made, size = json.loads(head), 4 * len(pieces)
+    scores = np.cumsum(_integers(values[:size]), dtype=np.uint32).view(np.float32).tolist()
+    made["model"]["vocab"] = [*zip(pieces, scores, strict=True)]
+    normalizer = made["normalizer"]["normalizers"][0]
+    characters = _integers(values[size:]).tobytes()[: normalizer["precompiled_charsmap"]]
+    normalizer["precompiled_charsmap"] = b64encode(characters).decode()
+    return json.dumps(made, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _integers(planes: bytes) -> NDArray[np.uint32]:
+    """32-bit integers of which all first bytes come first, then all second bytes, and so on."""
+    return np.ascontiguousarray(np.frombuffer(planes, np.uint8).reshape(4, -1).T).view("<u4").ravel().astype(np.uint32)
+
+
 def shipped_files(facts: TokenizerFacts) -> dict[str, bytes]:
     """The tokenizer files that ship with the package, in the form that transformers reads."""
     return KINDS[facts.kind].shipped(facts)
@@ -110,7 +137,7 @@ def _t5_files(facts: TokenizerFacts) -> dict[str, bytes]:
     special = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": facts.pad}
     config: dict[str, Any] = {"extra_ids": 100, "model_max_length": 512, "tokenizer_class": "T5Tokenizer"}
     return {
-        "tokenizer.json": lzma.decompress(_T5.read_bytes()),
+        "tokenizer.json": t5_tokenizer(),
         "tokenizer_config.json": _json(config | special, indent=2),
         "special_tokens_map.json": _json(special, indent=2),
     }

@@ -1,5 +1,6 @@
 """CLIP's tokenizer: the shipped vocabulary, and `tokenizer.json` against transformers' own."""
 
+import hashlib
 import json
 
 import pytest
@@ -7,7 +8,7 @@ from tokenizers import Tokenizer
 from transformers import CLIPTokenizer
 
 from latentc.checkpoints import find_family, open_checkpoint
-from latentc.checkpoints.tokenizer import FILES, clip_merges, clip_vocabulary
+from latentc.checkpoints.tokenizer import FILES, clip_merges, clip_vocabulary, t5_tokenizer
 from latentc.core.errors import CheckpointError
 
 NASTY = [
@@ -48,6 +49,12 @@ def test_the_vocabulary_is_clips():
     assert ids == {"!": 0, "!</w>": 256, "a</w>": 320, "photo</w>": 1125, "of</w>": 539, "cat</w>": 2368}
     assert vocabulary["<|startoftext|>"] == 49406
     assert vocabulary["<|endoftext|>"] == 49407
+
+
+def test_the_shipped_tokenizer_of_t5_is_the_published_file():
+    """The digest is that of the file in its usual form, without spaces between JSON's tokens."""
+    digest = hashlib.sha256(t5_tokenizer()).hexdigest()
+    assert digest == "6456890d27b99d02f52a68bfc36040eeca9d349e12cc409958765394fe92f2d3"
 
 
 @pytest.mark.slow
