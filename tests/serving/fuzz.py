@@ -45,6 +45,8 @@ PRIVATE = re.compile(
     + "|".join(map(re.escape, (str(Path(__file__).parents[2]), sys.prefix)))
 )
 """What no answer may hold."""
+SPARE_FILES = 8
+"""Open files beyond those at the beginning that are connections about to close."""
 GROWTH_BYTES = 24 << 20
 """Growth of memory over the second half of a run that is noise of the allocator."""
 
@@ -171,6 +173,7 @@ def attack(
 ) -> Report:
     """Send the requests of these numbers, and check the answers and that the server still draws as before."""
     found, before, job = Report(), picture(address), old_job(address)
+    files = psutil.Process(pid).num_fds() if pid is not None else 0
     for place, number in enumerate(numbers):
         case = case_of(seed, number, routes)
         if JOB in case.path or "old%20job" in case.path:
@@ -192,6 +195,8 @@ def attack(
     while (left := _left(address)) and time.monotonic() < until:
         time.sleep(0.05)
     found.faults += [f"left over: {left}"] if left else []
+    if pid is not None and (more := psutil.Process(pid).num_fds() - files) > SPARE_FILES:
+        found.faults.append(f"{more} more files are open than before")
     return found
 
 

@@ -255,8 +255,8 @@ def broken(chance: random.Random) -> Case:
 def case_of(seed: int, number: int, routes: Sequence[tuple[str, str]]) -> Case:
     """The request of a number; `routes` are methods and paths of the application, as in its table."""
     chance = random.Random(f"{seed} {number}")
-    posts = [one for one in routes if one[0] != "GET"] if chance.random() < 0.75 else []
-    method, template = chance.choice(posts or routes)
+    posts = [one for one in routes if one[0] != "GET"]
+    method, template = routes[number // 4 % len(routes)] if number % 4 == 0 else chance.choice(posts)
     path = re.sub(r"\{[^}]*\}", lambda _: chance.choice(SEGMENTS) if chance.random() < 0.6 else MODEL, template)
     if "infer" not in template and "{" in template and chance.random() < 0.3:
         path = re.sub(r"\{[^}]*\}", JOB, template)
