@@ -34,6 +34,20 @@ def resident_bytes(processes: Iterable[psutil.Process]) -> int | None:
     return sum(found) if found else None
 
 
+def pss_bytes(processes: Iterable[psutil.Process]) -> int | None:
+    """Proportional set size of processes now, with shared pages divided among those that share them; None if the
+    system doesn't report it, as only Linux does.
+    """
+    found: list[int] = []
+    for process in processes:
+        with suppress(psutil.Error):  # it ended meanwhile
+            pss = getattr(process.memory_full_info(), "pss", None)
+            if pss is None:
+                return None
+            found.append(int(pss))
+    return sum(found) if found else None
+
+
 def peak_bytes(pid: int | None = None) -> int | None:
     """Peak resident bytes of one process since it started or since `reset_peak`; None if unknown.
 
