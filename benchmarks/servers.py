@@ -25,7 +25,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -165,15 +165,15 @@ def rivals(given: argparse.Namespace, folder: Path, stack: ExitStack) -> list[Ri
     second = Rival("FastAPI and diffusers", _free_port(), "/generate", asked, bytes)
     app = str(SUBJECTS / "plain_app.py")
     lines = [(first, [sys.executable, "-m", package, *serve])]
-    lines.append((second, [sys.executable, app, "diffusers", checkpoint, str(second.port)]))
+    lines.append((second, [sys.executable, "-P", app, "diffusers", checkpoint, str(second.port)]))
     if given.genai is not None:
         third, made = (
             Rival("FastAPI and OpenVINO GenAI", _free_port(), "/generate", asked, bytes),
             str(folder / "genai"),
         )
-        convert = [given.genai, str(SUBJECTS / "genai_folder.py"), str(given.bundle), checkpoint, made]
+        convert = [given.genai, "-P", str(SUBJECTS / "genai_folder.py"), str(given.bundle), checkpoint, made]
         subprocess.run(convert, check=True, stdout=subprocess.DEVNULL)
-        lines.append((third, [given.genai, app, "openvino-genai", made, str(third.port)]))
+        lines.append((third, [given.genai, "-P", app, "openvino-genai", made, str(third.port)]))
     return [stack.enter_context(_running(rival, line)) for rival, line in lines]
 
 
@@ -199,7 +199,7 @@ def compared(given: argparse.Namespace) -> list[ServerRow]:
     shared = {name: facts[name] for name in ("run", "time", "latentc", "commit", "load_average")}
     return [
         ServerRow(
-            **cast("dict[str, Any]", shared),
+            **shared,
             machine=facts["machine"].model_dump(mode="json"),
             server=rival.name,
             steps=given.steps,
@@ -242,7 +242,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--pictures", type=int, default=8, help="images of a round, at least as many as clients")
     given = parser.parse_args()
-    rows = compared(given)
+    try:
+        rows = compared(given)
+    except LatentcError as exc:
+        sys.exit(str(exc))
     with given.output.open("a", encoding="utf-8") as file:
         file.writelines(row.model_dump_json(exclude_none=True) + "\n" for row in rows)
     sys.stdout.write(markdown(rows))

@@ -1,6 +1,6 @@
 """The graphs of a Stable Diffusion 1 bundle in optimum-intel's layout, which OpenVINO GenAI opens.
 
-    python genai_folder.py BUNDLE CHECKPOINT FOLDER
+    python -P genai_folder.py BUNDLE CHECKPOINT FOLDER
 
 needs openvino, openvino-tokenizers and transformers, and imports nothing of latentc. Weights are kept in f32.
 """
@@ -19,9 +19,11 @@ def main(bundle: Path, checkpoint: Path, folder: Path) -> None:
     """Convert each graph and the tokenizer, and name a scheduler that the library knows."""
     import openvino  # pyright: ignore
     import openvino_tokenizers  # pyright: ignore
-    from transformers import CLIPTokenizer
+    import transformers
 
-    library, tokenizers = (openvino, openvino_tokenizers)  # pyright: ignore
+    library: Any = openvino  # pyright: ignore
+    tokenizers: Any = openvino_tokenizers  # pyright: ignore
+    hub: Any = transformers
     for part, source in PARTS.items():
         (folder / part).mkdir(parents=True)
         graph: Any = library.convert_model(bundle / part / "model.onnx")
@@ -32,8 +34,7 @@ def main(bundle: Path, checkpoint: Path, folder: Path) -> None:
         library.save_model(graph, folder / part / "openvino_model.xml", compress_to_fp16=False)
         shutil.copyfile(checkpoint / source / "config.json", folder / part / "config.json")
     shutil.copytree(checkpoint / "tokenizer", folder / "tokenizer")
-    tokenizer: Any = CLIPTokenizer.from_pretrained(str(checkpoint / "tokenizer"))
-    converted: Any = tokenizers.convert_tokenizer(tokenizer)
+    converted: Any = tokenizers.convert_tokenizer(hub.CLIPTokenizer.from_pretrained(str(checkpoint / "tokenizer")))
     library.save_model(converted, folder / "tokenizer" / "openvino_tokenizer.xml")
     shutil.copytree(checkpoint / "scheduler", folder / "scheduler")
     for name, key in (("scheduler/scheduler_config.json", "_class_name"), ("model_index.json", "scheduler")):

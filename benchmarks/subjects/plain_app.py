@@ -1,7 +1,7 @@
 """The server that a user of diffusers or OpenVINO GenAI writes first: FastAPI, one pipeline, a lock, one image a call.
 
-    python plain_app.py diffusers CHECKPOINT PORT
-    python plain_app.py openvino-genai FOLDER PORT
+    python -P plain_app.py diffusers CHECKPOINT PORT
+    python -P plain_app.py openvino-genai FOLDER PORT
 
 imports nothing of latentc, and runs in the library's own environment with fastapi, uvicorn and pillow. The scheduler is
 DDIM, which all of them have; there are as many threads as each library takes by default.
