@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import re
 import socket
 import subprocess
@@ -26,7 +27,7 @@ from ..core.request import Request
 from ..pipelines.pipeline import Pipeline
 from ..profiles import Profile
 from .load import arrivals, closed_loops, open_loop, rate_of
-from .memory import pss_bytes, tree
+from .memory import cpu_seconds, pss_bytes, tree
 from .plan import PROMPT, SEED
 from .records import STAGES, StageName, model_of
 from .row import run_facts
@@ -200,8 +201,9 @@ def _measured(
     before = server.metrics()
     for index in range(plan.rounds):
         on_progress(f"round {index + 1} of {plan.rounds}", (index + 1) / plan.rounds)
-        bare = _bare(pipeline, request, plan.batch, plan.pictures)
-        rounds.append(ServedRound(bare=bare, served=_saturated(server, plan)))
+        bare, bare_cpu = _bare(pipeline, request, plan.batch, plan.pictures)
+        served, served_cpu = _saturated(server, plan)
+        rounds.append(ServedRound(bare=bare, served=served, bare_cpu=bare_cpu, served_cpu=served_cpu))
     after = server.metrics()
     rate = median(one.served for one in rounds)
     levels = [_level(server, share, share * rate, plan, on_progress) for share in SHARES]
@@ -217,23 +219,27 @@ def _measured(
     }
 
 
-def _bare(pipeline: Pipeline, request: Request, batch: int, pictures: int) -> float:
-    """Images per second of a loop over `draw_many`."""
-    began, drawn = time.monotonic(), 0
+def _bare(pipeline: Pipeline, request: Request, batch: int, pictures: int) -> tuple[float, float | None]:
+    """Images per second of a loop over `draw_many`, and CPU seconds of each image."""
+    began, spent, drawn = time.monotonic(), cpu_seconds(tree(os.getpid())[:1]), 0
     while drawn < pictures:
         pipeline.draw_many([request.model_copy(update={"seed": drawn + index}) for index in range(batch)])
         drawn += batch
-    return drawn / (time.monotonic() - began)
+    seconds, cpu = time.monotonic() - began, cpu_seconds(tree(os.getpid())[:1])
+    return drawn / seconds, None if spent is None or cpu is None else (cpu - spent) / drawn
 
 
-def _saturated(server: ServedAddress, plan: ServePlan) -> float:
-    """Images per second with twice as many clients as a batch has images: the next batch waits while one is drawn."""
-    clients = 2 * plan.batch
-    number = clients + plan.pictures
+def _saturated(server: ServedAddress, plan: ServePlan) -> tuple[float, float | None]:
+    """Images per second, and CPU seconds of each, with twice as many clients as a batch has images: the next batch
+    waits while one is drawn.
+    """
+    clients, processes = 2 * plan.batch, [] if server.pid is None else tree(server.pid)
+    number, spent = clients + plan.pictures, cpu_seconds(processes)
     ended = closed_loops(server.draw, clients, number)
     if len(ended) < number:
         raise LatentcError("The server refused most requests at saturation. See its log; --url needs a --queue of 64.")
-    return rate_of(ended, clients, number)
+    cpu = cpu_seconds(processes)
+    return rate_of(ended, clients, number), None if spent is None or cpu is None else (cpu - spent) / len(ended)
 
 
 def _level(server: ServedAddress, share: float, rate: float, plan: ServePlan, on_progress: Progress) -> LoadLevel:

@@ -25,6 +25,10 @@ class ServedRound(ResultRecord):
     """`Pipeline.draw_many` in a process of its own, with batches of the size of the server's."""
     served: float
     """At saturation; the server also encodes each image."""
+    bare_cpu: Seconds | None = None
+    """CPU time of the loop's process for each image, in seconds: the same on a machine that others load."""
+    served_cpu: Seconds | None = None
+    """CPU time of the server's processes for each image; None for a server that was not started here."""
 
 
 class LoadLevel(ResultRecord):
@@ -92,6 +96,13 @@ class ServedMeasurement(ResultRecord):
     def ratio(self) -> Summary | None:
         """The server's rate over the bare loop's, by round."""
         return summarize([one.served / one.bare for one in self.rounds]) if self.rounds else None
+
+    @property
+    def cpu_ratio(self) -> Summary | None:
+        """The server's CPU time for an image over the bare loop's, by round."""
+        both = [(one.served_cpu, one.bare_cpu) for one in self.rounds]
+        found = [served / bare for served, bare in both if served is not None and bare]
+        return summarize(found) if found else None
 
     @property
     def growth_kb(self) -> float | None:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from rich.markup import escape
 
+from ..benchmarks.plan import REPEAT
 from ..benchmarks.served import ServePlan, bench_serve
 from ..benchmarks.served_records import ServedMeasurement
-from ..benchmarks.summary import summarize
+from ..benchmarks.summary import Summary, summarize
 from ..core.bundle import open_bundle
 from ..core.progress import quiet as silent
 from ..profiles import Profile
@@ -63,18 +64,24 @@ def sizes(batches: dict[str, int]) -> str:
     return ", ".join(f"{size}: {number}" for size, number in batches.items()) or "-"
 
 
+def shown_ratio(ratio: Summary) -> str:
+    """A ratio with its interval."""
+    low, high = ratio.interval
+    known = "95 % interval" if ratio.count >= REPEAT else "lowest and highest"
+    return f"{ratio.median:.3f} ({known} {low:.3f} to {high:.3f}, {ratio.count} rounds)"
+
+
 def sentences(row: ServedMeasurement) -> list[str]:
     """What a row says beside its latencies."""
     found: list[str] = []
     if (ratio := row.ratio) is not None:
         bare, served = (summarize([getattr(one, name) for one in row.rounds]).median for name in ("bare", "served"))
-        low, high = ratio.interval
-        known = "95 % interval" if ratio.count >= 6 else "lowest and highest"
         found.append(
             f"{row.model.name} with {row.profile}, {row.request.steps} steps: {served:.2f} images per second at "
-            f"saturation, {bare:.2f} without a server; ratio {ratio.median:.3f} ({known} {low:.3f} to {high:.3f}, "
-            f"{ratio.count} rounds). Batches: {sizes(row.batches)}."
+            f"saturation, {bare:.2f} without a server; ratio {shown_ratio(ratio)}. Batches: {sizes(row.batches)}."
         )
+    if (cpu := row.cpu_ratio) is not None:
+        found.append(f"CPU time of an image, with a server over without: {shown_ratio(cpu)}.")
     if row.memory:
         held = ", ".join(f"{one.pss_bytes / 1e6:.0f} MB after {one.requests}" for one in row.memory)
         growth = row.growth_kb

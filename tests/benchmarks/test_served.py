@@ -108,6 +108,7 @@ def test_a_short_run_gives_a_full_row(bundle, tmp_path):
     assert ServedMeasurement.model_validate_json(output.read_text()) == row
     assert len(row.rounds) == 2
     assert all(one.served > 0 and one.bare > 0 for one in row.rounds)
+    assert all(one.served_cpu >= 0 and one.bare_cpu >= 0 for one in row.rounds)
     assert [level.share for level in row.levels] == [0.5, 0.8, 1.0]
     assert all(len(level.seconds) == 5 and not level.refused for level in row.levels)
     assert sum(row.batches.values()) >= 2 * (4 + 4) / 2
@@ -141,7 +142,10 @@ def test_what_a_row_says():
         "profile": "null",
         "request": {"prompt": "x", "steps": 4},
         "batch": 2,
-        "rounds": tuple(ServedRound(bare=10.0, served=served) for served in (9.0, 9.5, 9.8, 9.6, 9.7, 9.4)),
+        "rounds": [
+            ServedRound(bare=10.0, served=served, bare_cpu=1.0, served_cpu=1.1)
+            for served in (9.0, 9.5, 9.8, 9.6, 9.7, 9.4)
+        ],
         "levels": [{"share": 0.5, "rate": 4.8, "seconds": [1, 2, 3], "refused": {"429": 2}, "batches": {"1": 1}}],
         "memory": held,
         "disconnected": {"seconds": 0.05, "steps": 1.5},
@@ -153,6 +157,7 @@ def test_what_a_row_says():
     for part in (
         "9.55 images per second",
         "ratio 0.955 (95 % interval 0.900 to 0.980",
+        "without: 1.100",
         "+5.0 kB",
         "50 ms (1.5 steps)",
         "busy",
