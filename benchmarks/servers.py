@@ -236,7 +236,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("bundle", type=Path)
     parser.add_argument("output", type=Path)
-    parser.add_argument("--profile", default="cpu-onnxruntime")
+    parser.add_argument("--profile", default="cpu-openvino-f32")
     parser.add_argument("--genai", help="Python with OpenVINO GenAI")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=3)
