@@ -35,7 +35,7 @@ from ..core.bundle import open_bundle
 from ..core.errors import LatentcError
 from .load import closed_loops, rate_of
 from .meaning import captions, meaning_of, open_judge, read, require_scenes
-from .memory import pss_bytes, tree
+from .memory import cpu_seconds, pss_bytes, tree
 from .records import ResultRecord, Seconds
 from .row import run_facts
 from .summary import summarize
@@ -56,6 +56,8 @@ class ClientLoad(ResultRecord):
     """Images per second, by round."""
     seconds: tuple[Seconds, ...]
     """Latency of each request of all rounds."""
+    cpu: tuple[float, ...] = ()
+    """CPU seconds of the server's processes for each image, by round: the same on a machine that others load."""
 
 
 class ServerRow(ResultRecord):
@@ -92,6 +94,7 @@ class Rival:
     pid: int = 0
     seconds: dict[int, list[float]] = field(default_factory=dict[int, list[float]])
     rates: dict[int, list[float]] = field(default_factory=dict[int, list[float]])
+    cpu: dict[int, list[float]] = field(default_factory=dict[int, list[float]])
 
     def draw(self, prompt: str, seed: int) -> bytes:
         """The file of an image; raises `LatentcError` for another answer."""
@@ -120,11 +123,14 @@ class Rival:
             seconds.append(time.monotonic() - began)
             return 200
 
-        number = clients + pictures
+        number, processes = clients + pictures, tree(self.pid) if self.pid else []
+        spent = cpu_seconds(processes)
         ended = closed_loops(send, clients, number)
         if len(ended) < number:
             raise LatentcError(f"{self.name} did not answer {clients} clients. See its output.")
         self.rates.setdefault(clients, []).append(rate_of(ended, clients, number))
+        if spent is not None and (now := cpu_seconds(processes)) is not None:
+            self.cpu.setdefault(clients, []).append((now - spent) / len(ended))
 
 
 def _artifact(content: bytes) -> bytes:
@@ -204,7 +210,12 @@ def compared(given: argparse.Namespace) -> list[ServerRow]:
             server=rival.name,
             steps=given.steps,
             loads=tuple(
-                ClientLoad(clients=one, rates=tuple(rival.rates[one]), seconds=tuple(rival.seconds[one]))
+                ClientLoad(
+                    clients=one,
+                    rates=tuple(rival.rates[one]),
+                    seconds=tuple(rival.seconds[one]),
+                    cpu=tuple(rival.cpu.get(one, ())),
+                )
                 for one in CLIENTS
             ),
             pss_bytes=pss,
@@ -217,14 +228,17 @@ def compared(given: argparse.Namespace) -> list[ServerRow]:
 def markdown(rows: Sequence[ServerRow]) -> str:
     """A table of rows."""
     head = (
-        "| server | " + " | ".join(f"{one} clients: images/s, p50, p95" for one in CLIENTS) + " | PSS | scene score |"
+        "| server | "
+        + " | ".join(f"{one} clients: images/s, p50, p95, CPU" for one in CLIENTS)
+        + " | PSS | scene score |"
     )
     lines = [head, "|---" * (len(CLIENTS) + 3) + "|"]
     for row in rows:
         cells: list[str] = []
         for load in row.loads:
             found = summarize(load.seconds)
-            cells.append(f"{median(load.rates):.2f}, {found.median:.2f} s, {found.p95:.2f} s")
+            cpu = f", {median(load.cpu):.2f} s" if load.cpu else ""
+            cells.append(f"{median(load.rates):.2f}, {found.median:.2f} s, {found.p95:.2f} s{cpu}")
         pss = "-" if row.pss_bytes is None else f"{row.pss_bytes / 1e6:.0f} MB"
         score = "-" if row.scene_score is None else f"{row.scene_score:.3f}"
         lines.append(f"| {row.server} | {' | '.join(cells)} | {pss} | {score} |")

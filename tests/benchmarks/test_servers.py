@@ -48,7 +48,7 @@ def test_a_rival_that_fails_is_an_error(rival):
 
 
 def test_the_table():
-    loads = tuple(ClientLoad(clients=one, rates=(1.0, 3.0), seconds=(0.5, 0.5, 1.5)) for one in CLIENTS)
+    loads = tuple(ClientLoad(clients=one, rates=(1.0, 3.0), seconds=(0.5, 0.5, 1.5), cpu=(0.2, 0.4)) for one in CLIENTS)
     row = ServerRow(
         run="1",
         time="",
@@ -63,4 +63,4 @@ def test_the_table():
         scene_score=0.5,
     )
     line = markdown([row]).splitlines()[2]
-    assert line == "| echo | " + "2.00, 0.50 s, 1.40 s | " * 3 + "100 MB | 0.500 |"
+    assert line == "| echo | " + "2.00, 0.50 s, 1.40 s, 0.30 s | " * 3 + "100 MB | 0.500 |"
