@@ -33,6 +33,7 @@ from PIL import Image
 from ..checkpoints import SHIPPED
 from ..core.bundle import open_bundle
 from ..core.errors import LatentcError
+from ..core.units import counted
 from .load import closed_loops, rate_of
 from .meaning import captions, meaning_of, open_judge, read, require_scenes
 from .memory import cpu_seconds, pss_bytes, tree
@@ -229,7 +230,7 @@ def markdown(rows: Sequence[ServerRow]) -> str:
     """A table of rows."""
     head = (
         "| server | "
-        + " | ".join(f"{one} clients: images/s, p50, p95, CPU" for one in CLIENTS)
+        + " | ".join(f"{counted(one, 'client')}: images/s, p50, p95, CPU" for one in CLIENTS)
         + " | PSS | scene score |"
     )
     lines = [head, "|---" * (len(CLIENTS) + 3) + "|"]
