@@ -8,7 +8,7 @@ WHEELS := $(foreach name,gpu migraphx webgpu directml,$(VENV)/wheels/onnxruntime
 ALL_WHEELS := $(WHEELS) $(VENV)/wheels/onnxruntime-macos/.ready
 WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test all-tests quick quick-tests check types readme wheels peers software-gpu clean
+.PHONY: demo test all-tests quick quick-tests check types readme wheels peers npm software-gpu clean
 
 demo: $(READY)
 	$(BIN)/latentc demo
@@ -97,6 +97,16 @@ $(PEERS)/onnx/.ready: $(READY)
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet torch==2.13.0 optimum-onnx==0.1.0 optimum==2.1.0 transformers==4.57.6 \
 		diffusers==0.39.0 huggingface_hub==0.36.2 onnx==1.23.2 onnxruntime==1.31.1 accelerate
+	@touch $@
+
+# The npm clients of OpenAI's and Stability's APIs, to test `latentc serve` with them: needs Node.js; 26 MB.
+npm: $(PEERS)/npm/.ready
+	$(BIN)/pytest tests/serving/test_npm.py
+
+$(PEERS)/npm/.ready: $(READY)
+	@command -v npm >/dev/null || { echo "npm isn't installed: it comes with Node.js."; exit 1; }
+	mkdir -p $(@D)
+	npm install --silent --no-audit --no-fund --prefix $(@D) openai@6 stability-ai@0.7.0
 	@touch $@
 
 # A software GPU (SwiftShader from Debian's chromium-common) and an environment for WebGPU: about 0.5 GB.

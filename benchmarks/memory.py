@@ -1,4 +1,4 @@
-"""Current and peak resident memory of processes.
+"""Current and peak resident memory of processes, and their CPU time.
 
 psutil lists the process tree and the memory of each process. The exact peak of one process comes from the kernel:
 `VmHWM` on Linux, which psutil doesn't report and which can be reset.
@@ -31,6 +31,30 @@ def resident_bytes(processes: Iterable[psutil.Process]) -> int | None:
     for process in processes:
         with suppress(psutil.Error):  # it ended meanwhile
             found.append(process.memory_info().rss)
+    return sum(found) if found else None
+
+
+def cpu_seconds(processes: Iterable[psutil.Process]) -> float | None:
+    """CPU time that processes have used since they started, in seconds; None if none is alive."""
+    found: list[float] = []
+    for process in processes:
+        with suppress(psutil.Error):  # it ended meanwhile
+            times = process.cpu_times()
+            found.append(times.user + times.system)
+    return sum(found) if found else None
+
+
+def pss_bytes(processes: Iterable[psutil.Process]) -> int | None:
+    """Proportional set size of processes now, with shared pages divided among those that share them; None if the
+    system doesn't report it, as only Linux does.
+    """
+    found: list[int] = []
+    for process in processes:
+        with suppress(psutil.Error):  # it ended meanwhile
+            pss = getattr(process.memory_full_info(), "pss", None)
+            if pss is None:
+                return None
+            found.append(int(pss))
     return sum(found) if found else None
 
 

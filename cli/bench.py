@@ -21,6 +21,7 @@ from ..core.bundle import open_bundle
 from ..core.errors import RequestError
 from ..core.progress import quiet as silent
 from .ask import sides
+from .progress import on_stderr
 from .show import table
 from .text import Screen, is_number, say
 from .text import as_json as json_text
@@ -52,19 +53,13 @@ def measure(folders: Sequence[Path], plan: Plan, output: Path, *, quiet: bool, a
     if plan.repeat < 1:
         raise RequestError(f"--repeat is {plan.repeat}; it must be 1 or more.")
     opened = [open_bundle(folder) for folder in folders]
-    rows = bench(opened, plan, output, silent if quiet or as_json else _say)
+    rows = bench(opened, plan, output, silent if quiet or as_json else on_stderr)
     if as_json:
         say(json_text([json.loads(row.model_dump_json(exclude_none=True)) for row in rows], indent=None))
     else:
         print_rows(rows, output)
     if any(row.error or at_fault(row) for row in rows):
         raise typer.Exit(1)
-
-
-def _say(what: str, share: float | None) -> None:
-    """Print a line to standard error. A moving progress bar would take time on the cores that are measured."""
-    del share
-    say(what, err=True)
 
 
 def print_rows(rows: Sequence[Measurement], output: Path) -> None:

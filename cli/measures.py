@@ -124,6 +124,39 @@ def bench(
     measure(bundles, plan, output, quiet=quiet, as_json=as_json)
 
 
+def bench_serve(
+    bundle: Folder,
+    output: Annotated[Path, typer.Option("--output", "-o", help="JSON Lines file to append the measurement to.")],
+    profile: ProfileName = None,
+    threads: Threads = None,
+    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 20,
+    batch: Annotated[int, typer.Option(help="Images of one batch.")] = 8,
+    rounds: Annotated[
+        int, typer.Option(help="Alternations of the server and a loop without one; six or more give an interval.")
+    ] = 6,
+    pictures: Annotated[int, typer.Option(help="Images in each round, for each of the two.")] = 48,
+    requests: Annotated[int, typer.Option(help="Requests at each level of load.")] = 100,
+    seed: Annotated[int, typer.Option(help="Seed of the arrival times.")] = 7,
+    url: Annotated[
+        str | None,
+        typer.Option(help="Address of a server of the bundle that runs already. Default: one is started and ended."),
+    ] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Measure `latentc serve`: images per second beside a loop without a server, latency at 50, 80 and 100 % of that
+    rate, batches, memory, and how soon the engine is free after a client has left.
+    """
+    from ..benchmarks.served import ServePlan
+    from .bench_serve import measure
+    from .choose import choose_one
+
+    chosen = choose_one(profile, threads)
+    options = ("-p", profile or chosen.name, *(("--threads", str(threads)) if threads else ()))
+    plan = ServePlan(steps, batch, rounds, pictures, requests, seed, url, options)
+    measure(bundle, chosen, plan, output, quiet=quiet, as_json=as_json)
+
+
 def score(
     bundle: Folder,
     profile: ProfileName = None,

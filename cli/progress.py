@@ -8,6 +8,13 @@ from collections.abc import Generator
 from contextlib import contextmanager
 
 from ..core.progress import WAITING, Progress, quiet
+from .text import say
+
+
+def on_stderr(what: str, share: float | None) -> None:
+    """Print a line to standard error. A moving progress bar would take time on the cores that are measured."""
+    del share
+    say(what, err=True)
 
 
 def within(name: str, tell: Progress) -> Progress:

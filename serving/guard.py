@@ -95,7 +95,10 @@ class Guard:
                 answered = MutableHeaders(scope=message)
                 answered["x-request-id"] = name
                 answered["x-content-type-options"] = "nosniff"
-            await send(message)
+            try:
+                await send(message)
+            except Exception as exc:  # broken HTTP after the request: the protocol has answered it, and closes
+                raise ClientDisconnect from exc
 
         try:
             scope.setdefault("state", {})["owner"] = owner(scope, self._access.check(path, headers))

@@ -200,12 +200,10 @@ def _wants_bytes(header: Mapping[str, Any]) -> bool:
     default = bool(_parameters(header).get("binary_data_output"))
     if not isinstance(asked, list) or not asked:
         return default
-    names = [
-        cast("dict[str, Any]", one).get("name") if isinstance(one, dict) else one for one in cast("list[Any]", asked)
-    ]
-    if names != [OUTPUT]:
-        raise ApiError(400, f"The only output is {OUTPUT!r}.")
-    return bool(_parameters(cast("list[Any]", asked)[0]).get("binary_data", default))
+    outputs = [cast("dict[str, Any]", one) if isinstance(one, dict) else {} for one in cast("list[Any]", asked)]
+    if [one.get("name") for one in outputs] != [OUTPUT]:
+        raise ApiError(400, f"The only output is {OUTPUT!r}, an object with that name. Ask for it, or for none.")
+    return bool(_parameters(outputs[0]).get("binary_data", default))
 
 
 def _answer(

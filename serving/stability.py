@@ -243,7 +243,10 @@ def _prompts(given: object) -> dict[str, Any]:
 
 def _kept(left: dict[str, Any]) -> float:
     """The share of the image that is kept, from 0 to 1, by either of v1's two ways to say so."""
-    mode = left.pop("init_image_mode", "IMAGE_STRENGTH")
+    named = {left.pop(name) for name in ("init_image_mode", "mode") if name in left}  # `mode` is the npm client's name
+    if len(named) > 1:
+        raise ApiError(400, "init_image_mode and mode differ. Leave mode out.", param="init_image_mode")
+    mode = next(iter(named), "IMAGE_STRENGTH")
     if mode == "IMAGE_STRENGTH":
         return _number(left.pop("image_strength", 0.35), "image_strength")
     if mode != "STEP_SCHEDULE":

@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 from pydantic import BaseModel, ConfigDict
 
 from ..core.errors import RequestError
-from ..core.record import suggest
+from ..core.record import shown, suggest
 from ..core.request import Request
 from ..core.units import listed
 from ..pipelines.a1111 import LANCZOS, samplers, scheduler_of
@@ -193,16 +193,16 @@ def _check(body: Txt2Img) -> None:
         raise RequestError("The prompt has a tag of a hypernetwork, which this server does not support. Leave it out.")
     for name, value in asked.items():
         if value:
-            raise RequestError(f"{name} is {value!r}, which this server does not support. Leave it out.")
+            raise RequestError(f"{name} is {shown(value)}, which this server does not support. Leave it out.")
     for name, script in (body.alwayson_scripts or {}).items():
         if _acts(script):
-            raise RequestError(f"alwayson_scripts has {name!r}, which this server does not support. Leave it out.")
+            raise RequestError(f"alwayson_scripts has {shown(name)}, which this server does not support. Leave it out.")
     settings = ("sd_model_checkpoint", "CLIP_stop_at_last_layers")
     for name, value in (body.override_settings or {}).items():
         plain = name in ("sd_vae", "samples_format") and str(value or "").lower() in (*_PLAIN_VAES, "png")
         if name not in settings and not plain:
             raise RequestError(
-                f"override_settings has {name!r}, which this server can't change; it supports "
+                f"override_settings has {shown(name)}, which this server can't change; it supports "
                 f"{listed(settings)}. Leave it out."
             )
 
@@ -228,7 +228,7 @@ def _scheduler(body: Txt2Img) -> str | None:
     kind = body.scheduler or "automatic"
     if not name:
         if kind.lower() not in _SAME:
-            raise RequestError(f"scheduler is {kind!r}, but no sampler is named. Pass sampler_name as well.")
+            raise RequestError(f"scheduler is {shown(kind)}, but no sampler is named. Pass sampler_name as well.")
         return None
     found = scheduler_of(name, kind)
     if found is None:
@@ -244,7 +244,7 @@ def _scheduler(body: Txt2Img) -> str | None:
 def _second_pass(body: Txt2Img) -> dict[str, Any]:
     """The fields of `enable_hr`."""
     if body.hr_upscaler != LANCZOS:
-        named = repr(body.hr_upscaler) if body.hr_upscaler else "not given, which means 'Latent'"
+        named = shown(body.hr_upscaler) if body.hr_upscaler else "not given, which means 'Latent'"
         raise RequestError(f"hr_upscaler is {named}, but this server enlarges images by {LANCZOS!r} only. Pass that.")
     return {
         "hires": 2.0 if body.hr_scale is None else body.hr_scale,
@@ -330,4 +330,4 @@ def _times(name: str, value: object) -> int:
         return 1
     if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
         return value
-    raise RequestError(f"{name} is {value!r}. Pass a number from 1 on.")
+    raise RequestError(f"{name} is {shown(value)}. Pass a number from 1 on.")

@@ -69,6 +69,7 @@ def test_a_wrong_input_is_named(client, fields, said, binary):
         (None, b'{"inputs":[{"name":"prompt","data":["a","b"]}]}', "must have one element"),
         (None, b'{"inputs":[{"name":"seed","datatype":"INT64","parameters":{"binary_data_size":8}}]}', "beyond the"),
         (None, b'{"inputs":[{"name":"prompt","data":["a"]}],"outputs":[{"name":"other"}]}', "The only output"),
+        (None, b'{"inputs":[{"name":"prompt","data":["a"]}],"outputs":["image"]}', "The only output"),
     ],
 )
 def test_damaged_bodies_are_refused(http, header, body, said):

@@ -119,8 +119,10 @@ def test_forms_that_are_refused(image):
     schedule = {**prompt, "init_image_mode": "STEP_SCHEDULE", "step_schedule_start": "0.6"}
     assert from_form(schedule, file).request.strength == pytest.approx(0.6)  # 0 is the image itself
     assert from_form({**prompt, "image_strength": "0.3"}, file).request.strength == pytest.approx(0.7)
+    assert from_form({**prompt, "mode": "IMAGE_STRENGTH", "image_strength": "0.3"}, file).request.strength == 0.7
     for fields, files, said in (
         (prompt, {}, "init_image is needed"),
+        ({**schedule, "mode": "IMAGE_STRENGTH"}, file, "differ"),
         ({**schedule, "step_schedule_end": "0.5"}, file, "step_schedule_end"),
         ({**prompt, "image_strength": "much"}, file, "image_strength must be a number"),
     ):
