@@ -49,7 +49,7 @@ SAMPLES = (
 MAX_SAMPLES = 200
 """At most this many added tokens are compared as well."""
 
-_MERGES = Path(__file__).parent / "clip_merges.txt.xz"
+_MERGES = Path(__file__).parent / "clip_merges.xz"
 _T5 = Path(__file__).parent / "t5_tokenizer.xz"
 
 
@@ -71,18 +71,31 @@ class TokenizerKind:
 
 @cache
 def clip_merges() -> tuple[str, ...]:
-    """The 48894 merges of OpenAI CLIP, `left right` each, most frequent first."""
-    lines = lzma.decompress(_MERGES.read_bytes()).decode("utf-8").splitlines()
-    return tuple(lines[1:])  # the first line is a version
+    """The 48894 merges of OpenAI CLIP, `left right` each, most frequent first.
+
+    The file holds, compressed, the ids of all left tokens and those of all right ones, both as 16-bit integers whose
+    first bytes come before all second bytes. A merge makes the next id.
+    """
+    ids = np.frombuffer(lzma.decompress(_MERGES.read_bytes()), np.uint8).reshape(2, 2, -1)
+    left, right = (ids[:, 0] | ids[:, 1].astype(np.uint16) << 8).tolist()
+    tokens, merges = _byte_tokens(), list[str]()
+    for one, other in zip(left, right, strict=True):
+        merges.append(f"{tokens[one]} {tokens[other]}")
+        tokens.append(tokens[one] + tokens[other])
+    return tuple(merges)
 
 
 @cache
 def clip_vocabulary() -> Mapping[str, int]:
     """CLIP's 49408 tokens and their ids: bytes, bytes at the end of a word, merges, start and end."""
-    letters = _byte_letters()
-    words = [letter + "</w>" for letter in letters]
     merged = [merge.replace(" ", "") for merge in clip_merges()]
-    return {token: number for number, token in enumerate([*letters, *words, *merged, START, END])}
+    return {token: number for number, token in enumerate([*_byte_tokens(), *merged, START, END])}
+
+
+def _byte_tokens() -> list[str]:
+    """The tokens of single bytes, and of those at the end of a word."""
+    letters = _byte_letters()
+    return [*letters, *(letter + "</w>" for letter in letters)]
 
 
 def t5_tokenizer() -> bytes:

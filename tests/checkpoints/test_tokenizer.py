@@ -44,6 +44,10 @@ NASTY = [
 def test_the_vocabulary_is_clips():
     vocabulary = clip_vocabulary()
     assert len(clip_merges()) == 48894
+    digest = hashlib.sha256("\n".join(clip_merges()).encode()).hexdigest()
+    assert digest == "f61f2adf497e6f5357c347aeb4646fabe82f341e946de5bdec5d2858e41bef4a", (
+        "of the published file, without its first line"
+    )
     assert len(vocabulary) == 49408
     ids = {token: vocabulary[token] for token in ("!", "!</w>", "a</w>", "photo</w>", "of</w>", "cat</w>")}
     assert ids == {"!": 0, "!</w>": 256, "a</w>": 320, "photo</w>": 1125, "of</w>": 539, "cat</w>": 2368}
