@@ -147,7 +147,7 @@ RECIPES: dict[Precision, Recipe] = {
             activation_bytes=4,
             dtype="float32",
             passes=(),
-            floor_db=30.0,
+            floor_db=33.0,
             rounding=0.05,
             gate=Gate(part_psnr_db=25.0, psnr_db=20.0, ssim=0.80, flip=0.35, mean_absolute_difference=12.0),
         ),

@@ -45,7 +45,7 @@ def test_floors_that_are_not_given_are_filled_in(tmp_path):
         "f16": 40.0,
         "bf16": 42.0,
         "w8": 30.0,
-        "int8": 30.0,
+        "int8": 33.0,
     }
 
 
