@@ -19,7 +19,7 @@ from .cases import REFEREES, needs_referee, shape_referee, stored_cases, stored_
 from .flops import count_flops
 from .memory import activation_bytes, looked_up
 from .parity import GRAPH_REFEREES, graph_referee, is_typed_measured
-from .traces import CALIBRATED_ROWS
+from .traces import CALIBRATED_MODELS, CALIBRATED_ROWS, CALIBRATED_SECONDS
 
 MOST_READ = 10_000
 _READ: dict[tuple[object, ...], int] = {}
@@ -111,8 +111,9 @@ class Priced:
         """Seconds to compile it, with the calibration of a recipe that takes one."""
         seconds = self.costs.build_seconds + self.costs.build_seconds_per_gb * self.weights / 1e9
         if RECIPES[self.precision].calibrated:
-            rows = max(sides[0] for sides in self.shape.values() if sides)
-            seconds += CALIBRATED_ROWS / rows * replace(self, precision="f32").call_seconds
+            rows, exact = max(sides[0] for sides in self.shape.values() if sides), replace(self, precision="f32")
+            seconds += CALIBRATED_SECONDS + CALIBRATED_ROWS / rows * exact.call_seconds
+            seconds += CALIBRATED_MODELS * exact.build_seconds
         return seconds + (self.late.build_seconds if self.late else 0.0)
 
     @property

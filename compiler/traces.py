@@ -56,6 +56,12 @@ TRACES = tuple(Trace(prompt, *KINDS[seed % len(KINDS)], seed) for seed, prompt i
 CALIBRATED_ROWS = 3 * sum(trace.steps * (2 if trace.guided else 1) for trace in TRACES)
 """About how many rows of a denoiser are computed in f32 to quantize it: recorded, rounded by NNCF, and judged."""
 
+CALIBRATED_MODELS = 30
+"""About how many models are compiled in f32 to measure what layers cost: one for each group, and a few more."""
+
+CALIBRATED_SECONDS = 45.0
+"""What NNCF takes beside that, measured on `scenes`."""
+
 EXACT_SHARE = 0.1
 """Share of the noise levels, the lowest, at which a denoiser's calls are computed exactly. Rounding in the last calls
 costs most: no later call corrects it."""
