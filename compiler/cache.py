@@ -213,6 +213,11 @@ def _damaged(bundle: Bundle, artifact: Artifact) -> Path | None:
     return None
 
 
+def incomplete(path: Path) -> str:
+    """A sentence for something that a package should have."""
+    return f"{path} of this package is missing or damaged. Copy the package again."
+
+
 def is_whole(path: Path, info: FileInfo) -> bool:
     """Whether a file is as it was built; raises `OSError`, and `ValueError` for anything but a regular file."""
     return path.is_file() and path.stat().st_size == info.bytes and sha256(path) == info.sha256

@@ -32,7 +32,7 @@ from ..core.tensors import Array
 from ..runtimes import Target, runtime
 from ..runtimes.base import files_in
 from ..sampling.wires import resized
-from .cache import KEPT, locked
+from .cache import KEPT, incomplete, is_whole, locked
 from .lower import lowered, needed_passes
 from .scratch import scratch_folder
 from .targets import job_of
@@ -137,16 +137,21 @@ def reference(bundle: Bundle, part: str, shape: InputShapes | None, on_progress:
     missing = _missing(cases, fitting, shape, bundle.manifest.model.latents_input)
     if not missing:
         return Fixed(stored, fitting)
-    if (
-        _lacks(fitting)
-        and fitting
-        and shape_referee(bundle) is None
-        and not kept_reference(bundle, part, shape).is_file()
-    ):
+    kept = kept_reference(bundle, part, shape)
+    _check_packaged(bundle, kept)
+    if _lacks(fitting) and fitting and shape_referee(bundle) is None and not kept.is_file():
         return Fixed(f"{stored}, at one timestep", fitting)
     asked = _stretched(bundle, part, missing, shape, usual=cases[0])
     origin, made = _refereed(bundle, part, asked, shape, on_progress)
     return Fixed(f"{stored}; {origin}" if fitting else origin, (*fitting, *made))
+
+
+def _check_packaged(bundle: Bundle, path: Path) -> None:
+    """Raise `BundleError` where a package lacks a file beside its engines, or has another."""
+    packaged = bundle.manifest.packaged
+    info = packaged.beside.get(path.name) if packaged else None
+    if info is not None and not is_whole(path, info):
+        raise BundleError(incomplete(path))
 
 
 def made_reference(bundle: Bundle, part: str, shape: InputShapes | None) -> str | None:

@@ -27,7 +27,7 @@ from ..runtimes import Runtime
 from ..runtimes.base import PLACEMENT
 from .apart import Measured, measured_apart
 from .budget import fit
-from .cache import Artifact, Parity, built_profiles, damage, find, is_whole, load_engine, loadable
+from .cache import Artifact, Parity, built_profiles, damage, find, incomplete, is_whole, load_engine, loadable
 from .faults import broken
 from .packaged import unlike
 from .proof import Steps, check_floor, check_steps, engine_key, prove_host, proved_here, steps_key
@@ -265,6 +265,9 @@ class Engines:
         if (path := self.bundle.engines / want.name) in broken(self.bundle):
             check_whole(self.bundle, f"{path.name}, which is damaged, cannot be built again")
             raise BundleError(f"{damage(path)} Run: latentc build {run}")
+        packaged = self.bundle.manifest.packaged
+        if packaged is not None and want.name in packaged.engines:
+            raise BundleError(incomplete(path))
         check_whole(self.bundle, f"{want.part} cannot be built for {unlike(self.bundle, self.profile, want)}")
         if name in built:
             hint = f"`latentc why {run}` shows what changed since it was built."

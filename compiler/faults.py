@@ -10,7 +10,7 @@ from ..core.arrays import read_sealed_arrays
 from ..core.bundle import Bundle, verify_files
 from ..core.errors import BundleError
 from ..core.progress import Progress, quiet
-from .cache import artifacts, damage, find, intact, verify
+from .cache import artifacts, damage, find, incomplete, intact, is_whole, verify
 from .key import KEY_LENGTH
 
 KEY = re.compile(rf"[0-9a-f]{{{KEY_LENGTH}}}")
@@ -34,8 +34,13 @@ def faults(bundle: Bundle, on_progress: Progress = quiet) -> list[str]:
             verify(bundle, artifact)
         except BundleError as exc:
             found.append(str(exc))
-    lost = [path for path in bundle.engines.glob("reference-*.npz") if not unpacks(path)]
-    return found + [f"{path} is damaged. Remove it, and build again." for path in sorted(lost)]
+    if (packaged := bundle.manifest.packaged) is not None:
+        folders = (bundle.engines / name for name in packaged.engines)
+        files = ((bundle.engines / name, info) for name, info in packaged.beside.items())
+        found += [incomplete(path) for path in folders if not path.is_dir()]
+        return found + [incomplete(path) for path, info in files if not is_whole(path, info)]
+    damaged = [path for path in bundle.engines.glob("reference-*.npz") if not unpacks(path)]
+    return found + [f"{path} is damaged. Remove it, and build again." for path in sorted(damaged)]
 
 
 def _fault(bundle: Bundle, path: Path) -> str:

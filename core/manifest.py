@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Annotated, Literal, get_args
 
@@ -534,6 +535,10 @@ class Fact(Record):
     """Whether it is a default, because nothing states it."""
 
 
+WEIGHTS = re.compile(r"[^/]+/model(@[a-z0-9_]+)?\.onnx_[a-z0-9_.]+")
+"""Matches the path of a graph's weights."""
+
+
 class Packaged(Record):
     """What a package (`latentc package`) has of the bundle that it was made from: the engines of one profile."""
 
@@ -541,6 +546,10 @@ class Packaged(Record):
     """File of the profile, named after it."""
     left_out: tuple[str, ...]
     """Files of the manifest that are not in the folder: the weights, which the engines contain."""
+    engines: tuple[str, ...]
+    """Folders of the engines under `engines/`."""
+    beside: dict[str, FileInfo]
+    """Files beside these folders, by name: references of the engines' sizes, and engines that were refused."""
 
     @property
     def profile_name(self) -> str:
@@ -583,6 +592,8 @@ class Manifest(Record):
         named = () if self.packaged is None else (self.packaged.profile, *self.packaged.left_out)
         if unknown := sorted({*named} - self.files.keys()):
             raise ValueError(f"files should list {unknown[0]}, which packaged names")
+        if others := [name for name in named[1:] if not WEIGHTS.fullmatch(name)]:
+            raise ValueError(f"packaged leaves out {others[0]}, which is no file of weights")
         return self
 
     @model_validator(mode="after")

@@ -122,11 +122,22 @@ def _write(
     write_text(fresh / SCRIPT, RUN)
     sizes = {"package_bytes": bytes_in(fresh), "bundle_bytes": bytes_in(bundle.folder)}
     write_text(fresh / ABOUT, about(bundle, profile, artifacts, **sizes))
-    written = {name: FileInfo(sha256=sha256(fresh / name), bytes=(fresh / name).stat().st_size) for name in own}
-    packaged = Packaged(profile=own[0], left_out=left_out)
+    written = {name: _info(fresh / name) for name in own}
+    packaged = Packaged(
+        profile=own[0],
+        left_out=left_out,
+        engines=tuple(one.name for one in artifacts),
+        beside={
+            path.name: _info(path) for path in sorted(empty.engines.iterdir()) if path.is_file() and path.name[0] != "."
+        },
+    )
     made = manifest.model_copy(update={"files": {**manifest.files, **written}, "packaged": packaged})
     write_sealed(fresh / MANIFEST, Manifest.model_validate(made.model_dump()).model_dump(mode="json"))
     return artifacts
+
+
+def _info(path: Path) -> FileInfo:
+    return FileInfo(sha256=sha256(path), bytes=path.stat().st_size)
 
 
 def _beside(bundle: Bundle, want: Wanted) -> list[Path]:

@@ -3,18 +3,22 @@
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from importlib import metadata
 
 import numpy as np
 import pytest
 
 from latentc.compiler.build import build
+from latentc.compiler.cases import kept_reference, reference
 from latentc.compiler.engines import Engines
 from latentc.compiler.faults import faults
 from latentc.compiler.packaged import usual_profile
 from latentc.compiler.prune import lost
 from latentc.core.bundle import open_bundle, verify_files
 from latentc.core.errors import BundleError, ProfileError
+from latentc.core.files import write_sealed
+from latentc.core.manifest import FileInfo
 from latentc.core.request import Request
 from latentc.package.folder import package
 from latentc.pipelines.pipeline import Pipeline
@@ -101,6 +105,43 @@ def test_damaged_references_prove_nothing(packaged, tmp_path, monkeypatch):
     with pytest.raises(BundleError, match=r"unet\.npz was modified"):
         Pipeline.open(folder)
     assert len(faults(open_bundle(folder))) == 1
+
+
+def test_a_missing_engine_is_reported(packaged, tmp_path, refused):
+    folder = shutil.copytree(packaged(), tmp_path / "incomplete")
+    (engine,) = (folder / "engines").glob("unet-*")
+    shutil.rmtree(engine)
+    assert faults(open_bundle(folder)) == [f"{engine} of this package is missing or damaged. Copy the package again."]
+    assert "Copy the package again" in refused("run", folder, "a fox", "-q", "-o", tmp_path / "x.png")
+
+
+def test_references_beside_engines_must_be_those_of_the_package(packaged, tmp_path):
+    """They are what engines of other sizes are proved with."""
+    folder = shutil.copytree(packaged(), tmp_path / "beside")
+    manifest = open_bundle(folder).manifest
+    shape = {"sample": (2, 4, 8, 8), "timestep": (1,), "encoder_hidden_states": (2, 77, 32)}
+    part = manifest.parts["unet"]
+    shape = {one.name: shape.get(one.name, (2,)) for one in part.inputs}
+    path = kept_reference(open_bundle(folder), "unet", shape)
+    info = FileInfo(sha256="0" * 64, bytes=1)
+    packaged_ = manifest.packaged.model_copy(update={"beside": {path.name: info}})
+    bundle = replace(open_bundle(folder), manifest=manifest.model_copy(update={"packaged": packaged_}))
+    for content in (None, b"x"):
+        if content:
+            path.write_bytes(content)
+        with pytest.raises(BundleError, match=r"of this package is missing or damaged\. Copy the package again"):
+            reference(bundle, "unet", shape)
+        assert faults(bundle) == [f"{path} of this package is missing or damaged. Copy the package again."]
+
+
+def test_nothing_but_weights_can_be_left_out(packaged, tmp_path):
+    folder = shutil.copytree(packaged(), tmp_path / "edited")
+    for name in ("reference/unet.npz", "unet/model.onnx", "scheduler/scheduler_config.json"):
+        manifest = open_bundle(packaged()).manifest.model_dump(mode="json")
+        manifest["packaged"]["left_out"] = [*manifest["packaged"]["left_out"], name]
+        write_sealed(folder / "latentc.json", manifest)
+        with pytest.raises(BundleError, match=f"leaves out {name}, which is no file of weights"):
+            open_bundle(folder)
 
 
 def test_another_cpu_is_refused_with_what_differs(packaged, monkeypatch):
