@@ -153,6 +153,8 @@ def _stripped(shown: Shown, names: Sequence[str]) -> Shown:
         )
     kept = shown.request.model_dump(exclude_unset=True)
     kept = {name: one for name, one in kept.items() if not any(name == f or name.startswith(f"{f}_") for f in fields)}
+    if fields.keys() & SETS:
+        kept.pop("preset", None)  # which would fill it again
     return replace(shown, request=Request.model_validate(kept))
 
 

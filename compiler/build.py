@@ -9,10 +9,19 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NoReturn
 
 from ..core.bundle import GRAPHS, Bundle, check_sizes, check_whole, open_bundle, verify_files
-from ..core.errors import BundleError, CompileError, ParityError, ProfileError, RuntimeMissing, ShapeError
+from ..core.errors import (
+    BundleError,
+    CompileError,
+    InexactError,
+    LatentcError,
+    ParityError,
+    ProfileError,
+    RuntimeMissing,
+    ShapeError,
+)
 from ..core.files import fresh_folder
 from ..core.progress import Progress, quiet
 from ..core.records import recall, remember
@@ -200,8 +209,13 @@ def _require(site: Site, want: Wanted, parity: Parity, built: Parity | None = No
     except ParityError as exc:
         if want.is_last or (built is not None and built.psnr_db >= floor_db(bundle, profile, want, built)):
             raise
-        refuse(bundle, want.fields, parity, floor_db(bundle, profile, want, parity))
-        raise _Refused(str(exc)) from exc
+        _refuse(site, want, parity, exc)
+
+
+def _refuse(site: Site, want: Wanted, parity: Parity, exc: LatentcError, reason: str | None = None) -> NoReturn:
+    """Record that an engine is below its floor, and raise `_Refused`."""
+    refuse(site.bundle, want.fields, parity, floor_db(site.bundle, site.profile, want, parity), reason)
+    raise _Refused(str(exc)) from exc
 
 
 def check(bundle: Bundle, profile: Profile, *, force: bool = False, like: Bundle | None = None) -> None:
@@ -333,7 +347,13 @@ def _made(site: Site, want: Wanted, refitted: Path | None = None, refitted_from:
     """Compile an engine, or refit another one; it is compared before it is stored."""
     bundle, profile = site.bundle, site.profile
     with fresh_folder(bundle.engines / want.name, BundleError) as fresh:
-        made = make(bundle, profile, site.adapter, want, fresh, site.on_progress, here=site.here, refitted=refitted)
+        try:
+            made = make(bundle, profile, site.adapter, want, fresh, site.on_progress, here=site.here, refitted=refitted)
+        except InexactError as exc:
+            if want.is_last:
+                raise
+            none = Parity(psnr_db=float("-inf"), cosine=0.0, reference="calls of its calibration")
+            _refuse(site, want, none, exc, f"{str(exc).split('. ')[0]}.")
         if refitted is None:
             _require(site, want, made.parity)
         else:  # compiled, it may reach the floor

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.bundle import Bundle, checked_graph, open_bundle
-from ..core.errors import CompileError
+from ..core.errors import CompileError, InexactError
 from ..core.locks import WAIT_SECONDS
 from ..core.progress import Progress, quiet
 from ..core.quarantine import quarantined
@@ -127,7 +127,10 @@ def _make(
         for path in folder.iterdir():
             path.unlink()
         on_progress(f"{want.part}: compile with more exact layers", None)
-        compile_into(folder, bundle, profile, adapter, want, on_progress, given=given)
+        try:
+            compile_into(folder, bundle, profile, adapter, want, on_progress, given=given)
+        except InexactError:  # the one before is below the floor, and so refused
+            break
         parity, seconds = _proved(bundle, adapter, want, folder, on_progress), time.perf_counter() - start
     return Made(parity=parity, seconds=seconds)
 

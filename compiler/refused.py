@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import field_serializer, model_validator
+from pydantic import Field, field_serializer, model_validator
 
 from ..core.bundle import Bundle
 from ..core.files import read_sealed
@@ -32,6 +32,8 @@ class Refusal(Record):
     parity: Parity
     floor_db: float
     """The floor that it did not reach. The record doesn't hold for a lower one."""
+    reason: Annotated[str | None, Field(exclude_if=lambda value: value is None)] = None
+    """Why no engine was made that could be compared, in a sentence."""
 
     @model_validator(mode="after")
     def _is_below(self) -> Refusal:
@@ -56,6 +58,8 @@ class Refusal(Record):
     def sentence(self) -> str:
         """What was refused, with figure and floor."""
         refused = f"{self.part} in {self.fields.precision} was refused"
+        if self.reason is not None:
+            return f"{refused}: {self.reason}"
         if not math.isfinite(self.parity.psnr_db):
             return f"{refused}: it outputs NaN or infinity."
         if self.parity.psnr_db >= self.floor_db:
@@ -70,9 +74,9 @@ class Refusal(Record):
         )
 
 
-def refuse(bundle: Bundle, fields: Key, parity: Parity, floor_db: float) -> None:
+def refuse(bundle: Bundle, fields: Key, parity: Parity, floor_db: float, reason: str | None = None) -> None:
     """Record that an engine was refused; raises `BundleError` where the bundle can't be written."""
-    keep(record_path(bundle, fields), Refusal(fields=fields, parity=parity, floor_db=floor_db))
+    keep(record_path(bundle, fields), Refusal(fields=fields, parity=parity, floor_db=floor_db, reason=reason))
 
 
 def refusal(bundle: Bundle, fields: Key) -> Refusal | None:

@@ -7,6 +7,7 @@
     ├── RequestError      the request is invalid, or not supported by the bundle
     ├── RuntimeMissing    the runtime, its libraries or its device are not available
     ├── CompileError      a runtime failed to compile the graph
+    │   └── InexactError  no layer of a part can be quantized, as its parity floor requires
     ├── ShapeError        no engine was built for the shape
     ├── ParityError       an engine or an export does not match its reference
     ├── NotFiniteError    a part computed NaN or infinity
@@ -45,6 +46,10 @@ class RuntimeMissing(LatentcError):
 
 class CompileError(LatentcError):
     """A runtime failed to compile the graph."""
+
+
+class InexactError(CompileError):
+    """No layer of a part can be quantized, as its parity floor requires."""
 
 
 class ShapeError(LatentcError):

@@ -23,7 +23,14 @@ SETS = ("scheduler", "steps", "timestep_spacing", "timesteps", "sigmas")
 
 
 def filled(preset: Preset, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a request with those of a preset that it doesn't state itself."""
-    own = {"steps"} if fields.get("timesteps") is not None or fields.get("sigmas") is not None else set[str]()
-    stated = {name for name, value in fields.items() if value is not None}
-    return {**fields, **{name: value for name, value in PRESETS[preset].items() if name not in stated | own}}
+    """The fields of a request with those of a preset that it doesn't state itself.
+
+    The preset itself is kept only if it describes the request: not where other fields replace its own, and not
+    `exact`, whose solver is the checkpoint's.
+    """
+    own = PRESETS[preset]
+    stated = {name: value for name, value in fields.items() if value is not None and name != "preset"}
+    listed = {"timesteps", "sigmas"} & stated.keys()
+    made = {name: value for name, value in own.items() if not (listed and name == "steps")} | stated
+    kept = "scheduler" in own and not listed and all(made[name] == value for name, value in own.items())
+    return {**fields, **made, "preset": preset if kept else None}

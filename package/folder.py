@@ -55,6 +55,8 @@ def package(
     """
     bundle, folder = open_bundle(bundle), Path(folder).absolute()
     check_whole(bundle, "it cannot be packaged again")
+    if folder.resolve().is_relative_to(bundle.folder.resolve()):
+        raise BundleError(f"{folder} is inside of the bundle. Name a folder elsewhere with -o.")
     profile = load_profile(profile)
     if profile.model_dump() != load_profile(profile.source).model_dump():
         raise ProfileError(f"Profile {profile.name} differs from its file. Save it as a file of its own first.")

@@ -32,5 +32,7 @@ class ByTimestep:
 
     def close(self) -> None:
         """See `Engine.close`."""
-        self._early.close()
-        self._late.close()
+        try:
+            self._early.close()
+        finally:
+            self._late.close()

@@ -269,12 +269,17 @@ class OpenVINO(Runtime):
     def load(self, artifact: Path, target: Target, files: Mapping[str, int]) -> Engine:
         """Map the blob and set its precision again. Weights that the plugin doesn't repack stay in the file."""
         self._require(target.device)
-        engine = _mapped(artifact / BLOB, target)
         if LATE not in files:
-            return engine
+            return _mapped(artifact / BLOB, target)
         below = read_plain(artifact / QUANTIZED, Quantized).exact_below
-        assert below is not None
-        return ByTimestep(engine, _mapped(artifact / LATE, _unquantized(target)), below)
+        if below is None:
+            raise CompileError(f"{artifact / QUANTIZED} does not state which calls are exact. {rebuild(artifact)}")
+        late = _mapped(artifact / LATE, _unquantized(target))
+        try:
+            return ByTimestep(_mapped(artifact / BLOB, target), late, below)
+        except BaseException:
+            late.close()
+            raise
 
     def fixed(self, device: str) -> str | None:
         """On the CPU, compiling takes seconds; other devices take longer."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.errors import CompileError, RuntimeMissing
+from ..core.errors import InexactError, RuntimeMissing
 from ..core.install import install
 from ..core.references import Case
 from ..core.tensors import Array
@@ -61,7 +61,7 @@ def quantized(model: Any, calibration: Calibration, opened: Opened) -> tuple[Any
     Where it is below the floor on the judged calls, the groups of layers that cost most stay exact. A group is what
     their weights' names begin with, such as `up_blocks.3.resnets`. Layers that run once per row, such as the MLPs of
     the timestep, always stay exact: they cost accuracy, and take no time. Raises `RuntimeMissing` without NNCF, and
-    `CompileError` where no layer is left.
+    `InexactError` where no layer is left.
     """
     per_row = _per_row(model)
     groups = _groups(model, but=per_row)
@@ -78,7 +78,7 @@ def quantized(model: Any, calibration: Calibration, opened: Opened) -> tuple[Any
         costs = {name: cost for name, cost in costs.items() if name not in exact}
         errors = judge.errors(_with_exact(found, groups, exact))
     if exact == groups.keys():
-        raise CompileError(
+        raise InexactError(
             f"No layer can be in int8: {least:.0f} dB are required of recorded calls, and all layers together reach "
             f"{judge.psnr_db(judge.errors(found)):.1f} dB. Set another precision under [precision]."
         )
@@ -144,7 +144,7 @@ class _Judge:
     def below(self, errors: Array, least: float) -> list[int]:
         """The indices of the calls whose PSNR is below `least` in dB, the worst first."""
         order = (int(index) for index in np.argsort(-errors))
-        return [index for index in order if _psnr_db(errors[index]) < least]
+        return [index for index in order if not _psnr_db(errors[index]) >= least]  # NaN is below
 
     def worst(self, errors: Array) -> int:
         """The index of the call with the lowest PSNR."""

@@ -14,7 +14,7 @@ from latentc.compiler.engines import load
 from latentc.compiler.targets import wanted
 from latentc.compiler.traces import PROMPTS, TRACES
 from latentc.compiler.way import BUILT, way
-from latentc.core.errors import ParityError, ProfileError, RuntimeMissing
+from latentc.core.errors import InexactError, ParityError, ProfileError, RuntimeMissing
 from latentc.core.progress import quiet
 from latentc.profiles import load_profile
 from latentc.profiles.profile import FLOORS_DB
@@ -112,6 +112,22 @@ def test_a_fault_in_an_int8_engine_is_refused(own_bundle, monkeypatch):
     with pytest.raises(ParityError, match="unet in int8 through openvino agrees .* requires 25 dB"):
         build(opened, INT8)
     assert "unet" not in [one.part for one in artifacts(opened)]
+
+
+def test_where_no_layer_can_be_in_int8_the_next_precision_is_built(own_bundle, monkeypatch):
+    def none(*_):
+        raise InexactError("No layer can be in int8: 30 dB are required. Set another precision.")
+
+    monkeypatch.setattr(quantize, "quantized", none)
+    opened = own_bundle()
+    with pytest.raises(InexactError, match="No layer can be in int8"):
+        build(opened, INT8)
+    made = build(opened, of(INT8, precision=INT8.precision | {"denoiser": ("int8", "bf16", "f32")}))
+    assert unet_of(made).fields.precision in ("bf16", "f32")
+    assert made.notes[0] == (
+        "unet in int8 was refused: No layer can be in int8: 30 dB are required. unet is built in "
+        f"{unet_of(made).fields.precision} instead."
+    )
 
 
 @pytest.mark.parametrize(

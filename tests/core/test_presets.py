@@ -2,7 +2,7 @@
 
 import pytest
 
-from latentc.cli.ask import ask
+from latentc.cli.ask import _stripped, ask
 from latentc.core.errors import RequestError
 from latentc.core.presets import PRESETS
 from latentc.core.request import Request
@@ -31,10 +31,27 @@ def test_what_a_request_states_itself_is_kept():
 
 
 def test_a_record_with_a_preset_is_read_as_it_was():
-    asked = Request(prompt="a", preset="draft", steps=7, scheduler="ddim")
+    asked = Request(prompt="a", preset="draft")
+    assert asked.preset == "draft"
     assert Request.model_validate(asked.model_dump()) == asked
     assert Request.model_validate_json(asked.model_dump_json()) == asked
     assert "preset" not in Request(prompt="a").model_dump()
+
+
+@pytest.mark.parametrize(
+    "more", [{"steps": 7}, {"scheduler": "ddim"}, {"timesteps": [900, 500, 100]}, {"sigmas": [9.0, 2.0, 0.0]}]
+)
+def test_a_request_that_states_something_else_is_no_preset(more):
+    assert Request(prompt="a", preset="fast", **more).preset is None
+    assert Request(prompt="a", preset="exact", **more).preset is None
+
+
+@pytest.mark.parametrize("left_out", [["scheduler"], ["preset"]])
+def test_what_is_left_out_of_an_image_is_not_filled_by_its_preset(left_out):
+    made = Shown(Request(prompt="a", preset="fast", seed=3), "", {}, None, 64, 64)
+    found = _stripped(made, left_out).request
+    assert (found.preset, found.steps, found.seed) == (None, 8, 3)
+    assert found.scheduler == (None if left_out == ["scheduler"] else "dpm++2m")
 
 
 def test_an_unknown_preset_is_refused_with_the_known_ones():
