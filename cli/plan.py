@@ -68,7 +68,7 @@ def show(plans: Sequence[BuildPlan], as_json: bool, fitted: Sequence[Fitted | st
             rows.add_row(_name(engine, one.engines), engine.precision, *(line[name] for name in figures))
         console.print(rows)
         said = [memory] if isinstance(memory, str) else about_memory(memory) if memory else []
-        console.print(_summary(one), *said, "", markup=False, sep="\n")
+        console.print(_summary(one, verdict=memory is None), *said, "", markup=False, sep="\n")
         shown.update(figures)
     legend = "; ".join(LEGEND[name] for name in LEGEND if name in shown)
     console.print(f"{legend[:1].upper()}{legend[1:]}.")
@@ -96,8 +96,8 @@ def _figures(engine: EnginePlan) -> dict[str, str]:
     }
 
 
-def _summary(one: BuildPlan) -> str:
-    """The plan's totals and its verdict, in sentences."""
+def _summary(one: BuildPlan, *, verdict: bool) -> str:
+    """The plan's totals in sentences, and a verdict unless it fits and a budget decides."""
     about = "about" if one.measured else "at least"
     total = "" if one.device_bytes is None else f" of the {size(one.device_bytes)}"
     summary = [f"It cannot be built on this machine: {one.unbuildable}"] if one.unbuildable else []
@@ -113,7 +113,7 @@ def _summary(one: BuildPlan) -> str:
         )
     if one.complaints:
         summary.append(f"It does not fit: {'. '.join(one.complaints)}.")
-    elif one.measured and not one.unbuildable and one.device_bytes is not None:
+    elif verdict and one.measured and not one.unbuildable and one.device_bytes is not None:
         summary.append("It fits.")
     if one.statement:
         summary.append(one.statement)
