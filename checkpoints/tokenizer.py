@@ -77,7 +77,7 @@ def clip_merges() -> tuple[str, ...]:
     first bytes come before all second bytes. A merge makes the next id.
     """
     ids = np.frombuffer(lzma.decompress(_MERGES.read_bytes()), np.uint8).reshape(2, 2, -1)
-    left, right = (ids[:, 0] | ids[:, 1].astype(np.uint16) << 8).tolist()
+    left, right = cast("tuple[list[int], list[int]]", (ids[:, 0] | ids[:, 1].astype(np.uint16) << 8).tolist())
     tokens, merges = _byte_tokens(), list[str]()
     for one, other in zip(left, right, strict=True):
         merges.append(f"{tokens[one]} {tokens[other]}")
