@@ -172,6 +172,8 @@ def verify(bundle: Bundle, artifact: Artifact) -> Path:
             refuse_pointer(path)
         except PointerError as exc:
             raise BundleError(str(exc)) from exc
+        if bundle.manifest.packaged is not None:
+            raise BundleError(incomplete(path))
         known = f" for profile {' or '.join(artifact.profiles)}" if artifact.profiles else ""
         raise BundleError(f"{path} is damaged: it is not the file that was built. Run `latentc build`{known} again.")
     return bundle.engines / artifact.name

@@ -27,14 +27,15 @@ def faults(bundle: Bundle, on_progress: Progress = quiet) -> list[str]:
             verify_files(bundle, [name])
         except BundleError as exc:
             found.append(str(exc))
-    found += [_fault(bundle, path) for path in broken(bundle)]
+    packaged = bundle.manifest.packaged
+    found += [incomplete(path) if packaged else _fault(bundle, path) for path in broken(bundle)]
     for artifact in artifacts(bundle):
         on_progress(f"engine {artifact.name}", None)
         try:
             verify(bundle, artifact)
         except BundleError as exc:
             found.append(str(exc))
-    if (packaged := bundle.manifest.packaged) is not None:
+    if packaged is not None:
         folders = (bundle.engines / name for name in packaged.engines)
         files = ((bundle.engines / name, info) for name, info in packaged.beside.items())
         found += [incomplete(path) for path in folders if not path.is_dir()]

@@ -115,6 +115,22 @@ def test_a_missing_engine_is_reported(packaged, tmp_path, refused):
     assert "Copy the package again" in refused("run", folder, "a fox", "-q", "-o", tmp_path / "x.png")
 
 
+@pytest.mark.parametrize("how", ["changed", "removed"])
+def test_a_damaged_engine_is_to_be_copied_again(packaged, tmp_path, refused, how):
+    folder = shutil.copytree(packaged(), tmp_path / "damaged")
+    (engine,) = (folder / "engines").glob("unet-*")
+    file = max(engine.iterdir(), key=lambda path: path.stat().st_size)
+    if how == "removed":
+        file.unlink()
+    else:
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+    (said,) = faults(open_bundle(folder))
+    assert "of this package is missing or damaged. Copy the package again." in said
+    assert "latentc build" not in refused("run", folder, "a fox", "-q", "-o", tmp_path / "x.png")
+
+
 def test_references_beside_engines_must_be_those_of_the_package(packaged, tmp_path):
     """They are what engines of other sizes are proved with."""
     folder = shutil.copytree(packaged(), tmp_path / "beside")
