@@ -59,8 +59,10 @@ class ImageJob:
     """Who submitted it: `guard.owner`."""
     deadline: float | None = None
     """Of `time.monotonic`, after which it is cancelled."""
-    on_step: Callable[[Step], None] | None = None
-    """Called after each denoiser call, in the engine's thread."""
+    on_step: Callable[[Step], bool | None] | None = None
+    """Called after each denoiser call, in the engine's thread; returns True if its client is shown an image of it."""
+    shown: bool = False
+    """Whether its client is shown an image before it ends."""
     finish: Callable[[Result], Result] | None = None
     """Called with its result before it ends, in the engine's thread; what it raises is the job's error."""
     filtered: Mapping[int, str] = field(default_factory=dict[int, str])
@@ -363,7 +365,7 @@ class Queue:
                 job.reason = "deadline"
             if job.reason is None and job.on_step is not None:
                 try:
-                    job.on_step(step)
+                    job.shown = bool(job.on_step(step)) or job.shown
                 except Exception:  # a preview that fails doesn't stop the image
                     log.exception("job %s goes on without previews", job.id[:6])
                     job.on_step = None

@@ -150,7 +150,7 @@ class Service:
         api: str = "",
         keep: bool = False,
         owner: str,
-        on_step: Callable[[Step], None] | None = None,
+        on_step: Callable[[Step], bool | None] | None = None,
         store: bool = True,
     ) -> ImageJob:
         """Check a request against the limits and the model, and queue it.
@@ -200,7 +200,8 @@ class Service:
                 return
             job.listeners.remove(heard)
             if prices is not None:
-                prices.settle(account, cost, spent=job.state == "completed")
+                left = job.shown and job.reason in ("client", "disconnect")
+                prices.settle(account, cost, spent=job.state == "completed" or left)
             if job.stored is not None and self.added.history is not None:
                 if job.state == "completed":
                     self.added.history.put(job)

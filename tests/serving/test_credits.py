@@ -93,6 +93,21 @@ def test_what_gives_no_image_costs_nothing(gate, monkeypatch):
         wait_for(lambda: balance(http) == 5)
 
 
+@pytest.mark.parametrize(("partial", "left"), [(1, 4), (0, 5)])
+def test_who_leaves_after_a_partial_image_pays(gate, partial, left):
+    fields = {**ASKED, "prompt": "x", "steps": 40, "stream": True, "partial_images": partial}
+    with selling(gate, Credits(5, 1), steps=60) as http:
+        with gate.held_at(21), http.stream("POST", "/v1/images/generations", json=fields) as answer:
+            lines = answer.iter_lines()
+            while partial and next(lines) != "event: image_generation.partial_image":
+                pass
+            assert gate.held.wait(60)
+            assert balance(http) == 4, "set aside"
+        text = 'latentc_cancelled_total{model="tiny",reason="disconnect"} 1'
+        wait_for(lambda: text in http.get("/metrics").text)
+        wait_for(lambda: balance(http) == left)
+
+
 def test_each_token_has_its_own_balance_which_survives_a_restart(gate, tmp_path):
     access = Access(("one", "two"))
     with open_state(tmp_path) as state, selling(gate, Credits(3, 1, state=state), access) as http:
