@@ -88,7 +88,14 @@ class History:
         `job.stored` gets the ids of the entries by index, or the error.
         """
         self._room.acquire()
-        self._writer.submit(self._write, job).add_done_callback(lambda _: self._room.release())
+        try:
+            written = self._writer.submit(self._write, job)
+        except Exception as exc:  # after `close`
+            self._room.release()
+            if job.stored is not None:
+                job.stored.set_exception(exc)
+            raise
+        written.add_done_callback(lambda _: self._room.release())
 
     def entries(self, before: int | None, limit: int) -> list[dict[str, Any]]:
         """The newest entries, or those older than an id: request, times in seconds, and sizes."""

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from ..core.errors import CancelledError
 from ..core.request import Request, Result, Step
 from ..pipelines.pipeline import Inputs
-from .errors import ApiError
+from .errors import ApiError, bare
 from .limits import Limits
 from .metrics import Metrics
 from .opened import joint
@@ -117,7 +117,10 @@ class ImageJob:
     def changed(self) -> None:
         """Tell the listeners."""
         for listener in tuple(self.listeners):
-            listener()
+            try:
+                listener()
+            except Exception:  # the job and its batch go on
+                log.exception("a listener of job %s failed", self.id[:6])
 
 
 class Queue:
@@ -276,7 +279,8 @@ class Queue:
                     return []
                 free = self._room() - len(self._batches) if self._waiting else 0
                 if free < 1:
-                    self._turn.wait()
+                    ends = [job.deadline for job in self._waiting if job.deadline is not None]
+                    self._turn.wait(max(0.0, min(ends) - time.monotonic()) if ends else None)
                     continue
                 batch = self._alike(self._waiting[0])
                 left = self._limits.wait_seconds - (time.monotonic() - self._waiting[0].arrived)
@@ -343,12 +347,13 @@ class Queue:
     def _put_back(self, batch: Sequence[ImageJob], exc: Interrupted) -> None:
         """Let the jobs of a batch wait again, at the front, those excepted that lost too many processes."""
         again: list[ImageJob] = []
-        for job in batch:
-            job.lost += exc.began
-            if job.reason is None and job.lost < MOST_LOST:
-                job.state, job.step, job.last = "queued", 0, None
-                again.append(job)
-        self._leave(batch, again)
+        with self._turn:  # `cancel` finds each job in the batch or among those that wait
+            for job in batch:
+                job.lost += exc.began
+                if job.reason is None and job.lost < MOST_LOST:
+                    job.state, job.step, job.last = "queued", 0, None
+                    again.append(job)
+            self._leave(batch, again)
         for job in batch:
             if job in again:
                 job.changed()
@@ -380,7 +385,7 @@ class Queue:
             if job.reason is not None:
                 job.error, job.state = CancelledError(f"The job was cancelled ({job.reason})."), "cancelled"
             elif isinstance(result, Exception):
-                job.error, job.state = result, "failed"
+                job.error, job.state = bare(result), "failed"
             else:
                 job.result, job.state = result, "completed"
         if job.reason is not None:

@@ -198,7 +198,10 @@ class Service:
         def heard() -> None:
             if not job.done:
                 return
-            job.listeners.remove(heard)
+            try:
+                job.listeners.remove(heard)
+            except ValueError:  # heard in another thread
+                return
             if prices is not None:
                 left = job.shown and job.reason in ("client", "disconnect")
                 prices.settle(account, cost, spent=job.state == "completed" or left)
@@ -333,7 +336,7 @@ def result_of(job: ImageJob) -> Result:
     if job.state == "cancelled" and job.reason == "shutdown":
         raise ApiError(503, "The server is shutting down. Try again later.", code="draining", retry_seconds=5)
     if job.error is not None:
-        raise job.error
+        raise job.error.with_traceback(None)
     if job.result is None:
         raise ApiError(409, f"The job is {job.state}, and has no result.", code="no_result")
     return job.result
