@@ -25,6 +25,7 @@ from ..core.units import counted, sized
 from ..profiles import Profile
 from ..runtimes import runtime
 from ..serving.app import create_app
+from ..serving.errors import ApiError
 from ..serving.guard import LOCAL, Access
 from ..serving.limits import Limits
 from ..serving.opened import OpenModel
@@ -154,6 +155,8 @@ def _run(service: Service, access: Access, listening: socket.socket, seconds: fl
         server.run(sockets=[listening])
     finally:
         log.removeHandler(handler)
+    if failed and isinstance(failed[0], ApiError):
+        raise ProfileError(f"The first image was not generated. {failed[0]} Serve fewer replicas.") from failed[0]
     if failed:
         raise failed[0]
 

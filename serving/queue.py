@@ -28,6 +28,9 @@ SMOOTHING = 0.3
 
 log = logging.getLogger("latentc.serving")
 
+GRACE_SECONDS = 60.0
+"""After the deadlines of a batch or the end of the server, before the process that generates it is killed."""
+
 MOST_LOST = 2
 """Processes that end while they generate a job, after which it fails."""
 
@@ -145,6 +148,7 @@ class Queue:
         self._waiting: list[ImageJob] = []
         self._batches: list[list[ImageJob]] = []
         self._closed = False
+        self._stopped: float | None = None
         self._batch_seconds: float | None = None
         self._threads = [Thread(target=self._work, name=f"latentc {name}", daemon=True) for _ in range(threads)]
 
@@ -231,6 +235,15 @@ class Queue:
         for job in failed:
             self._end(job, error)
 
+    def hangs(self, requests: Sequence[Request]) -> bool:
+        """Whether the batch of these requests should have ended `GRACE_SECONDS` ago: each of its jobs is past its
+        deadline, or the server's end has cancelled it.
+        """
+        with self._turn:
+            batch = next((one for one in self._batches if one[0].request is requests[0]), ())
+            ends = [self._stopped or job.deadline for job in batch]
+        return bool(ends) and all(end is not None and time.monotonic() >= end + GRACE_SECONDS for end in ends)
+
     def refuse(self) -> None:
         """Accept no more jobs."""
         with self._turn:
@@ -250,6 +263,7 @@ class Queue:
         if not any(thread.is_alive() for thread in started):
             return True
         with self._turn:
+            self._stopped = time.monotonic()
             left = [*self._waiting, *self._running]
         for job in left:
             self.cancel(job, "shutdown")

@@ -323,6 +323,7 @@ def _queue(name: str, pipeline: OpenModel, limits: Limits, metrics: Metrics, res
         queue.wake()
 
     replicas.on_change, replicas.on_restart = changed, metrics.restarts.labels(name).inc
+    replicas.hangs = queue.hangs
     changed()
     return queue
 
