@@ -203,8 +203,7 @@ class Service:
             except ValueError:  # heard in another thread
                 return
             if prices is not None:
-                left = job.shown and job.reason in ("client", "disconnect")
-                prices.settle(account, cost, spent=job.state == "completed" or left)
+                prices.settle(account, cost, spent=cost * _charged(job) // job.request.count)
             if job.stored is not None and self.added.history is not None:
                 if job.state == "completed":
                     self.added.history.put(job)
@@ -303,6 +302,14 @@ def serve(
 
 def _open(pipeline: OpenModel) -> bool:
     return not isinstance(pipeline, Replicas) or pipeline.room() > 0
+
+
+def _charged(job: ImageJob) -> int:
+    """How many images of a job that has ended are paid for: those that are not withheld. Whoever cancels it after a
+    partial image pays as if it were finished.
+    """
+    left = job.shown and job.reason in ("client", "disconnect")
+    return job.request.count - len(job.filtered) if left or job.state == "completed" else 0
 
 
 def _queue(name: str, pipeline: OpenModel, limits: Limits, metrics: Metrics, residents: Residents | None) -> Queue:
