@@ -155,10 +155,15 @@ def _run(service: Service, access: Access, listening: socket.socket, seconds: fl
         server.run(sockets=[listening])
     finally:
         log.removeHandler(handler)
-    if failed and isinstance(failed[0], ApiError):
-        raise ProfileError(f"The first image was not generated. {failed[0]} Serve fewer replicas.") from failed[0]
     if failed:
-        raise failed[0]
+        raise advised(failed[0])
+
+
+def advised(error: Exception) -> Exception:
+    """What the command ends with if a first image failed: an answer to clients becomes advice for the operator."""
+    if not isinstance(error, ApiError):
+        return error
+    return ProfileError(f"The first image was not generated. {error} Serve fewer replicas.")
 
 
 def named(bundles: Sequence[Path]) -> dict[str, Bundle]:
