@@ -66,7 +66,8 @@ def serve(
     ] = None,
     image_cost: Annotated[float, typer.Option(min=0, max=1e6, help="Credits of an image.")] = 0,
     step_cost: Annotated[
-        float, typer.Option(min=0, max=1e6, help="Credits of each step of an image, by millions of pixels.")
+        float,
+        typer.Option(min=0, max=1e6, help="Credits of each step of an image that is asked for, by millions of pixels."),
     ] = 0,
     prompt_model: Annotated[
         str | None,
@@ -101,9 +102,9 @@ def serve(
         float | None,
         typer.Option(
             metavar="GB",
-            help="Memory for the engines of all bundles together, in GB of 10^9 bytes. The first bundle is loaded at "
-            "the start, others when a request asks for them, and the least recently used ones are freed. Default: all "
-            "are loaded at the start.",
+            help="Memory for the engines of all bundles together, in GB of 10^9 bytes; with several devices, that of "
+            "each. The first bundle is loaded at the start, others when a request asks for them, and the least "
+            "recently used ones are freed. Default: all are loaded at the start.",
         ),
     ] = None,
     lora: Loras = None,

@@ -25,6 +25,7 @@ from ..core.units import counted, sized
 from ..profiles import Profile
 from ..runtimes import runtime
 from ..serving.app import create_app
+from ..serving.errors import ApiError
 from ..serving.guard import LOCAL, Access
 from ..serving.limits import Limits
 from ..serving.opened import OpenModel
@@ -155,7 +156,14 @@ def _run(service: Service, access: Access, listening: socket.socket, seconds: fl
     finally:
         log.removeHandler(handler)
     if failed:
-        raise failed[0]
+        raise advised(failed[0])
+
+
+def advised(error: Exception) -> Exception:
+    """What the command ends with if a first image failed: an answer to clients becomes advice for the operator."""
+    if not isinstance(error, ApiError):
+        return error
+    return ProfileError(f"The first image was not generated. {error} Serve fewer replicas.")
 
 
 def named(bundles: Sequence[Path]) -> dict[str, Bundle]:

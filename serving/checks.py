@@ -32,10 +32,10 @@ class FilteredError(ApiError):
     """All images of a job were withheld. Its code and type are those of OpenAI's moderation."""
 
     def __init__(self, result: Result, reasons: Mapping[int, str]) -> None:
-        """`result` has black images, for APIs that answer with an image even so."""
+        """`result` is kept with black images, for APIs that answer with an image even so."""
         said = "; ".join(dict.fromkeys(reasons.values()))
         super().__init__(400, f"This server's check of images withheld the result: {said}", code="moderation_blocked")
-        self.result = result
+        self.result = replace(result, images=_black(result.images), latents=_black(result.latents))
 
     @property
     def kind(self) -> str:
@@ -86,15 +86,24 @@ def checking(check: Check, job: ImageJob, metrics: Metrics) -> Callable[[Result]
             return result
         metrics.filtered.labels(job.model).inc(len(reasons))
         job.filtered = reasons
+        if len(reasons) == len(found):
+            raise FilteredError(replace(result, notices=(*result.notices, *_said_of(reasons, len(found)))), reasons)
         images, latents = result.images.copy(), np.array(result.latents)
         images[list(reasons)], latents[list(reasons)] = 0, 0
-        said = [f"Image {index + 1} of {len(found)} was withheld: {reason}" for index, reason in reasons.items()]
-        black = replace(result, images=images, latents=latents, notices=(*result.notices, *said))
-        if len(reasons) == len(found):
-            raise FilteredError(black, reasons)
-        return black
+        notices = (*result.notices, *_said_of(reasons, len(found)))
+        return replace(result, images=images, latents=latents, notices=notices)
 
     return checked
+
+
+def _said_of(reasons: Mapping[int, str], count: int) -> list[str]:
+    """The notice of each image that is withheld."""
+    return [f"Image {index + 1} of {count} was withheld: {reason}" for index, reason in reasons.items()]
+
+
+def _black(array: NDArray[Any]) -> NDArray[Any]:
+    """Zeros of an array's shape and dtype, which take the memory of one."""
+    return np.broadcast_to(np.zeros((), array.dtype), array.shape)
 
 
 def _reason(check: Check, image: NDArray[np.uint8]) -> str | None:

@@ -77,13 +77,13 @@ class Credits:
             self._reserved[account] += cost
         return cost
 
-    def settle(self, account: str, cost: int, *, spent: bool) -> None:
-        """Spend what was set aside, or give it back."""
+    def settle(self, account: str, cost: int, *, spent: int) -> None:
+        """Spend so many millionths of those that were set aside, and give the rest back."""
         with self._turn:
             self._reserved[account] -= cost
             if not spent:
                 return
-            self._spent[account] += cost
+            self._spent[account] += spent
             if self.state is None:
                 return
             try:

@@ -70,6 +70,16 @@ class ApiError(Exception):
         return {"retry-after": str(max(1, math.ceil(self.retry_seconds))), **self.own_headers}
 
 
+def bare(exc: Exception) -> Exception:
+    """The error without its traceback, and without those that led to it: their frames would keep arrays in memory."""
+    left: list[BaseException | None] = [exc]
+    while left:
+        if (one := left.pop()) is not None:
+            left += [one.__cause__, one.__context__]
+            one.__traceback__ = one.__cause__ = one.__context__ = None
+    return exc
+
+
 def api_error(exc: BaseException) -> ApiError:
     """The answer to an error; of unexpected ones only the class, because their messages may quote internals."""
     if isinstance(exc, ApiError):

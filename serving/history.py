@@ -85,10 +85,17 @@ class History:
 
     def put(self, job: ImageJob) -> None:
         """Write the images of a completed job, in another thread, and enter them, without those that were filtered;
-        `job.stored` gets the ids of the entries by index, or the error.
+        `job.stored` gets the ids of the entries by index, without those that could not be written.
         """
         self._room.acquire()
-        self._writer.submit(self._write, job).add_done_callback(lambda _: self._room.release())
+        try:
+            written = self._writer.submit(self._write, job)
+        except Exception:  # after `close`
+            self._room.release()
+            if job.stored is not None:
+                job.stored.set_result({})
+            raise
+        written.add_done_callback(lambda _: self._room.release())
 
     def entries(self, before: int | None, limit: int) -> list[dict[str, Any]]:
         """The newest entries, or those older than an id: request, times in seconds, and sizes."""
@@ -150,17 +157,15 @@ class History:
             return
         times = {"created": job.finished or started, "waited": started - job.created, "seconds": job.seconds}
         about = {**times, "model": job.model, "api": job.api}
+        ids: dict[int, int] = {}
         try:
-            ids = {
-                index: self._enter(image, drawing, about)
-                for index, (image, drawing) in enumerate(zip(result.images, drawings(result), strict=True))
-                if index not in job.filtered
-            }
+            for index, (image, drawing) in enumerate(zip(result.images, drawings(result), strict=True)):
+                if index not in job.filtered:
+                    ids[index] = self._enter(image, drawing, about)
             self._trim()
-            stored.set_result(ids)
         except Exception as exc:
             log.warning("images of job %s are not in the history: %a", job.id[:6], str(exc))
-            stored.set_exception(exc)
+        stored.set_result(ids)
 
     def _enter(self, image: NDArray[np.uint8], drawing: Drawing, about: Mapping[str, Any]) -> int:
         content, small = encoded(image, drawing, marked=True), _smaller(image)

@@ -144,12 +144,7 @@ def router(service: Service) -> APIRouter:
 
 async def _entered(job: ImageJob) -> Mapping[int, int]:
     """Ids of a job's images in the history by index, once they are written; empty where they aren't kept."""
-    if job.stored is None:
-        return {}
-    try:
-        return await asyncio.wrap_future(job.stored)
-    except Exception:  # the log has it
-        return {}
+    return {} if job.stored is None else await asyncio.wrap_future(job.stored)
 
 
 def shown(service: Service, job: ImageJob) -> dict[str, Any]:

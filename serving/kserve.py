@@ -44,6 +44,8 @@ INPUTS = {
 """Fields of a request that have inputs, and the types in the metadata; other numeric types are taken too."""
 
 OUTPUT = "image"
+MOST_DIGITS = 12
+"""Of `LENGTH`."""
 MOST_VALUES = 1_000_000
 """Numbers of an output in JSON."""
 
@@ -119,7 +121,7 @@ def _ready(service: Service) -> Response:
 
 def _divided(body: bytes, length: str | None) -> tuple[dict[str, Any], bytes]:
     """The JSON of a body, and the binary tensors after it."""
-    if length is not None and not (length.isdecimal() and int(length[:12]) <= len(body)):
+    if length is not None and not (length.isdecimal() and len(length) <= MOST_DIGITS and int(length) <= len(body)):
         raise ApiError(400, f"The header {LENGTH} is {length[:20]!a}, but the body has {len(body)} bytes.")
     size = len(body) if length is None else int(length)
     try:

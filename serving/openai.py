@@ -187,7 +187,9 @@ async def _answer(
     """Queue a request, and answer with its images, or with a stream of events."""
     previews: list[str] = []
     partial = wanted.stream and wanted.partial_images and service.added.check is None
-    on_step = _previewing(service.model(wanted.model).pipeline, wanted, previews) if partial else None
+    on_step = None
+    if partial:
+        on_step = await asyncio.to_thread(_previewing, service.model(wanted.model).pipeline, wanted, previews)
     job = await service.submit(
         wanted.request,
         model=wanted.model,
@@ -220,16 +222,20 @@ def _about(job: ImageJob, wanted: ImagesAsked) -> dict[str, Any]:
     return {"size": size, "quality": "auto", "background": "opaque", "output_format": wanted.kind}
 
 
-def _previewing(pipeline: OpenModel, wanted: ImagesAsked, previews: list[str]) -> Callable[[Step], None]:
-    """What adds the first image to `previews` at some of the steps, evenly spaced, as `b64_json`."""
+def _previewing(pipeline: OpenModel, wanted: ImagesAsked, previews: list[str]) -> Callable[[Step], bool]:
+    """What adds the first image to `previews` at some of the steps before the last, evenly spaced, as `b64_json`, and
+    returns whether it did.
+    """
     pipeline.check_decoding()
     count = wanted.partial_images
 
-    def stepped(step: Step) -> None:
-        marks = {round(step.total * (index + 1) / (count + 1)) for index in range(count)}
-        if step.index in marks and len(previews) < count:
-            pixels = pipeline.decode_step(wanted.request, replace(step, estimate=step.estimate[:1]))[0]
-            previews.append(_text(plain_file(pixels, wanted.kind)))
+    def stepped(step: Step) -> bool:
+        marks = {round(step.total * (index + 1) / (count + 1)) for index in range(count)} - {step.total}
+        if step.index not in marks or len(previews) >= count:
+            return False
+        pixels = pipeline.decode_step(wanted.request, replace(step, estimate=step.estimate[:1]))[0]
+        previews.append(_text(plain_file(pixels, wanted.kind)))
+        return True
 
     return stepped
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from ..core.errors import CancelledError
 from ..core.request import Request, Result, Step
 from ..pipelines.pipeline import Inputs
-from .errors import ApiError
+from .errors import ApiError, bare
 from .limits import Limits
 from .metrics import Metrics
 from .opened import joint
@@ -27,6 +27,9 @@ SMOOTHING = 0.3
 """Weight of the newest batch in the average from which Retry-After is estimated."""
 
 log = logging.getLogger("latentc.serving")
+
+GRACE_SECONDS = 60.0
+"""After the deadlines of a batch or the end of the server, before the process that generates it is killed."""
 
 MOST_LOST = 2
 """Processes that end while they generate a job, after which it fails."""
@@ -59,8 +62,10 @@ class ImageJob:
     """Who submitted it: `guard.owner`."""
     deadline: float | None = None
     """Of `time.monotonic`, after which it is cancelled."""
-    on_step: Callable[[Step], None] | None = None
-    """Called after each denoiser call, in the engine's thread."""
+    on_step: Callable[[Step], bool | None] | None = None
+    """Called after each denoiser call, in the engine's thread; returns True if its client is shown an image of it."""
+    shown: bool = False
+    """Whether its client is shown an image before it ends."""
     finish: Callable[[Result], Result] | None = None
     """Called with its result before it ends, in the engine's thread; what it raises is the job's error."""
     filtered: Mapping[int, str] = field(default_factory=dict[int, str])
@@ -115,7 +120,10 @@ class ImageJob:
     def changed(self) -> None:
         """Tell the listeners."""
         for listener in tuple(self.listeners):
-            listener()
+            try:
+                listener()
+            except Exception:  # the job and its batch go on
+                log.exception("a listener of job %s failed", self.id[:6])
 
 
 class Queue:
@@ -140,6 +148,7 @@ class Queue:
         self._waiting: list[ImageJob] = []
         self._batches: list[list[ImageJob]] = []
         self._closed = False
+        self._stopped: float | None = None
         self._batch_seconds: float | None = None
         self._threads = [Thread(target=self._work, name=f"latentc {name}", daemon=True) for _ in range(threads)]
 
@@ -226,6 +235,15 @@ class Queue:
         for job in failed:
             self._end(job, error)
 
+    def hangs(self, requests: Sequence[Request]) -> bool:
+        """Whether the batch of these requests should have ended `GRACE_SECONDS` ago: each of its jobs is past its
+        deadline, or the server's end has cancelled it.
+        """
+        with self._turn:
+            batch = next((one for one in self._batches if one[0].request is requests[0]), ())
+            ends = [self._stopped or job.deadline for job in batch]
+        return bool(ends) and all(end is not None and time.monotonic() >= end + GRACE_SECONDS for end in ends)
+
     def refuse(self) -> None:
         """Accept no more jobs."""
         with self._turn:
@@ -245,6 +263,7 @@ class Queue:
         if not any(thread.is_alive() for thread in started):
             return True
         with self._turn:
+            self._stopped = time.monotonic()
             left = [*self._waiting, *self._running]
         for job in left:
             self.cancel(job, "shutdown")
@@ -274,7 +293,8 @@ class Queue:
                     return []
                 free = self._room() - len(self._batches) if self._waiting else 0
                 if free < 1:
-                    self._turn.wait()
+                    ends = [job.deadline for job in self._waiting if job.deadline is not None]
+                    self._turn.wait(max(0.0, min(ends) - time.monotonic()) if ends else None)
                     continue
                 batch = self._alike(self._waiting[0])
                 left = self._limits.wait_seconds - (time.monotonic() - self._waiting[0].arrived)
@@ -341,12 +361,13 @@ class Queue:
     def _put_back(self, batch: Sequence[ImageJob], exc: Interrupted) -> None:
         """Let the jobs of a batch wait again, at the front, those excepted that lost too many processes."""
         again: list[ImageJob] = []
-        for job in batch:
-            job.lost += exc.began
-            if job.reason is None and job.lost < MOST_LOST:
-                job.state, job.step, job.last = "queued", 0, None
-                again.append(job)
-        self._leave(batch, again)
+        with self._turn:  # `cancel` finds each job in the batch or among those that wait
+            for job in batch:
+                job.lost += exc.began
+                if job.reason is None and job.lost < MOST_LOST:
+                    job.state, job.step, job.last = "queued", 0, None
+                    again.append(job)
+            self._leave(batch, again)
         for job in batch:
             if job in again:
                 job.changed()
@@ -363,7 +384,7 @@ class Queue:
                 job.reason = "deadline"
             if job.reason is None and job.on_step is not None:
                 try:
-                    job.on_step(step)
+                    job.shown = bool(job.on_step(step)) or job.shown
                 except Exception:  # a preview that fails doesn't stop the image
                     log.exception("job %s goes on without previews", job.id[:6])
                     job.on_step = None
@@ -378,7 +399,7 @@ class Queue:
             if job.reason is not None:
                 job.error, job.state = CancelledError(f"The job was cancelled ({job.reason})."), "cancelled"
             elif isinstance(result, Exception):
-                job.error, job.state = result, "failed"
+                job.error, job.state = bare(result), "failed"
             else:
                 job.result, job.state = result, "completed"
         if job.reason is not None:

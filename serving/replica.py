@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 from collections.abc import Callable, Mapping
 from itertools import count
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from threading import Lock, Thread
 from typing import Any
 
@@ -13,8 +14,12 @@ from ..core.progress import Progress
 from .queue import Interrupted
 from .worker import About, Opening, work
 
+LOOK_SECONDS = 1.0
+"""After which a call without a message looks whether it has taken too long."""
 END_SECONDS = 10.0
 """For which a process may take to close its engines."""
+
+log = logging.getLogger("latentc.serving")
 
 Asked = Callable[..., bool]
 """What a call asks, with what the answer is."""
@@ -59,8 +64,15 @@ class Replica:
         """
         Thread(target=self._hear, args=(at_end,), name=f"{self.process.name} replies", daemon=True).start()
 
-    def call(self, name: str, *arguments: object, asked: Mapping[object, Asked] | None = None) -> Any:
+    def call(
+        self,
+        name: str,
+        *arguments: object,
+        asked: Mapping[object, Asked] | None = None,
+        hangs: Callable[[], bool] = lambda: False,
+    ) -> Any:
         """Call a method of the process, and return its result. What it asks is answered by `asked`, in this thread.
+        While it says nothing, `hangs` is asked whether it has taken too long; if so, the process is killed.
 
         Raises the method's error, and `Interrupted` if the process ends.
         """
@@ -73,7 +85,14 @@ class Replica:
         try:
             self._send(("call", number, name, arguments))
             while True:
-                match inbox.get():
+                try:
+                    message = inbox.get(timeout=LOOK_SECONDS)
+                except Empty:
+                    if hangs():
+                        log.warning("%s does not answer %s, and is killed", self.process.name, name)
+                        self.process.kill()  # and `_hear` says that it has ended
+                    continue
+                match message:
                     case ("ask", key, found):
                         self._send(("answer", number, key, (asked or {})[key](*found)))
                     case ("result", value):

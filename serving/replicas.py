@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import atexit
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from threading import Condition, Thread
 from typing import Any
 
@@ -13,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..core.bundle import Bundle
-from ..core.errors import CancelledError
+from ..core.errors import CancelledError, ProfileError
 from ..core.progress import Progress, quiet
 from ..core.request import Request, Result, Step
 from ..pipelines.pipeline import preview_of
@@ -26,6 +28,9 @@ from .worker import DRAW, WITHIN, About, Opening
 RETRY_SECONDS = (1.0, 60.0)
 """Before a process that did not open is started again: at first, and at most, after doubling."""
 
+ASK_SECONDS = 120.0
+"""For which a process may take to answer what is no batch; then it is killed, and another one asked."""
+
 log = logging.getLogger("latentc.serving")
 
 
@@ -36,12 +41,16 @@ class Replicas:
     """
 
     def __init__(self, name: str, openings: Sequence[Opening], tell: Progress = quiet) -> None:
-        """Start a process for each opening: the first alone, since it may have to prove engines. Raises its error."""
+        """Start a process for each opening: the first alone, since it may have to prove engines. Raises its error,
+        and `ProfileError` if one ends.
+        """
         self.name, self.restarts = name, 0
         self.on_change: Callable[[], None] = lambda: None
         """Called when a process has ended or was started again, in any thread."""
         self.on_restart: Callable[[], None] = lambda: None
         """Called when a process was started again, before `on_change`."""
+        self.hangs: Callable[[Sequence[Request]], bool] = lambda _: False
+        """Asked whether the process that generates requests should have ended them; then it is killed."""
         self._openings, self._turn, self._closed = openings, Condition(), False
         self._opening: set[Replica] = set()
         self._open: dict[int, Replica] = {}
@@ -51,6 +60,11 @@ class Replicas:
             for indices in (range(1), range(1, len(openings))):
                 for index, replica in [(index, self._start(index)) for index in indices]:
                     self._about = self._finish(index, replica, tell)
+        except Interrupted as exc:
+            self.close()
+            raise ProfileError(
+                f"A process that opened {name} has ended, as one does that is out of memory. Serve fewer replicas."
+            ) from exc
         except BaseException:
             self.close()
             raise
@@ -160,7 +174,7 @@ class Replicas:
                 raise Interrupted(began=False)
             self._drawing.add(replica)
         try:
-            return replica.call(DRAW, requests, inputs, asked=answers)
+            return replica.call(DRAW, requests, inputs, asked=answers, hangs=lambda: self.hangs(requests))
         finally:
             with self._turn:
                 self._drawing.discard(replica)
@@ -200,7 +214,8 @@ class Replicas:
             if not free:
                 break
             try:
-                return free[0].call(name, *arguments, asked=asked)
+                until = time.monotonic() + ASK_SECONDS
+                return free[0].call(name, *arguments, asked=asked, hangs=partial(_past, until))
             except Interrupted:
                 continue
         raise ApiError(503, "The model's processes are being restarted. Try again.", code="restarting", retry_seconds=5)
@@ -257,6 +272,10 @@ class Replicas:
             self.on_restart()
             self.on_change()
             return
+
+
+def _past(until: float) -> bool:
+    return time.monotonic() >= until
 
 
 def _answering(on_step: Callable[[Step], bool | None]) -> Callable[[Step], bool]:

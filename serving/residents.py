@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from threading import Condition, Thread
 from typing import Literal, Protocol
@@ -17,6 +18,9 @@ Presence = Literal["closed", "loading", "open", "closing"]
 
 PATIENCE = 10.0
 """Seconds for which a model waits for others to be idle; then they generate no further batch until it was loaded."""
+
+END_SECONDS = 10.0
+"""For which the end of a server waits for what is being loaded."""
 
 POLL_SECONDS = 0.02
 """Between two looks for a model that may be freed."""
@@ -59,6 +63,7 @@ class Residents:
     _models: dict[str, _Resident] = field(default_factory=dict[str, _Resident], init=False)
     _turn: Condition = field(default_factory=Condition, init=False)
     _closed: bool = field(default=False, init=False)
+    _thread: Thread | None = field(default=None, init=False)
 
     def add(self, name: str, model: Loads, held_bytes: int) -> None:
         """Add a model whose engines are predicted to hold some memory, and aren't loaded."""
@@ -68,7 +73,8 @@ class Residents:
         """Begin to load models."""
         for name, queue in queues.items():
             self._models[name].queue = queue
-        Thread(target=self._work, name="latentc loading", daemon=True).start()
+        self._thread = Thread(target=self._work, name="latentc loading", daemon=True)
+        self._thread.start()
 
     def state(self, name: str) -> Presence:
         """Whether a model's engines are in memory."""
@@ -89,10 +95,12 @@ class Residents:
             return False
 
     def close(self) -> None:
-        """Load nothing more."""
+        """Load nothing more, and wait up to `END_SECONDS` for what is being loaded."""
         with self._turn:
             self._closed = True
             self._turn.notify_all()
+        if self._thread is not None:
+            self._thread.join(END_SECONDS)
 
     def _work(self) -> None:
         while (name := self._next()) is not None:
@@ -102,7 +110,10 @@ class Residents:
                     one.model.load()
                     self._set(name, "open")
             except Exception as exc:
-                log.exception("%s could not be loaded", name)
+                if not self._closed:
+                    log.exception("%s could not be loaded", name)
+                with suppress(Exception):  # what was loaded before the error
+                    one.model.unload()
                 self._set(name, "closed")
                 if one.queue is not None:
                     one.queue.fail(exc)
@@ -163,7 +174,7 @@ class Residents:
             one.model.unload()
         finally:
             self._set(name, "closed")
-        self._wake(name)  # its jobs that wait ask for it again
+            self._wake(name)  # its jobs that wait ask for it again
         return True
 
     def _set(self, name: str, state: Presence) -> None:

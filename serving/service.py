@@ -150,7 +150,7 @@ class Service:
         api: str = "",
         keep: bool = False,
         owner: str,
-        on_step: Callable[[Step], None] | None = None,
+        on_step: Callable[[Step], bool | None] | None = None,
         store: bool = True,
     ) -> ImageJob:
         """Check a request against the limits and the model, and queue it.
@@ -198,9 +198,12 @@ class Service:
         def heard() -> None:
             if not job.done:
                 return
-            job.listeners.remove(heard)
+            try:
+                job.listeners.remove(heard)
+            except ValueError:  # heard in another thread
+                return
             if prices is not None:
-                prices.settle(account, cost, spent=job.state == "completed")
+                prices.settle(account, cost, spent=cost * _charged(job) // job.request.count)
             if job.stored is not None and self.added.history is not None:
                 if job.state == "completed":
                     self.added.history.put(job)
@@ -301,6 +304,14 @@ def _open(pipeline: OpenModel) -> bool:
     return not isinstance(pipeline, Replicas) or pipeline.room() > 0
 
 
+def _charged(job: ImageJob) -> int:
+    """How many images of a job that has ended are paid for: those that are not withheld. Whoever cancels it after a
+    partial image pays as if it were finished.
+    """
+    left = job.shown and job.reason in ("client", "disconnect")
+    return job.request.count - len(job.filtered) if left or job.state == "completed" else 0
+
+
 def _queue(name: str, pipeline: OpenModel, limits: Limits, metrics: Metrics, residents: Residents | None) -> Queue:
     replicas = pipeline if isinstance(pipeline, Replicas) else None
 
@@ -319,6 +330,7 @@ def _queue(name: str, pipeline: OpenModel, limits: Limits, metrics: Metrics, res
         queue.wake()
 
     replicas.on_change, replicas.on_restart = changed, metrics.restarts.labels(name).inc
+    replicas.hangs = queue.hangs
     changed()
     return queue
 
@@ -332,7 +344,7 @@ def result_of(job: ImageJob) -> Result:
     if job.state == "cancelled" and job.reason == "shutdown":
         raise ApiError(503, "The server is shutting down. Try again later.", code="draining", retry_seconds=5)
     if job.error is not None:
-        raise job.error
+        raise job.error.with_traceback(None)
     if job.result is None:
         raise ApiError(409, f"The job is {job.state}, and has no result.", code="no_result")
     return job.result

@@ -18,6 +18,7 @@ from latentc.compiler.targets import with_threads
 from latentc.core.errors import ProfileError
 from latentc.pipelines.pipeline import Pipeline
 from latentc.profiles import load_profile
+from latentc.serving.errors import ApiError
 from latentc.serving.limits import Limits
 
 from ..serving.conftest import wait_for
@@ -153,6 +154,14 @@ def test_a_first_image_that_fails_ends_the_server(folder, monkeypatch):
     monkeypatch.setattr(Pipeline, "draw_many", broken)
     with pytest.raises(RuntimeError, match="no kernel image"):
         server.serve([folder], load_profile("null"), host="127.0.0.1", port=0, limits=Limits(), quiet=True)
+
+
+def test_a_first_image_that_ends_processes_is_advised():
+    found = server.advised(ApiError(500, "The process has ended 2 times.", code="process_ended"))
+    assert isinstance(found, ProfileError)
+    assert str(found).endswith("The process has ended 2 times. Serve fewer replicas.")
+    other = ProfileError("No.")
+    assert server.advised(other) is other
 
 
 def test_an_address_that_is_taken(folder, refused):

@@ -11,6 +11,7 @@ from latentc.core.request import Request
 from latentc.serving.credits import Credits
 from latentc.serving.guard import Access
 from latentc.serving.limits import Limits
+from latentc.serving.queue import ImageJob
 from latentc.serving.service import Additions, serve
 from latentc.serving.state import open_state
 
@@ -47,7 +48,8 @@ def test_costs(fields, cost):
 def test_fractions_are_exact():
     prices, request = Credits(0.3, 0.1), Request(prompt="x", width=64, height=64)
     for _ in range(3):
-        prices.settle("", prices.reserve("", request), spent=True)
+        cost = prices.reserve("", request)
+        prices.settle("", cost, spent=cost)
     assert prices.balance("") == 0
 
 
@@ -91,6 +93,33 @@ def test_what_gives_no_image_costs_nothing(gate, monkeypatch):
         monkeypatch.setattr(gate._pipeline, "draw_many", lambda *_, **__: [RequestError("No.")], raising=False)
         ended(http, submit(http))
         wait_for(lambda: balance(http) == 5)
+
+
+@pytest.mark.parametrize(("partial", "left"), [(1, 4), (0, 5)])
+def test_who_leaves_after_a_partial_image_pays(gate, partial, left):
+    fields = {**ASKED, "prompt": "x", "steps": 40, "stream": True, "partial_images": partial}
+    with selling(gate, Credits(5, 1), steps=60) as http:
+        with gate.held_at(21), http.stream("POST", "/v1/images/generations", json=fields) as answer:
+            lines = answer.iter_lines()
+            while partial and next(lines) != "event: image_generation.partial_image":
+                pass
+            assert gate.held.wait(60)
+            assert balance(http) == 4, "set aside"
+        text = 'latentc_cancelled_total{model="tiny",reason="disconnect"} 1'
+        wait_for(lambda: text in http.get("/metrics").text)
+        wait_for(lambda: balance(http) == left)
+
+
+@pytest.mark.parametrize(("given", "left"), [("completed", 7), ("failed", 10), ("cancelled", 10)])
+def test_withheld_images_are_not_paid_for(given, left):
+    prices, job = Credits(10, 1), ImageJob(Request(prompt="x", width=64, height=64, count=4))
+    ended = serve({}, added=Additions(credits=prices))._at_the_end(job)
+    job.listeners.append(ended)
+    assert prices.balance("") == 6
+    job.state, job.filtered = given, {2: "dark"}
+    ended()
+    ended()
+    assert prices.balance("") == left
 
 
 def test_each_token_has_its_own_balance_which_survives_a_restart(gate, tmp_path):

@@ -2,6 +2,7 @@
 
 import base64
 import sqlite3
+from concurrent.futures import Future
 from contextlib import closing, contextmanager
 from io import BytesIO
 
@@ -13,10 +14,12 @@ import webuiapi
 from PIL import Image
 
 from latentc.core.errors import RequestError, RuntimeMissing
+from latentc.core.request import Result
 from latentc.pipelines.png import read
 from latentc.serving.guard import Access
-from latentc.serving.history import History
+from latentc.serving.history import MOST_WAITING, History
 from latentc.serving.limits import Limits
+from latentc.serving.queue import ImageJob
 from latentc.serving.service import Additions, serve
 from latentc.serving.state import open_state
 
@@ -197,6 +200,35 @@ def test_a_write_that_fails_fails_no_job(gate, tmp_path, monkeypatch, caplog, br
             monkeypatch.undo()
             assert (listed(http, 0), files(tmp_path)) == ([], [])
     assert "not in the history" in caplog.text
+
+
+def test_images_before_one_that_cannot_be_written_have_ids(tmp_path, monkeypatch, caplog):
+    entered = iter([7, 8])
+
+    def enter(self, image, drawing, about):
+        if (found := next(entered, None)) is None:
+            raise OSError(28, "No space left on device")
+        return found
+
+    monkeypatch.setattr(History, "_enter", enter)
+    monkeypatch.setattr("latentc.serving.history.drawings", lambda result: [None] * len(result.images))
+    job = ImageJob(asking("x", 1, count=4), filtered={1: "dark"}, stored=Future())
+    job.result = Result(np.zeros((4, 8, 8, 3), np.uint8), np.zeros(1, np.float32), job.request, {}, (), {})
+    with open_state(tmp_path) as state, closing(History(state)) as history:
+        history.put(job)
+        assert job.stored.result(60) == {0: 7, 2: 8}
+    assert "not in the history" in caplog.text
+
+
+def test_what_is_put_in_after_the_end_is_not_kept(tmp_path):
+    with open_state(tmp_path) as state:
+        history = History(state)
+        history.close()
+        for _ in range(MOST_WAITING + 1):  # each leaves its room
+            job = ImageJob(asking("x", 1), stored=Future())
+            with pytest.raises(RuntimeError):
+                history.put(job)
+            assert job.stored.result(0) == {}
 
 
 def test_who_may_see_it(gate, tmp_path):

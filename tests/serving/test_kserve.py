@@ -63,6 +63,7 @@ def test_a_wrong_input_is_named(client, fields, said, binary):
     [
         ("400", b'{"inputs":[]}', "Inference-Header|the body has"),
         ("-1", b"{}", "the body has"),
+        ("0" * 5000, b"{}", "the body has"),
         (None, b"[]", "must be a JSON object"),
         (None, b"{}", "The inputs are missing"),
         (None, b'{"inputs":[3]}', "must be an object"),

@@ -87,6 +87,14 @@ def test_partial_images_are_of_the_first_image_only(client, gate, monkeypatch):
     assert counts == [1, 1, 1]
 
 
+@pytest.mark.parametrize(("steps", "partial"), [(1, 0), (2, 1), (3, 2), (4, 3)])
+def test_no_partial_image_is_the_finished_one(http, steps, partial):
+    fields = {"prompt": "x", **EXTRA, "steps": steps, "size": "64x64", "stream": True, "partial_images": 3}
+    text = http.post("/v1/images/generations", json=fields).text
+    assert text.count("event: image_generation.partial_image\n") == partial
+    assert text.count("event: image_generation.completed\n") == 1
+
+
 def test_no_partial_images_where_parts_are_loaded_one_at_a_time(client, gate, monkeypatch):
     monkeypatch.setattr(gate._pipeline, "profile", gate.profile.model_copy(update={"sequential": True}))
     with pytest.raises(openai.BadRequestError, match="leave no room"):

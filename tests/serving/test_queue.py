@@ -1,21 +1,26 @@
 """The queue alone, over a function that draws nothing."""
 
+import gc
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from threading import Event
 from types import SimpleNamespace
+from weakref import ref
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from latentc.core.errors import CancelledError, RequestError
 from latentc.core.request import Request, Result, Step
+from latentc.serving.checks import FilteredError
 from latentc.serving.errors import ApiError
 from latentc.serving.kept import MOST_KEPT, KeptJobs
 from latentc.serving.limits import Limits
 from latentc.serving.metrics import Metrics
 from latentc.serving.queue import ImageJob, Interrupted, Queue
+from latentc.serving.service import result_of
 
 from .conftest import wait_for
 
@@ -163,6 +168,50 @@ def test_an_error_of_a_preview(queue, drawing, caplog):
     assert "without previews" in caplog.text
 
 
+def test_an_error_of_a_listener(queue, drawing, caplog):
+    jobs, heard = [ask("a"), ask("b")], []
+    jobs[0].listeners += [lambda: 1 / 0, lambda: heard.append(jobs[0].state)]
+    submitted(queue, drawing, jobs)
+    assert [job.state for job in jobs] == ["completed"] * 2
+    assert heard[-1] == "completed"
+    assert "a listener of job" in caplog.text
+    assert queue.works
+
+
+def test_an_error_keeps_nothing_else_in_memory(queue, drawing):
+    pixels = np.zeros((4, 8, 8, 3), np.uint8)
+    frames, gone = [], ref(pixels)
+
+    def finish(found, pixels):
+        frames.append(pixels.shape)
+        try:
+            raise ValueError("inner")
+        except ValueError as exc:
+            raise RequestError("No.") from exc
+
+    job = ask("x")
+    job.finish = lambda found, pixels=pixels: finish(found, pixels)
+    submitted(queue, drawing, [job])
+    job.finish = None
+    del pixels
+    gc.collect()
+    assert gone() is None
+    assert (frames, job.error.__cause__, job.error.__context__) == ([(4, 8, 8, 3)], None, None)
+    lengths = []
+    for _ in range(3):
+        with pytest.raises(RequestError) as error:
+            result_of(job)
+        lengths.append(len(error.traceback))
+    assert lengths == [lengths[0]] * 3, "the traceback doesn't grow"
+
+
+def test_black_images_take_no_memory():
+    kept = FilteredError(result(ask("x", count=4).request), {0: "dark"}).result
+    assert (kept.images.shape, kept.images.dtype, kept.images.any()) == ((4, 8, 8, 3), np.uint8, False)
+    assert kept.images.strides == (0, 0, 0, 0)
+    assert np.array_equal(Image.fromarray(kept.images[0]), np.zeros((8, 8, 3)))
+
+
 def test_an_error_of_the_whole_batch(queue, drawing):
     def no_threads(_):
         raise RuntimeError("can't start new thread")
@@ -227,6 +276,18 @@ def test_deadlines(queue, drawing):
     submitted(queue, drawing, [late, soon])
     assert [(job.state, job.reason) for job in (late, soon)] == [("cancelled", "deadline")] * 2
     assert (late.step, soon.step) == (0, 1)
+
+
+def test_a_deadline_while_nothing_is_generated(drawing):
+    queue = Queue("m", drawing, Limits(), Metrics(), room=lambda: 0)
+    queue.start()
+    jobs = [queue.submit(ask(name)) for name in "ab"]
+    jobs[1].deadline = time.monotonic() + 0.05
+    queue.wake()
+    wait_for(lambda: jobs[1].done)
+    assert [(job.state, job.reason) for job in jobs] == [("queued", None), ("cancelled", "deadline")]
+    queue.cancel(jobs[0])
+    assert queue.close(60)
 
 
 def test_jobs_past_their_deadline_leave_room(queue, drawing):

@@ -3,6 +3,7 @@
 import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 
 import httpx2
@@ -11,14 +12,17 @@ import pytest
 
 import latentc.core.errors as errors
 from latentc.core.errors import CancelledError, LatentcError, NotFiniteError, RequestError
+from latentc.serving.credits import Credits
 from latentc.serving.errors import ApiError
+from latentc.serving.history import History
 from latentc.serving.limits import Limits
 from latentc.serving.queue import ImageJob
 from latentc.serving.replicas import Replicas
-from latentc.serving.service import result_of, serve
+from latentc.serving.service import Additions, result_of, serve
+from latentc.serving.state import open_state
 from latentc.serving.worker import DRAW, Opening, portable
 
-from .conftest import MODEL, asking, running, wait_for
+from .conftest import ASKED, MODEL, asking, running, wait_for
 from .test_server import pixels, post
 
 
@@ -188,6 +192,25 @@ def test_a_killed_process_loses_no_job(http, queue, replicas, alone):
     metrics = http.get("/metrics").text
     assert f'latentc_restarts_total{{model="{MODEL}"}} {float(replicas.restarts)}' in metrics
     assert f'latentc_replicas{{model="{MODEL}"}} 2.0' in metrics
+
+
+def test_a_job_of_a_killed_process_is_paid_and_kept_once(http, service, queue, replicas, tmp_path, monkeypatch):
+    all_open(replicas)
+    before = replicas.restarts
+    with open_state(tmp_path) as state, closing(History(state)) as history:
+        prices = Credits(5, 1, state=state)
+        monkeypatch.setattr(service, "added", Additions(history, prices))
+        job = http.post("/v1/jobs", json={**ASKED, "prompt": "x", "steps": 300}).json()
+        wait_for(lambda: any(one.step > 1 for one in queue._running))
+        kill(replicas)
+        wait_for(lambda: http.get(job["poll_url"]).json()["status"] == "completed")
+        wait_for(lambda: len(history.entries(None, 9)) == 1)
+        assert service.kept.find(job["id"]).lost == 1
+        assert http.get("/v1/user/balance").json() == {"credits": 4}
+    with open_state(tmp_path) as state, closing(History(state)) as history:
+        assert len(history.entries(None, 9)) == 1
+        assert Credits(5, state=state).balance("") == 4
+    wait_for(lambda: replicas.restarts > before)
 
 
 def test_a_job_that_ends_two_processes_fails(http, queue, replicas):

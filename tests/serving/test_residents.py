@@ -1,7 +1,7 @@
 """Models that are loaded when they are asked for: which are freed, and who waits."""
 
 from concurrent.futures import ThreadPoolExecutor
-from threading import Event
+from threading import Event, Thread
 
 import httpx2
 import numpy as np
@@ -153,8 +153,41 @@ def test_a_model_that_cannot_be_loaded(shop):
     job = one.submit("a")
     wait_for(lambda: job.done)
     assert (job.state, str(job.error)) == ("failed", "It is damaged. Build it again.")
+    wait_for(lambda: one.models["a"].unloads == 1)  # what was loaded before the error
     one.models["a"].fault = None
     one.draw("a")
+
+
+def test_others_go_on_after_one_that_cannot_be_freed(shop, monkeypatch):
+    one = shop(4, {"a": 4, "b": 4})
+    one.draw("a")
+    woken, wake = [], one.queues["a"].wake
+    monkeypatch.setattr(one.queues["a"], "wake", lambda: (woken.append(one.residents.state("a")), wake()))
+
+    def unload():
+        raise BundleError("No.")
+
+    monkeypatch.setattr(one.models["a"], "unload", unload)
+    job = one.submit("b")
+    wait_for(lambda: job.done)
+    assert (job.state, woken) == ("failed", ["closed"])
+    one.draw("a")
+
+
+def test_the_end_waits_for_what_is_loaded_and_logs_nothing(shop, caplog):
+    one = shop(4, {"a": 4})
+    one.models["a"].go.clear()
+    one.models["a"].fault = BundleError("It is damaged.")
+    one.submit("a")
+    wait_for(lambda: one.residents.state("a") == "loading")
+    closing = Thread(target=one.residents.close)
+    closing.start()
+    wait_for(lambda: one.residents._closed)
+    assert closing.is_alive()
+    one.models["a"].go.set()
+    closing.join(60)
+    assert one.residents.state("a") == "closed"
+    assert not [each for each in caplog.records if "could not be loaded" in each.getMessage()]
 
 
 def test_one_that_does_not_fit_alone():

@@ -1,0 +1,85 @@
+"""Processes that never answer, and those that end at the start: stand-ins, which load no engines."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from latentc.core.errors import CancelledError, ProfileError
+from latentc.serving import replica, replicas
+from latentc.serving.errors import ApiError
+from latentc.serving.limits import Limits
+from latentc.serving.metrics import Metrics
+from latentc.serving.queue import GRACE_SECONDS, Queue
+from latentc.serving.replicas import Replicas
+from latentc.serving.worker import Opening
+
+from . import standins
+from .conftest import wait_for
+from .test_queue import ask
+
+OPENING = Opening(None, None, {})
+
+
+@pytest.fixture(autouse=True)
+def _found(monkeypatch):
+    """The processes import the stand-ins by their names."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[2])
+
+
+@pytest.fixture
+def model(monkeypatch):
+    monkeypatch.setattr(replica, "work", standins.silent)
+    monkeypatch.setattr(replica, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(replica, "END_SECONDS", 0.0)  # it would not end by itself
+    one = Replicas("m", [OPENING])
+    yield one
+    one.close()
+
+
+@pytest.fixture
+def queue(model):
+    one = Queue("m", model.draw_many, Limits(wait_seconds=0.0), Metrics(), room=model.room)
+    model.hangs, model.on_change = one.hangs, one.wake
+    one.start()
+    yield one
+    one.refuse()
+
+
+def test_one_that_hangs_is_killed_after_the_deadline(queue, model):
+    (process,) = model.processes
+    job = ask("x")
+    queue.submit(job)
+    wait_for(lambda: model._drawing)
+    assert not queue.hangs([job.request])
+    job.deadline = time.monotonic() - GRACE_SECONDS + 3600
+    assert not queue.hangs([job.request])
+    job.deadline = time.monotonic() - GRACE_SECONDS
+    wait_for(lambda: job.done)
+    assert (job.state, job.reason) == ("cancelled", "deadline")
+    wait_for(lambda: model.restarts == 1)
+    assert process not in model.processes
+
+
+def test_one_that_hangs_is_killed_at_the_end_of_the_server(queue, model, monkeypatch):
+    monkeypatch.setattr("latentc.serving.queue.GRACE_SECONDS", 0.0)
+    job = ask("x")
+    job.deadline = time.monotonic() + 3600
+    queue.submit(job)
+    wait_for(lambda: model._drawing)
+    assert not queue.close(0)
+    assert (job.state, job.reason, type(job.error)) == ("cancelled", "shutdown", CancelledError)
+
+
+def test_one_that_answers_no_question_is_killed(model, monkeypatch):
+    monkeypatch.setattr(replicas, "ASK_SECONDS", 0.0)
+    with pytest.raises(ApiError) as error:
+        model.check_decoding()
+    assert (error.value.status, error.value.code) == (503, "restarting")
+    wait_for(lambda: model.restarts == 1)
+
+
+def test_one_that_ends_while_it_opens(monkeypatch):
+    monkeypatch.setattr(replica, "work", standins.ends)
+    with pytest.raises(ProfileError, match=r"opened m has ended.* Serve fewer replicas"):
+        Replicas("m", [OPENING, OPENING])
