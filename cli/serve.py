@@ -87,13 +87,13 @@ def serve(
         str | None,
         typer.Option(
             metavar="MODULE:FUNCTION",
-            help="Python that is given each finished image, an array [height, width, 3], uint8, and returns why it is "
+            help="Python that is given each finished image, uint8 (height, width, 3), and returns why it is "
             "withheld, or None.",
         ),
     ] = None,
     c2pa_cert: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Certificate and its chain, in PEM, that sign images (C2PA; extra [c2pa])."),
+        typer.Option(metavar="FILE", help="Certificate and its chain, in PEM, that sign images (C2PA; extra c2pa)."),
     ] = None,
     c2pa_key: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Private key of --c2pa-cert, in PEM without a password.")

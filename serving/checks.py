@@ -51,12 +51,12 @@ def load_check(name: str) -> Check:
     advice = "Pass MODULE:FUNCTION, with the module's folder in PYTHONPATH."
     try:
         check: Check = getattr(import_module(module), attribute)
-    except Exception as exc:  # whatever the module does when it is imported
+    except (Exception, SystemExit) as exc:  # whatever the module does when it is imported
         reason = _said(exc)
         raise RequestError(f"The check {name!a} can't be loaded ({reason}). {advice}") from exc
     try:
         _reason(check, np.full((TRIAL_SIDE, TRIAL_SIDE, 3), 128, np.uint8))
-    except Exception as exc:
+    except (Exception, SystemExit) as exc:
         reason = _said(exc)
         raise RequestError(f"The check {name!a} failed on a grey image ({reason}). Correct it.") from exc
     turn = Lock()
@@ -77,7 +77,7 @@ def checking(check: Check, job: ImageJob, metrics: Metrics) -> Callable[[Result]
     def checked(result: Result) -> Result:
         try:
             found = [_reason(check, image) for image in result.images]
-        except Exception as exc:
+        except BaseException as exc:  # SystemExit too, which would end the engine's thread
             log.exception("the check of job %s failed", job.id[:6])
             message = "The image could not be checked, so it is withheld. The server's log has details."
             raise ApiError(500, message, code="check_failed") from exc

@@ -52,6 +52,9 @@ class StateFolder:
             return cursor.fetchall()
 
 
+DATABASE, LOCK = "state.sqlite3", "lock"
+
+
 @contextmanager
 def open_state(folder: Path) -> Generator[StateFolder]:
     """Open a folder, which is created if it is missing, and hold its lock.
@@ -70,9 +73,12 @@ def open_state(folder: Path) -> Generator[StateFolder]:
             pass
     except OSError as exc:
         raise RequestError(unwritable(folder, exc, ADVICE)) from exc
-    database = folder / "state.sqlite3"
+    database = folder / DATABASE
+    foreign = (path for path in folder.iterdir() if path.name != LOCK and path.name[0] != ".")
+    if not database.exists() and any(foreign):
+        raise RequestError(f"{folder} has files that are not those of a server's state. Choose an empty folder.")
     try:
-        with held(folder / "lock"), closing(_connected(database)) as connection:
+        with held(folder / LOCK), closing(_connected(database)) as connection:
             yield StateFolder(folder, database, connection)
     except LockedError as exc:
         raise RequestError(f"{folder} is used by another server ({exc}). Stop it, or choose another folder.") from exc

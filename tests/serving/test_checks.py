@@ -184,10 +184,10 @@ def test_kserve(checked):
     assert [one.any() for one in images] == [True, False]
 
 
-@pytest.mark.parametrize("answer", [ValueError("secret"), 5, False, b"no", [None]])
+@pytest.mark.parametrize("answer", [ValueError("secret"), SystemExit(3), KeyboardInterrupt(), 5, False, b"no", [None]])
 def test_a_check_that_fails_lets_nothing_pass(gate, tmp_path, answer):
     def check(_):
-        if isinstance(answer, Exception):
+        if isinstance(answer, BaseException):
             raise answer
         return answer
 
@@ -213,13 +213,14 @@ def test_checks_that_cannot_be_loaded(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "own_checks.py").write_text(
         "def good(image): return None\ndef none(): return None\ndef number(image): return 1.0\nthing = 5\n"
+        "def leave(image): raise SystemExit(3)\n"
     )
     (tmp_path / "broken_checks.py").write_text("1 / 0\n")
     assert load_check("own_checks:good")(np.zeros((8, 8, 3), np.uint8)) is None
     for name in ("own_checks", "own_checks:missing", "no_such_module:f", "", ":", "broken_checks:f"):
         with pytest.raises(RequestError, match="MODULE:FUNCTION"):
             load_check(name)
-    for name in ("own_checks:none", "own_checks:number", "own_checks:thing"):
+    for name in ("own_checks:none", "own_checks:number", "own_checks:thing", "own_checks:leave"):
         with pytest.raises(RequestError, match="failed on a grey image"):
             load_check(name)
 

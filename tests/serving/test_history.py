@@ -273,6 +273,14 @@ def test_folders_that_cannot_be_used(tmp_path, monkeypatch):
     (tmp_path / "new" / "state.sqlite3").write_bytes(b"not a database" * 100)
     with pytest.raises(RequestError, match="can't be used as a database"):
         open_state(tmp_path / "new").__enter__()
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "lock").write_text("")  # of a server that ended before it wrote more
+    with open_state(tmp_path / "docs"):
+        pass
+    (tmp_path / "docs" / "state.sqlite3").unlink()
+    (tmp_path / "docs" / "index.md").write_text("")
+    with pytest.raises(RequestError, match=r"not those of a server's state\. Choose an empty folder"):
+        open_state(tmp_path / "docs").__enter__()
     (tmp_path / "later").mkdir()
     with closing(sqlite3.connect(tmp_path / "later" / "state.sqlite3")) as connection:
         connection.execute("PRAGMA user_version = 2")
