@@ -118,5 +118,5 @@ def _reason(check: Check, image: NDArray[np.uint8]) -> str | None:
     return " ".join(found.split())[:MOST_REASON] or "no reason was given"
 
 
-def _said(exc: Exception) -> str:
+def _said(exc: BaseException) -> str:
     return f"{type(exc).__name__}: {in_a_line(exc)}"
