@@ -246,9 +246,8 @@ def test_who_may_see_it(gate, tmp_path):
 
 
 def test_paths_name_no_files(gate, tmp_path):
-    (tmp_path / "pictures").mkdir()
-    (tmp_path / "secret").write_text("secret")
     with keeping(gate, tmp_path) as http:
+        (tmp_path / "secret").write_text("secret")
         for name in ("..%2fsecret", "%2e%2e/secret", "-1", "1e3", "９", "9" * 30, "none"):
             for path in (f"/v1/history/{name}", f"/v1/history/{name}/image", f"/v1/history/{name}/thumbnail"):
                 assert http.get(path).status_code == 404, path
