@@ -1,4 +1,4 @@
-"""What `latentc serve` adds to its queue where the operator asks for it."""
+"""What `latentc serve` adds to its queue if the operator wants it."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ class History:
         self._room.acquire()
         try:
             written = self._writer.submit(self._write, job)
-        except Exception:  # after `close`
+        except RuntimeError:  # after `close`, or where no thread can be started
             self._room.release()
             if job.stored is not None:
                 job.stored.set_result({})

@@ -174,7 +174,7 @@ class Residents:
             one.model.unload()
         finally:
             self._set(name, "closed")
-            self._wake(name)  # its jobs that wait ask for it again
+            self._wake(name)  # so that its waiting jobs have it loaded again
         return True
 
     def _set(self, name: str, state: Presence) -> None:

@@ -8,6 +8,7 @@ needs openvino, openvino-tokenizers and transformers, and imports nothing of lat
 import json
 import shutil
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,10 @@ PARTS = {"text_encoder": "text_encoder", "unet": "unet", "vae_decoder": "vae"}
 
 def main(bundle: Path, checkpoint: Path, folder: Path) -> None:
     """Convert each graph and the tokenizer, and name a scheduler that the library knows."""
-    import openvino  # pyright: ignore
-    import openvino_tokenizers  # pyright: ignore
     import transformers
 
-    library: Any = openvino  # pyright: ignore
-    tokenizers: Any = openvino_tokenizers  # pyright: ignore
+    library: Any = import_module("openvino")
+    tokenizers: Any = import_module("openvino_tokenizers")
     hub: Any = transformers
     for part, source in PARTS.items():
         (folder / part).mkdir(parents=True)

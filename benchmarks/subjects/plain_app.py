@@ -10,6 +10,7 @@ DDIM, which all of them have; there are as many threads as each library takes by
 import io
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from threading import Lock
 from typing import Any
 
@@ -36,10 +37,9 @@ def with_diffusers(folder: str) -> Draw:
 
 def with_genai(folder: str) -> Draw:
     """OpenVINO GenAI's pipeline, with its defaults; the size is the model's own."""
-    import openvino_genai  # pyright: ignore
     from PIL import Image
 
-    library: Any = openvino_genai
+    library: Any = import_module("openvino_genai")
     pipeline = library.Text2ImagePipeline(folder, "CPU")
 
     def draw(prompt: str, seed: int, steps: int, guidance: float) -> Any:
