@@ -1,6 +1,5 @@
 """Fused weights beside those of PEFT, LyCORIS and diffusers: their own files, and their own merges."""
 
-import logging
 
 import numpy as np
 import pytest
@@ -165,7 +164,6 @@ def test_lycoris_computes_alike(tmp_path, what, layer):
     """Its modules' own `forward`: in 4.1.3, `get_merged_weight` of LoHa and LoKr scales twice."""
     from importlib import import_module
 
-    logging.disable(logging.WARNING)
     pytest.importorskip("lycoris", reason="lycoris-lora is not installed")
     place, options = LYCORIS[what]
     file, cls = place.split(".")
