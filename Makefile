@@ -8,7 +8,7 @@ WHEELS := $(foreach name,gpu migraphx webgpu directml,$(VENV)/wheels/onnxruntime
 ALL_WHEELS := $(WHEELS) $(VENV)/wheels/onnxruntime-macos/.ready
 WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test all-tests quick quick-tests check types readme wheels peers npm software-gpu clean
+.PHONY: demo test all-tests quick quick-tests check types readme wheels peers npm software-gpu emulated-arm clean
 
 demo: $(READY)
 	$(BIN)/latentc demo
@@ -123,6 +123,10 @@ $(SOFTWARE)/.ready: $(READY)
 		-e '.[onnxruntime-webgpu]' pytest pytest-xdist
 	cd $(@D) && apt-get download --quiet chromium-common && dpkg -x chromium-common_*.deb debian && rm chromium-common_*.deb
 	@touch $@
+
+# Profiles of Arm CPUs on an emulated one, with Debian's Python for arm64 and wheels for aarch64: 0.3 GB, some minutes.
+emulated-arm: $(READY)
+	$(BIN)/python tests/arm.py $(VENV)/arm
 
 clean:
 	rm -rf $(VENV) demo build *.egg-info

@@ -407,6 +407,6 @@ def profiles(found: Sequence[Profile], as_json: bool) -> None:
     console = Screen()
     console.print(listed)
     console.print(
-        "Proof: run = tested on such a device; software = on an emulated one; built = compiled without one; "
-        "written = only the error without the device was tested."
+        "Proof: run = tested on such a device; emulated = on an emulated CPU; software = on a GPU or NPU in software; "
+        "built = compiled without one; written = only the error without the device was tested."
     )

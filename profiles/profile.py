@@ -94,9 +94,9 @@ class Profile(Record):
 
     name: str
     title: str
-    proof: Literal["run", "software", "built", "written"] = "written"
-    """How it was tested: run on its device, run on a software emulation of it, built for it on another machine, or
-    only written from documentation.
+    proof: Literal["run", "emulated", "software", "built", "written"] = "written"
+    """How it was tested: run on its device, on an emulated CPU of its kind, or on a GPU or NPU in software; built for
+    it on another machine; or only written from documentation.
     """
     checked: tuple[Annotated[str, StringConstraints(pattern=r"^[\w.-]+==[\w.+-]+$")], ...] = ()
     """The libraries with which its options were checked by name and value, with versions as in `constraints.txt`."""

@@ -2,7 +2,7 @@
 
 A table stands between `<!-- table: WHAT FILE -->` and `<!-- end -->`. WHAT is the name of a table of
 `benchmarks/columns.py` and FILE a file of `benchmarks/results`; or WHAT is `memory` and FILE is made by
-`tests/memory.py`; or it is `targets` or `profiles`.
+`tests/memory.py`, or `emulated` and made by `tests/arm.py`; or it is `targets` or `profiles`.
 """
 
 import gzip
@@ -39,6 +39,8 @@ def written(text: str) -> str:
 def block(what: str, file: str = "") -> str:
     if what == "memory":
         return memory(file)
+    if what == "emulated":
+        return emulated(file)
     if what in PROFILES:
         return PROFILES[what]()
     rows = read_records(RESULTS / file)
@@ -78,6 +80,24 @@ def way(fitted: dict[str, Any] | None) -> str:
     return f"{' + '.join(done) or 'whole'}, {sized(fitted['planned_bytes'])}"
 
 
+def emulated(file: str) -> str:
+    """A table of the figures of profiles on an emulated CPU, from the record of `tests/arm.py`."""
+    record = json.loads((RESULTS / file).read_text(encoding="utf-8"))
+    lines = [
+        "| profile | emulated CPU | library | worst part | whole step | latents, against x86 | image, against x86 | "
+        "image, against PyTorch |",
+        "|---|---|---|--:|--:|--:|--:|--:|",
+    ]
+    for row in record["rows"]:
+        worst = min(one["psnr_db"] for one in row["engines"].values())
+        figures = (worst, *(row[name] for name in ("step_db", "latents_db", "image_db", "torch_image_db")))
+        library = " ".join(f"{name} {version}" for name, version in row["versions"].items())
+        cells = (f"`{row['profile']}`", row["cpu"], library, *(f"{db:.1f} dB" for db in figures))
+        lines.append(f"| {' | '.join(cells)} |")
+    said = f"{record['date']}, QEMU {record['qemu']}, {record['libc']}, Python {record['python']}."
+    return "\n".join([*lines, "", said])
+
+
 def where(section: Section) -> str:
     first = section.first
     memory = ", one process at a time" if first.apart else ""
@@ -93,7 +113,7 @@ def targets() -> str:
     return "\n".join([*lines, *(f"| {proof} | {ticked(found[proof])} |" for proof in ORDER)])
 
 
-ORDER = ("run", "software", "built", "written")
+ORDER = ("run", "emulated", "software", "built", "written")
 
 
 def profiles() -> str:
