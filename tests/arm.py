@@ -2,11 +2,11 @@
 
 `python tests/arm.py FOLDER [PROFILE...]` unpacks Debian's Python and libraries for arm64, wheels for aarch64 and QEMU
 into a folder, without root and without a container, and runs `doctor`, `build` and one small image for each profile, on
-the emulated CPU and on this one. It prints the figures, and without PROFILE writes them to RECORD, of which
-`tests/readme.py` makes a table. Times of an emulated CPU say nothing about a real one.
+the emulated CPU and on this one. Without PROFILE, these are the profiles whose proof is emulation. The figures go into
+RECORD, of which `tests/readme.py` makes a table. Times of an emulated CPU say nothing about a real one.
 """
 
-import datetime
+import datetime as dt
 import json
 import os
 import platform
@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +40,12 @@ QEMU = "qemu-user"
 PACKAGES = (
     *(f"{name}{PYTHON}-{kind}" for name, kind in (("python", "minimal"), ("libpython", "minimal"))),
     f"libpython{PYTHON}-stdlib",
-    *("libc6", "libgcc-s1", "libstdc++6", "zlib1g", "libexpat1", "libffi8", "liblzma5", "libbz2-1.0", "libssl3t64"),
+    *("libc6", "libgcc-s1", "libstdc++6", "zlib1g", "libexpat1", "libffi8", "liblzma5", "libbz2-1.0"),
 )
-EXTRAS = ("build", "onnxruntime", "openvino")
 GLIBC_MINORS = range(17, 42)
 """Versions of glibc 2 whose wheels trixie's glibc 2.41 can load."""
+UNUSED = ("tests", "include", "hf_xet", "hf_xet.libs", "backend/test")
+"""Folders of wheels that nothing here imports."""
 
 REFERENCE = "torch-f32"
 REQUEST = {"prompt": "a lighthouse at sunset", "seed": 7, "steps": 2, "guidance": 4.0}
@@ -60,11 +61,11 @@ def profile_sha256(profile: Profile) -> str:
     return sha256_json(profile.model_dump(mode="json", include=set(COMPUTED)))
 
 
-def below(row: Mapping[str, Any]) -> list[str]:
+def below(name: str, row: Mapping[str, Any]) -> list[str]:
     """Figures of a profile's row that are below their floors: those of the profile for its engines, those of the
     benchmark suite for the latents and the image.
     """
-    profile = load_profile(row["profile"])
+    profile = load_profile(name)
     found = [
         f"{part} {engine['psnr_db']:.1f} dB"
         for part, engine in row["engines"].items()
@@ -73,7 +74,7 @@ def below(row: Mapping[str, Any]) -> list[str]:
     gate = RECIPES[row["engines"]["unet"]["precision"]].gate
     floors = {"step_db": gate.part_psnr_db, "latents_db": gate.part_psnr_db, "image_db": gate.psnr_db}
     floors |= {"torch_latents_db": gate.part_psnr_db, "torch_image_db": gate.psnr_db}
-    return found + [f"{name} {row[name]:.1f} dB" for name, floor in floors.items() if not row[name] >= floor]
+    return found + [f"{one} {row[one]:.1f} dB" for one, floor in floors.items() if not row[one] >= floor]
 
 
 def called(*command: str | Path, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> str:
@@ -96,7 +97,12 @@ def mirror() -> str:
 def get_debian(folder: Path) -> None:
     """Unpack `PACKAGES` of arm64 to `root`, and QEMU's emulator of aarch64 to `bin`."""
     apt, root = folder / "apt", folder / "root"
-    for one in (apt / "lists" / "partial", apt / "cache" / "archives" / "partial", root / "usr" / "lib", folder / "bin"):
+    for one in (
+        apt / "lists" / "partial",
+        apt / "cache" / "archives" / "partial",
+        root / "usr" / "lib",
+        folder / "bin",
+    ):
         one.mkdir(parents=True)
     (root / "lib").symlink_to("usr/lib")
     (apt / "status").touch()
@@ -119,30 +125,33 @@ def get_debian(folder: Path) -> None:
     shutil.rmtree(apt)
 
 
-def needs() -> list[str]:
-    """Requirements of latentc and `EXTRAS`."""
+def needs(names: Iterable[str]) -> list[str]:
+    """Requirements of latentc and of the runtimes of some profiles."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    found = [*project["dependencies"], *(one for extra in EXTRAS for one in project["optional-dependencies"][extra])]
+    extras = ("build", *sorted({load_profile(name).runtime for name in names}))
+    found = [*project["dependencies"], *(one for extra in extras for one in project["optional-dependencies"][extra])]
     return [one for one in found if not one.startswith("latentc[")]
 
 
-def get_wheels(folder: Path) -> None:
-    """Install what latentc needs on aarch64 to `site`, in the versions of constraints.txt."""
+def get_wheels(folder: Path, needed: Sequence[str]) -> None:
+    """Install requirements for aarch64 to `site`, in the versions of constraints.txt, without tests and headers."""
     tags = ("manylinux2014_aarch64", *(f"manylinux_2_{minor}_aarch64" for minor in GLIBC_MINORS))
     called(
         *(sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile"),
         *("--target", folder / "site", "--only-binary=:all:", "--python-version", PYTHON),
         *(f"--platform={tag}" for tag in tags),
-        *("-c", CONSTRAINTS, *needs()),
+        *("-c", CONSTRAINTS, *needed),
     )
+    for path in [path for name in UNUSED for path in (folder / "site").rglob(name)]:
+        shutil.rmtree(path, ignore_errors=True)
 
 
-def get(folder: Path) -> None:
+def get(folder: Path, needed: Sequence[str]) -> None:
     """Unpack everything, and write a `python` that runs under QEMU, also where it starts itself."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     get_debian(folder)
-    get_wheels(folder)
+    get_wheels(folder, needed)
     (folder / "links").mkdir()
     (folder / "links" / "latentc").symlink_to(ROOT)
     python = folder / "bin" / "python"
@@ -193,11 +202,17 @@ def compared(folder: Path, bundle: Path, name: str, torch: Mapping[str, np.ndarr
     engines = {one["part"]: one for one in build["engines"]}
     fields = next(iter(engines.values()))["fields"]
     return {
-        "profile": name,
+        "date": dt.datetime.now(dt.UTC).date().isoformat(),
+        "bundle": json.loads((bundle / "latentc.json").read_text(encoding="utf-8"))["digest"],
         "profile_sha256": profile_sha256(load_profile(name)),
         "cpu": cpu,
         "instructions": machine["instructions"],
-        "versions": fields["versions"],
+        "versions": {
+            "qemu": called(folder / "bin" / "qemu-aarch64", "--version").split("version ")[1].split()[0],
+            "libc": machine["libc"],
+            "python": machine["python"],
+            **fields["versions"],
+        },
         "engines": {
             part: {"precision": one["fields"]["precision"], "psnr_db": round(one["parity"]["psnr_db"], 1)}
             for part, one in engines.items()
@@ -210,14 +225,15 @@ def compared(folder: Path, bundle: Path, name: str, torch: Mapping[str, np.ndarr
     }
 
 
-def main(folder: Path, names: list[str]) -> None:
+def main(folder: Path, names: Sequence[str]) -> None:
     if platform.machine() != "x86_64":
         sys.exit(f"This machine is {platform.machine()}; the comparison is with x86_64. On Arm, run `latentc build`.")
     if unknown := set(names) - CPUS.keys():
         sys.exit(f"{', '.join(sorted(unknown))} cannot be emulated. Profiles: {', '.join(CPUS)}.")
-    ready, wanted = folder / ".ready", sha256_json([*PACKAGES, *needs(), CONSTRAINTS.read_text(encoding="utf-8")])
+    needed = needs(names)
+    ready, wanted = folder / ".ready", sha256_json([*PACKAGES, *needed, CONSTRAINTS.read_text(encoding="utf-8")])
     if not (ready.exists() and ready.read_text(encoding="utf-8") == wanted):
-        get(folder)
+        get(folder, needed)
         ready.write_text(wanted, encoding="utf-8")
     bundle, here = folder / "scenes.bundle", environment(folder, None)
     shutil.rmtree(bundle, ignore_errors=True)
@@ -225,29 +241,18 @@ def main(folder: Path, names: list[str]) -> None:
     called(sys.executable, "-m", "latentc", "export", "scenes", "-o", bundle, "--quiet", env=here)
     called(sys.executable, "-m", "latentc", "build", bundle, "--profile", REFERENCE, "--quiet", env=here)
     torch = drawn(sys.executable, here, bundle, REFERENCE, folder / "torch.npz")
-    python, arm = folder / "bin" / "python", environment(folder, next(iter(CPUS.values())))
-    about = "import json, platform; print(json.dumps([platform.python_version(), ' '.join(platform.libc_ver())]))"
-    version, libc = json.loads(called(python, "-c", about, env=arm))
-    rows = [compared(folder, bundle, name, torch) for name in names or CPUS]
-    record = {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "qemu": called(folder / "bin" / "qemu-aarch64", "--version").split("version ")[1].split()[0],
-        "python": version,
-        "libc": libc,
-        "bundle": json.loads((bundle / "latentc.json").read_text(encoding="utf-8"))["digest"],
-        "request": REQUEST,
-        "rows": rows,
-    }
-    text = json.dumps(record, indent=1) + "\n"
-    sys.stdout.write(text)
-    if low := [f"{row['profile']}: {', '.join(found)}" for row in rows if (found := below(row))]:
-        sys.exit(f"Below the floor: {'; '.join(low)}.")
-    if not names:
-        RECORD.write_text(text, encoding="utf-8")
+    for name in names:
+        row = compared(folder, bundle, name, torch)
+        sys.stdout.write(f"{name}: {json.dumps(row)}\n")
+        if low := below(name, row):
+            sys.exit(f"{name} is below its floor: {', '.join(low)}.")
+        record = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
+        RECORD.write_text(json.dumps(record | {name: row}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "draw":
         draw(*sys.argv[2:])
     else:
-        main(Path(sys.argv[1]).absolute(), sys.argv[2:])
+        emulated = [name for name in CPUS if load_profile(name).proof == "emulated"]
+        main(Path(sys.argv[1]).absolute(), sys.argv[2:] or emulated)
