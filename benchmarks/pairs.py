@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast
 
-from ..core.manifest import ROLE_NAMES
+from ..core.model import ROLE_NAMES
 from ..profiles import Profile
 from ..runtimes import runtime
 from ..runtimes.base import numbered

@@ -14,7 +14,7 @@ from ..compiler.flops import count_flops
 from ..core import shapes
 from ..core.bundle import Bundle, checked_graph
 from ..core.errors import LatentcError
-from ..core.manifest import Role
+from ..core.model import Role
 from ..core.request import Request
 from ..core.version import __version__
 from ..pipelines.complete import size_and_seed

@@ -20,7 +20,8 @@ from ..core.engine import Engine
 from ..core.errors import BundleError, RuntimeMissing
 from ..core.files import sha256, sha256_json, unwritable
 from ..core.install import install
-from ..core.manifest import Model, Part, TensorInfo
+from ..core.manifest import Part, TensorInfo
+from ..core.model import Model
 from ..core.progress import Progress, quiet
 from ..core.reading import read_arrays
 from ..core.recipes import Pass

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..core.bundle import Bundle
 from ..core.errors import ProfileError, RuntimeMissing
-from ..core.manifest import ROLE_NAMES, Model, Role
+from ..core.model import ROLE_NAMES, Model, Role
 from ..core.recipes import RECIPES, Precision
 from ..core.record import suggest
 from ..core.shapes import Setting, embedding_length, freed, shape_of, size_complaint, sizes

@@ -30,7 +30,8 @@ from pydantic import ValidationError
 from .errors import BundleError
 from .files import SEAL, sha256, sha256_json, unwritable
 from .graph_rules import check_graph
-from .manifest import SCHEMA_VERSION, FileInfo, Manifest, Part, Role
+from .manifest import SCHEMA_VERSION, FileInfo, Manifest, Part
+from .model import Role
 from .reading import (
     CONFIG_BYTES,
     INFINITE,

@@ -28,7 +28,8 @@ from ..core.files import fresh_folder, write_sealed
 from ..core.graph_rules import other_operators
 from ..core.install import install
 from ..core.kernels import cpu_kernels
-from ..core.manifest import Adopted, FileInfo, License, Manifest, Model, Part, Source
+from ..core.manifest import Adopted, FileInfo, License, Manifest, Part, Source
+from ..core.model import Model
 from ..core.progress import Progress, quiet
 from ..core.quarantine import quarantined
 from ..core.record import in_a_line

@@ -35,7 +35,17 @@ from ..core.errors import BundleError, CheckpointError
 from ..core.external import Kept
 from ..core.files import fresh_folder, sha256, write_sealed
 from ..core.limits import is_out_of_memory
-from ..core.manifest import AdapterSource, Embedding, FileInfo, License, Manifest, Model, Other, Part, Source
+from ..core.manifest import (
+    AdapterSource,
+    Embedding,
+    FileInfo,
+    License,
+    Manifest,
+    Other,
+    Part,
+    Source,
+)
+from ..core.model import Model
 from ..core.progress import Progress, quiet
 from ..core.record import in_a_line
 from ..core.records import graph_key, remember

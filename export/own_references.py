@@ -16,7 +16,8 @@ import numpy as np
 from ..checkpoints.parts.clip import VOCABULARY
 from ..core.bundle import Bundle, checked_graph
 from ..core.errors import CheckpointError
-from ..core.manifest import Model, Part
+from ..core.manifest import Part
+from ..core.model import Model
 from ..core.progress import Progress
 from ..core.references import ENDS, IDS, Case, Drawings, ReferenceDrawing, ReferenceTokens, pack, stated
 from ..core.shapes import embedding_length, shape_of

@@ -26,7 +26,7 @@ from ..checkpoints.parts import PartSpec, as_part, model_facts, part_specs
 from ..checkpoints.parts.ip_adapter import SCALE
 from ..core.errors import CompileError
 from ..core.images import pixels_sha256
-from ..core.manifest import ControlNet
+from ..core.model import ControlNet
 from ..core.references import (
     CONTROL_ARRAY,
     ENDS,

@@ -6,7 +6,8 @@ import secrets
 from collections.abc import Mapping, Sequence
 
 from ..core.errors import RequestError, ShapeError
-from ..core.manifest import Manifest, Model
+from ..core.manifest import Manifest
+from ..core.model import Model
 from ..core.request import (
     HIRES_STRENGTH,
     IMAGE_GUIDANCE,

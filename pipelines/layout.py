@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..core.errors import RequestError
-from ..core.manifest import Model
+from ..core.model import Model
 from ..core.request import MAX_SIDE, Request
 from ..sampling.image import Pixels, resized
 from ..sampling.inpaint import generated, latent_mask, pasted

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_args
 from pydantic import Field, ValidationError
 
 from ...core.errors import ProfileError
-from ...core.manifest import Finite
+from ...core.model import Finite
 from ...core.record import Record, complaints, shown, suggest
 
 if TYPE_CHECKING:
