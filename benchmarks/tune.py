@@ -30,12 +30,16 @@ from .bench import bench
 from .meaning import open_judge, read
 from .plan import Plan, requests_of
 from .quality import picture_psnr_db
-from .reading import OTHERS, machine_title
+from .reading import OTHERS, machine_title, seconds_shown
 from .records import Measurement
 from .summary import Summary, summarize
 from .tune_plan import Tuning, candidates_of, check_floor, ready, sets_of
 from .tuned import Candidate, Purpose, TimedProfile, TunedPicture, TuningLog, as_png, open_log
 from .tuning import Asked, Floor, Quality, Tried, choice, faster, is_lost, nearest, predicted, quality_of, ties
+
+
+TIMES_APART = 0.15
+"""Share by which the seconds of images may differ from what was predicted, without a note."""
 
 
 def drawn(bundle: Bundle, profile: Profile, asked: Sequence[Request]) -> Generator[tuple[Pixels, float]]:
@@ -173,6 +177,7 @@ def tune(
         for one in (timed[best], chosen):
             _generate(run, one, "report", run.cost(timed[best], "report") + run.cost(chosen, "report"))
         report = run.quality("report", chosen.candidate)
+        notes += _off(chosen, report)
     near = nearest(tried, plan.floor)
     return Tuned(bundle, plan, timed[best], tuple(tried), chosen, near, report, sets, run.log, left, tuple(notes))
 
@@ -198,6 +203,14 @@ def _measure(run: _Run, timing: Plan) -> list[str]:
     return notes
 
 
+def _off(chosen: Tried, report: Quality | None) -> list[str]:
+    """A note where images took another time than was predicted."""
+    if report is None or abs(report.seconds.median / chosen.predicted.median - 1) <= TIMES_APART:
+        return []
+    took, was = seconds_shown(report.seconds.median), seconds_shown(chosen.predicted.median)
+    return [f"Images of {chosen.candidate.title} took {took}; {was} was predicted. The machine may be busy."]
+
+
 def _try(run: _Run, found: Sequence[Tried], best: Tried) -> tuple[list[Tried], int]:
     """Generate the images of candidates, fastest first; those that lose to one that meets the floor are left out.
 
@@ -217,7 +230,8 @@ def _try(run: _Run, found: Sequence[Tried], best: Tried) -> tuple[list[Tried], i
     for index, one in enumerate(found):
         reserve = run.cost(best, "report") + run.cost(fastest or one, "report")
         if fastest is not None and not ties(one, fastest):
-            tried.append(one)
+            seen = len(run.log.of("choice", one.candidate)) == len(run.sets["choice"])  # by a run with another floor
+            tried.append(replace(one, quality=run.quality("choice", one.candidate)) if seen else one)
             continue
         if run.cost(one, "choice") + reserve > run.seconds_left:
             left += 1
@@ -230,6 +244,9 @@ def _try(run: _Run, found: Sequence[Tried], best: Tried) -> tuple[list[Tried], i
             continue
         one = replace(one, quality=run.quality("choice", one.candidate))
         tried.append(one)
+        if one.quality is not None:
+            psnr = one.quality.psnr_db
+            run.on_progress(f"{one.candidate.title}: {psnr.median:.1f} dB, worst {psnr.minimum:.1f} dB", None)
         if fastest is None and one.quality is not None and one.quality.meets(run.plan.floor):
             fastest = one
     return tried, left

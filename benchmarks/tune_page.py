@@ -46,13 +46,14 @@ def verdict(found: Tuned) -> str:
     best, chosen, report = found.best, found.chosen, found.report
     unseen = f" There was no time for {counted(found.left, 'candidate')}: run again to go on." if found.left else ""
     if not found.tried:
-        return f"Nothing is faster than {best.candidate.title} ({seconds_shown(best.predicted.median)}) beyond the noise."
+        took = seconds_shown(best.predicted.median)
+        return f"Nothing is faster than {best.candidate.title} ({took}) beyond the noise."
     if chosen is None or report is None:
         near = found.nearest
-        said = f" The closest is {near.candidate.title}: {quality_shown(near.quality)}." if near and near.quality else ""
+        said = f" Closest: {near.candidate.title}, {quality_shown(near.quality)}." if near and near.quality else ""
         return f"No candidate meets {found.floor}.{said} Use {best.candidate.title}, or a lower floor.{unseen}"
     ratio = best.predicted.median / chosen.predicted.median
-    took = f"{seconds_shown(chosen.predicted.median)} an image, {figure(ratio, 2)} times as fast as {best.candidate.title}"
+    took = f"{seconds_shown(chosen.predicted.median)} an image, {figure(ratio, 2)} x as fast as {best.candidate.title}"
     said = f"{chosen.candidate.title}: {took}. On prompts and seeds that it was not chosen by: {quality_shown(report)}"
     if not found.holds:
         return f"{said}, which is below {found.floor}. Use a lower floor, or more --pictures for the choice.{unseen}"
@@ -79,7 +80,8 @@ def preset_text(found: Tuned, chosen: Tried) -> str:
     """The preset's file, TOML, with what was found as a comment."""
     values: Mapping[str, Any] = preset_of(found, chosen).model_dump(exclude_none=True)
     said = " ".join(verdict(found).split())
-    return f"# {said}\n" + "".join(f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items())
+    lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
+    return "\n".join([f"# {said}", *lines, ""])
 
 
 def tuned_page(found: Tuned) -> str:

@@ -86,7 +86,8 @@ class TunedPicture(ResultRecord):
             with Image.open(io.BytesIO(base64.b64decode(self.png or "", validate=True)), formats=("PNG",)) as opened:
                 return np.asarray(opened.convert("RGB"))
         except (ValueError, OSError) as exc:
-            raise LatentcError(f"An image of {self.candidate.title} is damaged ({exc}). Remove the file of the run.") from exc
+            what = f"An image of {self.candidate.title} is damaged ({exc})."
+            raise LatentcError(f"{what} Remove the file of the run.") from exc
 
 
 Line = Annotated[Begun | TimedProfile | TunedPicture, Field(discriminator="kind")]

@@ -219,8 +219,9 @@ def run(
         str | None,
         typer.Option(
             metavar="NAME|FILE",
-            help="Scheduler and steps by one name: exact, balanced, fast or draft, from the slowest on; or a .toml file "
-            "that `latentc tune` wrote, which also names the profile.",),
+            help="Scheduler and steps by one name: exact, balanced, fast or draft, from the slowest on; or a .toml "
+            "file that `latentc tune` wrote, which also names the profile.",
+        ),
     ] = None,
     scheduler: Annotated[
         str | None, typer.Option(help="Scheduler, such as euler or dpm++2m-karras. Default: the bundle's.")

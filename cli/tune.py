@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,8 @@ def _as_values(found: Tuned, output: Path | None, page: Path) -> dict[str, Any]:
     def values(one: Tried | None) -> dict[str, Any] | None:
         if one is None:
             return None
-        return {**one.candidate.model_dump(), **asdict(replace(one, quality=None)), "quality": figures(one.quality)}
+        found = {"predicted": asdict(one.predicted), "quality": figures(one.quality), "error": one.error}
+        return {**one.candidate.model_dump(), **found}
 
     def figures(one: Quality | None) -> dict[str, Any] | None:
         return None if one is None else {**asdict(one), "loss": one.loss}
@@ -120,12 +121,14 @@ def _print(found: Tuned, output: Path | None, page: Path) -> None:
     columns = ("predicted", "median", "worst", "images", "score")
     listed = table(f"floor: {found.floor}", "candidate", *columns, "", right=columns)
     best = found.best
-    listed.add_row(escape(best.candidate.title), seconds_shown(best.predicted.median), "", "", "", "", "the best images")
+    took = seconds_shown(best.predicted.median)
+    listed.add_row(escape(best.candidate.title), took, "", "", "", "", "the best images")
     for one in found.tried:
         cells = ["", "", "", ""]
         if one.quality is not None:
             psnr = one.quality.psnr_db
-            cells = [f"{figure(psnr.median)} dB", f"{figure(psnr.minimum)} dB", str(psnr.count), figure(one.quality.score)]
+            shown = [f"{figure(each)} dB" for each in (psnr.median, psnr.minimum)]
+            cells = [*shown, str(psnr.count), figure(one.quality.score)]
         listed.add_row(
             escape(one.candidate.title), seconds_shown(one.predicted.median), *cells, escape(standing(one, found))
         )

@@ -49,7 +49,7 @@ class OwnPreset(Record):
 
 
 def own_preset(name: str | None) -> OwnPreset | None:
-    """Read a preset's file, whose name ends in .toml; None for any other name. Raises `RequestError` if it is invalid."""
+    """The preset of a file, whose name ends in .toml; None for other names. Raises `RequestError` if it is invalid."""
     if name is None or not name.endswith(SUFFIX):
         return None
     value = read_toml(name, PRESET_BYTES, RequestError, "`latentc tune` writes such a file.")

@@ -102,7 +102,8 @@ def test_the_fastest_that_meets_the_floor_is_chosen(bundle, plan, fake, state):
     calls = 10 + 1  # PNDM
     times = [each * (0.3 + calls * (0.3 + 0.1 / 2)) for each in SECONDS["coarse"]]
     assert found.chosen.predicted.interval == pytest.approx(times)
-    assert [len(tools.drawn_of("coarse", steps)) for steps in (6, 8, 10, 12)] == [9, 9, 32, 0], "more than half is below"
+    counts = [len(tools.drawn_of("coarse", steps)) for steps in (6, 8, 10, 12)]
+    assert counts == [9, 9, 32, 0], "no more once more than half is below"
     assert len(tools.drawn_of("fine", 20)) == 32
     assert found.report.psnr_db.count == 16
     assert found.holds
@@ -170,7 +171,7 @@ def test_no_candidate_meets_the_floor(bundle, plan, fake, state):
     assert found.chosen is None
     assert found.nearest.candidate.steps in (15, 20)
     assert found.nearest.quality.psnr_db.median == pytest.approx(db(1))
-    assert verdict(found).startswith("No candidate meets 60 dB. The closest is")
+    assert verdict(found).startswith("No candidate meets 60 dB. Closest: ")
 
 
 def test_what_the_report_does_not_confirm_is_not_written(bundle, plan, fake, state):
@@ -343,7 +344,8 @@ def test_words_of_others_are_escaped(bundle, plan, fake, state):
 
 
 def test_a_damaged_image_is_named(bundle, plan, fake, state):
-    facts = json.loads((tune(bundle("sd1"), plan(), state, tools=fake()), state.read_text())[1].splitlines()[0])["facts"]
+    tune(bundle("sd1"), plan(), state, tools=fake())
+    facts = json.loads(state.read_text().splitlines()[0])["facts"]
     best = open_log(state, facts).of("choice", Candidate(profile="fine", steps=20))
     with pytest.raises(LatentcError, match="An image of fine, 20 steps is damaged"):
         np.asarray(best[0].model_copy(update={"png": "AAAA"}).image)
