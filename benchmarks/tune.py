@@ -37,7 +37,6 @@ from .tune_plan import Tuning, candidates_of, check_floor, ready, sets_of
 from .tuned import Candidate, Purpose, TimedProfile, TunedPicture, TuningLog, as_png, open_log
 from .tuning import Asked, Floor, Quality, Tried, choice, faster, is_lost, nearest, predicted, quality_of, ties
 
-
 TIMES_APART = 0.15
 """Share by which the seconds of images may differ from what was predicted, without a note."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from ..core.presets import OwnPreset
@@ -113,7 +114,7 @@ def tuned_page(found: Tuned) -> str:
         shown=_shown(found),
         figure=figure,
         seconds=seconds_shown,
-        standing=lambda one: standing(one, found),
+        standing=partial(standing, found=found),
     )
 
 

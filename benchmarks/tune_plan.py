@@ -184,8 +184,10 @@ def candidates_of(bundle: Bundle, plan: Tuning, best: Candidate, asked: Asked) -
             check_name(name)
         if name != SOLVER or name in fitting:
             chosen[None if name in (OWN, own) else name] = None
-    each = (Candidate(profile=one.name, scheduler=name, steps=steps)
-            for one, name, steps in product(plan.profiles, chosen, dict.fromkeys(plan.steps)))
+    each = (
+        Candidate(profile=one.name, scheduler=name, steps=steps)
+        for one, name, steps in product(plan.profiles, chosen, dict.fromkeys(plan.steps))
+    )
     found: dict[Candidate, int] = {}
     for one in (best, *each):
         request = asked.by(one)

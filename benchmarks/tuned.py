@@ -164,9 +164,9 @@ def open_log(path: Path, facts: Mapping[str, str]) -> TuningLog:
         )
     for number, text in enumerate(others, 2):
         line = _read(path, number, text)
+        if isinstance(line, Begun):
+            raise LatentcError(_damaged(path, number, "the run begins again"))
         try:
-            if isinstance(line, Begun):
-                raise ValueError("a second beginning")
             log.keep(line)
         except ValueError as exc:
             raise LatentcError(_damaged(path, number, str(exc))) from exc

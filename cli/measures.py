@@ -271,9 +271,7 @@ def tune(
         str, typer.Option(help="Schedulers to try, separated by commas; own is the checkpoint's.")
     ] = "own,dpm++2m",
     pictures: Annotated[int, typer.Option(help="Images of a candidate to choose by, and as many to report on.")] = 16,
-    guidance: Annotated[
-        float | None, typer.Option(help="Guidance scale. Default: 7.5, for `scenes` 4.")
-    ] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale. Default: 7.5, for `scenes` 4.")] = None,
     prompts: Annotated[
         str | None,
         typer.Option(

@@ -78,7 +78,8 @@ def fake(measured):
 def profiles(bundle, tmp_path_factory):
     folder = tmp_path_factory.mktemp("profiles")
     for name, precision in (("fine", "f32"), ("coarse", "bf16")):
-        (folder / f"{name}.toml").write_text(f'title = "By hand"\nruntime = "null"\nprecision = "{precision}"\n')
+        text = f'title = "By hand"\nruntime = "null"\nprecision = "{precision}"\n[parity_db]\n{precision} = 0\n'
+        (folder / f"{name}.toml").write_text(text)
         build(bundle("sd1"), load_profile(folder / f"{name}.toml"))
     return tuple(load_profile(folder / f"{name}.toml") for name in ("coarse", "fine"))
 
