@@ -35,7 +35,7 @@ from .records import Measurement
 from .summary import Summary, summarize
 from .tune_plan import Tuning, candidates_of, check_floor, ready, sets_of
 from .tuned import Candidate, Purpose, TimedProfile, TunedPicture, TuningLog, as_png, open_log
-from .tuning import Asked, Floor, Quality, Tried, choice, faster, is_lost, nearest, predicted, quality_of, ties
+from .tuning import Floor, Quality, Tried, TuningRequest, choice, faster, is_lost, nearest, predicted, quality_of, ties
 
 TIMES_APART = 0.15
 """Share by which the seconds of images may differ from what was predicted, without a note."""
@@ -77,7 +77,7 @@ class Tuned:
     """The candidate that comes closest to the floor."""
     report: Quality | None
     """The chosen candidate by the images of the report."""
-    sets: Mapping[Purpose, tuple[Asked, ...]]
+    sets: Mapping[Purpose, tuple[TuningRequest, ...]]
     log: TuningLog
     left: int
     """Candidates for which there was no time."""
@@ -108,7 +108,7 @@ class _Run:
     plan: Tuning
     profiles: Mapping[str, Profile]
     best: Candidate
-    sets: Mapping[Purpose, tuple[Asked, ...]]
+    sets: Mapping[Purpose, tuple[TuningRequest, ...]]
     log: TuningLog
     tools: Instruments
     on_progress: Progress

@@ -38,8 +38,8 @@ def quality_shown(quality: Quality) -> str:
     said = f"{figure(psnr.median)} dB (worst {figure(psnr.minimum)}) on {counted(psnr.count, 'image')}"
     if quality.loss is None:
         return said
-    noise = "" if quality.noise is None else f" ± {figure(quality.noise, 2)}"
-    return f"{said}, scene_score {figure(quality.score)} (lower by {figure(quality.loss, 2)}{noise})"
+    noise = "" if quality.noise is None else f", noise {figure(quality.noise, 2)}"
+    return f"{said}, scene_score {figure(quality.score)} (the best images {figure(quality.best_score)}{noise})"
 
 
 def verdict(found: Tuned) -> str:
@@ -58,7 +58,8 @@ def verdict(found: Tuned) -> str:
     said = f"{chosen.candidate.title}: {took}. On prompts and seeds that it was not chosen by: {quality_shown(report)}"
     if not found.holds:
         return f"{said}, which is below {found.floor}. Use a lower floor, or more --pictures for the choice.{unseen}"
-    return f"{said}; the floor is {found.floor}.{unseen}"
+    unsure = "" if report.is_sure(found.floor) else " That is within the noise: more --pictures would tell."
+    return f"{said}; the floor is {found.floor}.{unsure}{unseen}"
 
 
 def preset_of(found: Tuned, chosen: Tried) -> OwnPreset:

@@ -24,7 +24,7 @@ from .meaning import captions
 from .plan import PATIENCE, Plan
 from .suite import SUITE, is_scenes, suite_for
 from .tuned import Candidate, Purpose
-from .tuning import Asked, Floor
+from .tuning import Floor, TuningRequest
 
 OWN = "own"
 """The checkpoint's own scheduler, among those to try."""
@@ -144,7 +144,7 @@ def ready(bundle: Bundle, plan: Tuning) -> list[Ready]:
     return found
 
 
-def sets_of(bundle: Bundle, plan: Tuning) -> dict[Purpose, tuple[Asked, ...]]:
+def sets_of(bundle: Bundle, plan: Tuning) -> dict[Purpose, tuple[TuningRequest, ...]]:
     """The requests of the choice and of the report: no prompt and no seed is in both.
 
     Raises `RequestError` for prompts that can't be divided so.
@@ -153,7 +153,10 @@ def sets_of(bundle: Bundle, plan: Tuning) -> dict[Purpose, tuple[Asked, ...]]:
     settings: dict[str, Any] = {"width": width, "height": height, "guidance": plan.guidance_of(bundle)}
     count, chosen = plan.pictures, plan.prompts
     if is_scenes(bundle) and not chosen:
-        each = [Asked(Request(prompt=one.text, seed=one.number, **settings), one.said) for one in captions(2 * count)]
+        each = [
+            TuningRequest(Request(prompt=one.text, seed=one.number, **settings), one.said)
+            for one in captions(2 * count)
+        ]
         return {"choice": tuple(each[:count]), "report": tuple(each[count:])}
     if chosen and (len(chosen) < 2 or len({*chosen}) < len(chosen)):
         raise RequestError(
@@ -166,12 +169,12 @@ def sets_of(bundle: Bundle, plan: Tuning) -> dict[Purpose, tuple[Asked, ...]]:
     }
 
 
-def _asked(texts: Sequence[tuple[str, str]], index: int, seed: int, settings: Mapping[str, Any]) -> Asked:
+def _asked(texts: Sequence[tuple[str, str]], index: int, seed: int, settings: Mapping[str, Any]) -> TuningRequest:
     prompt, negative = texts[index % len(texts)]
-    return Asked(Request(prompt=prompt, negative_prompt=negative, seed=seed, **settings))
+    return TuningRequest(Request(prompt=prompt, negative_prompt=negative, seed=seed, **settings))
 
 
-def candidates_of(bundle: Bundle, plan: Tuning, best: Candidate, asked: Asked) -> dict[Candidate, int]:
+def candidates_of(bundle: Bundle, plan: Tuning, best: Candidate, asked: TuningRequest) -> dict[Candidate, int]:
     """The best candidate and those to try, each with the number of its denoiser calls.
 
     Raises `RequestError` for a scheduler or a number of steps that the model doesn't support.

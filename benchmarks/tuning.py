@@ -32,7 +32,7 @@ class Floor:
 
 
 @dataclass(frozen=True)
-class Asked:
+class TuningRequest:
     """A request of the run, without scheduler and steps."""
 
     request: Request
@@ -110,7 +110,7 @@ def predicted(times: TimedProfile, calls: int) -> Summary:
 
 
 def quality_of(
-    pictures: Sequence[TunedPicture], best: Sequence[TunedPicture], asked: Sequence[Asked]
+    pictures: Sequence[TunedPicture], best: Sequence[TunedPicture], asked: Sequence[TuningRequest]
 ) -> Quality | None:
     """Compare a candidate's images with the best candidate's of the same requests; None without images."""
     found = [one.psnr_db for one in pictures if one.psnr_db is not None]
@@ -128,7 +128,7 @@ def quality_of(
 
 
 def _scores(
-    pictures: Sequence[TunedPicture], best: Sequence[TunedPicture], asked: Sequence[Asked]
+    pictures: Sequence[TunedPicture], best: Sequence[TunedPicture], asked: Sequence[TuningRequest]
 ) -> tuple[float | None, float | None, float | None]:
     """scene_score of both, and the noise of their difference."""
     each = [
@@ -147,7 +147,7 @@ def _scores(
 
 
 def is_lost(
-    floor: Floor, pictures: Sequence[TunedPicture], best: Sequence[TunedPicture], asked: Sequence[Asked]
+    floor: Floor, pictures: Sequence[TunedPicture], best: Sequence[TunedPicture], asked: Sequence[TuningRequest]
 ) -> bool:
     """Whether a candidate can't meet the floor, whatever its further images are."""
     if not pictures:

@@ -12,7 +12,7 @@ from latentc.benchmarks.tune import drawn, tune
 from latentc.benchmarks.tune_page import preset_text, tuned_page, verdict
 from latentc.benchmarks.tune_plan import APART, TIMED_STEPS, Tuning, sets_of
 from latentc.benchmarks.tuned import Candidate, TunedPicture, open_log
-from latentc.benchmarks.tuning import Asked, Floor, is_lost, quality_of
+from latentc.benchmarks.tuning import Floor, TuningRequest, is_lost, quality_of
 from latentc.cli import tune as command
 from latentc.cli.app import app
 from latentc.cli.ask import ask
@@ -109,6 +109,7 @@ def test_the_fastest_that_meets_the_floor_is_chosen(bundle, plan, fake, state):
     assert found.report.psnr_db.count == 16
     assert found.holds
     assert f"{db(4):.1f} dB (worst {db(4):.1f}) on 16 images" in verdict(found)
+    assert "within the noise" not in verdict(found)
 
 
 def test_the_report_has_other_prompts_and_seeds(bundle, plan):
@@ -257,7 +258,7 @@ def test_images_come_from_the_pipeline(bundle):
 
 def scored(said, *each):
     """Images whose attributes a judge recognized, of requests whose captions say these."""
-    asked = [Asked(Request(prompt="a", seed=1), told) for told in said]
+    asked = [TuningRequest(Request(prompt="a", seed=1), told) for told in said]
     one = Candidate(profile="a", steps=1)
     made = [
         [
