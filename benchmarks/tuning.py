@@ -138,9 +138,9 @@ def _scores(
     ]
     if not each:
         return None, None, None
-    said = [told for _, _, told in each]
+    said = [words for _, _, words in each]
     mine, theirs = scene_score([one for one, _, _ in each], said), scene_score([other for _, other, _ in each], said)
-    gaps = [sum((one.get(k) == v) - (other.get(k) == v) for k, v in told.items()) for one, other, told in each]
+    gaps = [sum((one.get(k) == v) - (other.get(k) == v) for k, v in words.items()) for one, other, words in each]
     named = sum(map(len, said))
     noise = SURE * stdev(gaps) * math.sqrt(len(gaps)) / named if len(gaps) > 1 else None
     return mine, theirs, noise

@@ -258,7 +258,7 @@ def test_images_come_from_the_pipeline(bundle):
 
 def scored(said, *each):
     """Images whose attributes a judge recognized, of requests whose captions say these."""
-    asked = [TuningRequest(Request(prompt="a", seed=1), told) for told in said]
+    asked = [TuningRequest(Request(prompt="a", seed=1), words) for words in said]
     one = Candidate(profile="a", steps=1)
     made = [
         [
