@@ -217,7 +217,11 @@ def run(
     count: Annotated[int | None, typer.Option(help="Images per prompt, with consecutive seeds. Default: 1.")] = None,
     preset: Annotated[
         str | None,
-        typer.Option(help="Scheduler and steps by one name: exact, balanced, fast or draft, from the slowest on."),
+        typer.Option(
+            metavar="NAME|FILE",
+            help="Scheduler and steps by one name: exact, balanced, fast or draft, from the slowest on; or a .toml "
+            "file that `latentc tune` wrote, which also names the profile.",
+        ),
     ] = None,
     scheduler: Annotated[
         str | None, typer.Option(help="Scheduler, such as euler or dpm++2m-karras. Default: the bundle's.")
@@ -281,7 +285,7 @@ def run(
     from ..checkpoints.adapters.open import strengths
     from ..core.request import MOTION
     from .ask import ask, numbers, parse_sides, parse_size, stated
-    from .choose import choose_one
+    from .choose import choose_one, profile_in
     from .draw import draw
 
     if not (prompts or prompt_file or picture or image):
@@ -325,7 +329,7 @@ def run(
     requests = ask(prompts or [], prompt_file, stored, values, image=image is not None)
     draw(
         bundle,
-        choose_one(profile, threads, device=device, sequential=sequential, bundle=bundle),
+        choose_one(profile or profile_in(preset), threads, device=device, sequential=sequential, bundle=bundle),
         requests,
         output,
         image=image,
