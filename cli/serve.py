@@ -67,7 +67,7 @@ def serve(
     image_cost: Annotated[float, typer.Option(min=0, max=1e6, help="Credits of an image.")] = 0,
     step_cost: Annotated[
         float,
-        typer.Option(min=0, max=1e6, help="Credits of each step of an image that is asked for, by millions of pixels."),
+        typer.Option(min=0, max=1e6, help="Credits of each step that is computed of an image, by millions of pixels."),
     ] = 0,
     prompt_model: Annotated[
         str | None,

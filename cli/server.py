@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import sys
 from collections.abc import Mapping, Sequence
@@ -94,6 +95,8 @@ def serve(
         say(f"note: whoever reaches {host} may use this server. Pass --token-file to ask for a token.", err=True)
     opened = named(bundles)
     profiles = spread(profile, device, replicas)
+    if crowded := crowd_notice(profiles):
+        say(crowded, err=True)
     if len(profiles) > 1 and share_cores:
         profiles = [with_share(one, len(profiles)) for one in profiles]
     sizes = check_memory(opened, profiles, together=memory_gb is None)
@@ -106,18 +109,27 @@ def serve(
         added = stack.enter_context(additions(chosen or AdditionOptions()))
         with shown(quiet) as tell:
             pipelines: dict[str, OpenModel] = {}
+            engines = stack.enter_context(ExitStack())
             for name, bundle in opened.items():
                 openings = [
                     Opening(bundle, one, adapters, tuple(embeddings), loaded=residents is None) for one in profiles
                 ]
-                pipelines[name] = one = stack.enter_context(
+                pipelines[name] = one = engines.enter_context(
                     closing(openings[0].open(tell) if len(openings) == 1 else Replicas(name, openings, tell))
                 )
                 if residents is not None:
                     residents.add(name, one, sizes[name])
         service = service_of(pipelines, limits, added, residents)
-        stack.callback(service.close, 0)
-        _run(service, access, listening, drain_seconds, quiet=quiet)
+        try:
+            _run(service, access, listening, drain_seconds, quiet=quiet)
+        finally:
+            service.close(0)
+            if service.hung:  # to close an engine that computes would wait for it, or crash
+                engines.pop_all()
+    if service.hung:
+        say("error: An image was given up that did not end, so the engines were not closed.", err=True)
+        sys.stdout.flush()
+        os._exit(1)
 
 
 def _run(service: Service, access: Access, listening: socket.socket, seconds: float, *, quiet: bool) -> None:
@@ -176,6 +188,17 @@ def named(bundles: Sequence[Path]) -> dict[str, Bundle]:
             raise RequestError(f"Two bundles are called {name!r}, by which requests choose one. Rename a folder.")
         found[name] = bundle
     return found
+
+
+def crowd_notice(profiles: Sequence[Profile]) -> str | None:
+    """What is said of more replicas than this machine has cores, where they compute on its CPU; None otherwise."""
+    count, held = len(profiles), cores()
+    if count <= held or runtime(profiles[0].runtime).threads_option(profiles[0].device) is None:
+        return None
+    return (
+        f"note: {count} replicas share {counted(held, 'core')}, so each image takes longer, and memory is needed {count} "
+        f"times. No more than --replicas {held} are of use here."
+    )
 
 
 def with_share(profile: Profile, replicas: int) -> Profile:

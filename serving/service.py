@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any
 
 from fastapi import Request as HttpRequest
@@ -21,7 +22,7 @@ from .history import History
 from .kept import KeptJobs
 from .limits import Limits
 from .metrics import Metrics
-from .opened import OpenModel, first_request
+from .opened import OpenModel, first_request, steps_run
 from .prompts import PromptModel
 from .queue import WARM_UP, ImageJob, Queue
 from .replicas import Replicas
@@ -73,6 +74,8 @@ class Service:
     """What loads models when they are asked for; None where all are loaded."""
     draining: bool = False
     _warm: list[ImageJob] = field(default_factory=list[ImageJob], init=False)
+    _checks: Lock = field(default_factory=Lock, init=False)
+    """Held while an image is checked."""
 
     def start(self) -> None:
         """Start the queues, each with a first image: until they are done, the server isn't ready. Of models that are
@@ -114,6 +117,11 @@ class Service:
             self.residents.close()
         return all(left)
 
+    @property
+    def hung(self) -> bool:
+        """Whether `close` has given up a batch; see `Queue.hung`."""
+        return any(model.queue.hung for model in self.models.values())
+
     def state(self, name: str) -> Presence:
         """Whether the engines of a model are in memory."""
         return "open" if self.residents is None else self.residents.state(name)
@@ -152,12 +160,13 @@ class Service:
         owner: str,
         on_step: Callable[[Step], bool | None] | None = None,
         store: bool = True,
+        source: bytes | None = None,
     ) -> ImageJob:
         """Check a request against the limits and the model, and queue it.
 
         `inputs` is what is passed in beside it: keyword arguments of `Pipeline.__call__`, where images may be the bytes
         of files. With `keep`, the result can be found by the job's id for a time. `owner` is who may list it, and pays.
-        Without `store`, the images don't enter the history.
+        Without `store`, the images don't enter the history. `source` is the file of an image that is passed in decoded.
 
         Raises `ApiError` and `RequestError` before anything is queued.
         """
@@ -173,12 +182,17 @@ class Service:
             owner,
             deadline=time.monotonic() + self.limits.job_seconds,
             on_step=on_step,
+            completed=asked,
         )
         if store and self.added.history is not None:
             job.stored = Future()
+        if self.added.signer is not None:
+            job.source = beside["image"] if isinstance(beside.get("image"), bytes) else source
         if self.added.check is not None:
-            job.finish = checking(self.added.check, job, self.metrics)
-        ended = self._at_the_end(job)
+            job.finish = checking(self.added.check, self._checks, job, self.metrics)
+        prices = self.added.credits
+        cost = 0 if prices is None else prices.cost(asked, steps_run(chosen.pipeline, asked))
+        ended = self._at_the_end(job, cost)
         job.listeners.append(ended)
         try:
             chosen.queue.submit(job)
@@ -190,10 +204,13 @@ class Service:
             self.kept.add(job)
         return job
 
-    def _at_the_end(self, job: ImageJob) -> Callable[[], None]:
-        """A listener that does once, when a job has ended, what follows from that. Raises `ApiError` 402."""
+    def _at_the_end(self, job: ImageJob, cost: int) -> Callable[[], None]:
+        """A listener that does once, when a job has ended, what follows from that. `cost` is set aside: raises
+        `ApiError` 402.
+        """
         account, prices, within = account_of(job.owner), self.added.credits, trace_context()
-        cost = 0 if prices is None else prices.reserve(account, job.request)
+        if prices is not None:
+            prices.reserve(account, cost)
 
         def heard() -> None:
             if not job.done:

@@ -48,7 +48,8 @@ def test_costs(fields, cost):
 def test_fractions_are_exact():
     prices, request = Credits(0.3, 0.1), Request(prompt="x", width=64, height=64)
     for _ in range(3):
-        cost = prices.reserve("", request)
+        cost = prices.cost(request)
+        prices.reserve("", cost)
         prices.settle("", cost, spent=cost)
     assert prices.balance("") == 0
 
@@ -113,7 +114,7 @@ def test_who_leaves_after_a_partial_image_pays(gate, partial, left):
 @pytest.mark.parametrize(("given", "left"), [("completed", 7), ("failed", 10), ("cancelled", 10)])
 def test_withheld_images_are_not_paid_for(given, left):
     prices, job = Credits(10, 1), ImageJob(Request(prompt="x", width=64, height=64, count=4))
-    ended = serve({}, added=Additions(credits=prices))._at_the_end(job)
+    ended = serve({}, added=Additions(credits=prices))._at_the_end(job, prices.cost(job.request))
     job.listeners.append(ended)
     assert prices.balance("") == 6
     job.state, job.filtered = given, {2: "dark"}
