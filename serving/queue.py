@@ -234,6 +234,12 @@ class Queue:
             return bool(self._batches)
 
     @property
+    def waits(self) -> bool:
+        """Whether a job waits."""
+        with self._turn:
+            return bool(self._waiting)
+
+    @property
     def empty(self) -> bool:
         """Whether no job waits or is being generated."""
         with self._turn:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -27,6 +27,7 @@ from .prompts import PromptModel
 from .queue import WARM_UP, ImageJob, Queue
 from .replicas import Replicas
 from .residents import Presence, Residents
+from .scaling import Scaling
 from .signing import ContentSigner
 from .spans import record_job, trace_context
 
@@ -73,6 +74,8 @@ class Service:
     residents: Residents | None = None
     """What loads models when they are asked for; None where all are loaded."""
     draining: bool = False
+    scaling: Sequence[Scaling] = ()
+    """What starts and ends processes of models that have as many as are needed."""
     _warm: list[ImageJob] = field(default_factory=list[ImageJob], init=False)
     _checks: Lock = field(default_factory=Lock, init=False)
     """Held while an image is checked."""
@@ -88,6 +91,8 @@ class Service:
             if index and self.residents is not None:
                 continue
             self._warm.append(model.queue.submit(ImageJob(*first_request(model.pipeline), model.name, WARM_UP)))
+        for one in self.scaling:
+            one.start()
 
     @property
     def ready(self) -> bool:
@@ -106,6 +111,8 @@ class Service:
     def close(self, seconds: float | None = None) -> bool:
         """Accept no more jobs, and wait up to `seconds` for those that were accepted; returns whether all finished."""
         self.draining = True
+        for one in self.scaling:
+            one.close()
         for model in self.models.values():
             model.queue.refuse()
         until = None if seconds is None else time.monotonic() + seconds
@@ -314,7 +321,12 @@ def serve(
         if model.pipeline.bundle.manifest.model.frames is not None:
             raise RequestError(f"{name} generates videos, and the server answers with images. Leave it out.")
     kept = KeptJobs(limits.keep_seconds, limits.keep_bytes)
-    return Service(limits, metrics, models, kept, added or Additions(), residents)
+    scaling = [
+        Scaling(one.pipeline, one.queue)
+        for one in models.values()
+        if isinstance(one.pipeline, Replicas) and one.pipeline.least < one.pipeline.count
+    ]
+    return Service(limits, metrics, models, kept, added or Additions(), residents, scaling)
 
 
 def _open(pipeline: OpenModel) -> bool:
