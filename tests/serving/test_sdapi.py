@@ -65,9 +65,9 @@ def test_image_to_image_and_inpainting(webui, gate):
     mask = np.zeros((64, 64), np.uint8)
     mask[16:48, 16:48] = 255
     common = {"images": [image], "prompt": "a hut", "seed": 3, "cfg_scale": 5, "denoising_strength": 0.5, **SIZE}
-    masked = {"mask_blur": 0, "inpainting_fill": 1, "inpaint_full_res": False}
+    masked = {"mask_blur": 4, "inpainting_fill": 1, "inpaint_full_res": False}
     found = webui.img2img(mask_image=Image.fromarray(mask), **common, **masked)
-    alone = gate(asking("a hut", 3, strength=0.5, prompt_syntax="a1111"), image=image, mask=mask)
+    alone = gate(asking("a hut", 3, strength=0.5, mask_blur=4, prompt_syntax="a1111"), image=image, mask=mask)
     assert np.array_equal(np.asarray(found.image), alone.images[0])
     other = webui.img2img(mask_image=Image.fromarray(255 - mask), inpainting_mask_invert=1, **common, **masked)
     assert np.array_equal(np.asarray(other.image), alone.images[0])
