@@ -20,8 +20,8 @@ from ..core.install import install
 from ..core.limits import cores
 from ..core.record import in_a_line
 from ..core.units import counted, sized
-from .replica import Begin, Process
-from .worker import Messages, Opening, answer
+from .replica import Begin, ReplicaProcess
+from .worker import MessagePipe, Opening, answer
 
 LOCAL = "local"
 """Address of a Ray of this machine's own, which ends with the server."""
@@ -48,7 +48,8 @@ class Cluster:
             raise RuntimeMissing(f"--on ray needs {exc.name}, which is not installed. {install('ray')}") from exc
         address = address or os.environ.get("RAY_ADDRESS") or LOCAL
         self.local = address == LOCAL
-        own = {"num_cpus": cores(), "object_store_memory": STORE_BYTES, "include_dashboard": False}
+        own: dict[str, Any] = {"num_cpus": cores(), "object_store_memory": STORE_BYTES, "include_dashboard": False}
+        own["_node_ip_address"] = "127.0.0.1"  # whoever reaches its ports may run code
         try:
             self._ray.init(
                 address=address, log_to_driver=False, configure_logging=False, **(own if self.local else {})
@@ -88,7 +89,7 @@ class Cluster:
     def begin(self, needs: Mapping[str, float]) -> Begin:
         """What starts an actor that needs `num_cpus`, `num_gpus` and `memory` in bytes."""
 
-        def begun(opening: Opening, name: str) -> tuple[Messages, Process]:
+        def begun(opening: Opening, name: str) -> tuple[MessagePipe, ReplicaProcess]:
             made = _Actor(self._ray, opening, name, needs)
             return made, made
 
@@ -109,7 +110,7 @@ class _Worker:
         self._inbox.put(message)
 
     def work(self, opening: bytes) -> Iterator[bytes]:
-        """Messages to the server, until the pipeline is closed."""
+        """MessagePipe to the server, until the pipeline is closed."""
 
         def answered() -> None:
             try:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from ..core.progress import Progress
 from .queue import Interrupted
-from .worker import About, Messages, Opening, work
+from .worker import About, MessagePipe, Opening, work
 
 LOOK_SECONDS = 1.0
 """After which a call without a message looks whether it has taken too long."""
@@ -25,7 +25,7 @@ Asked = Callable[..., bool]
 """What a call asks, with what the answer is."""
 
 
-class Process(Protocol):
+class ReplicaProcess(Protocol):
     """A process that was started; one of `multiprocessing` is one."""
 
     @property
@@ -52,11 +52,11 @@ class Process(Protocol):
         ...
 
 
-Begin = Callable[[Opening, str], tuple[Messages, Process]]
+Begin = Callable[[Opening, str], tuple[MessagePipe, ReplicaProcess]]
 """Starts a process of a name that answers the calls of `worker`."""
 
 
-def spawned(opening: Opening, name: str) -> tuple[Messages, Process]:
+def spawned(opening: Opening, name: str) -> tuple[MessagePipe, ReplicaProcess]:
     """A process of this machine, which ends with this one."""
     context = multiprocessing.get_context("spawn")  # engines don't survive a fork
     ours, theirs = context.Pipe()

@@ -33,7 +33,7 @@ WITHIN = "within"
 """Key under which `check` asks."""
 
 
-class Messages(Protocol):
+class MessagePipe(Protocol):
     """One end of what messages go through; a `Connection` is one."""
 
     def send(self, message: tuple[Any, ...], /) -> None:
@@ -91,7 +91,7 @@ def work(connection: Connection, opening: Opening) -> None:
     answer(connection, opening)
 
 
-def answer(messages: Messages, opening: Opening) -> None:
+def answer(messages: MessagePipe, opening: Opening) -> None:
     """Open a pipeline, generate a first image, and answer calls until `("end",)`. If no more messages come, the process
     ends at once.
     """
@@ -120,7 +120,7 @@ def portable(exc: Exception) -> Exception:
 class _Calls:
     """The calls of a process."""
 
-    def __init__(self, messages: Messages) -> None:
+    def __init__(self, messages: MessagePipe) -> None:
         self._messages, self._sending = messages, Lock()
         self._draws: SimpleQueue[tuple[int, tuple[Any, ...]] | None] = SimpleQueue()
         self._answers: dict[tuple[int, object], SimpleQueue[bool]] = {}
