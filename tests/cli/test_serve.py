@@ -159,7 +159,7 @@ def test_replicas_that_are_started_when_jobs_wait(folder, refused):
 def test_options_of_ray(folder, refused, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")  # put back afterwards
-    words = ("serve", folder, "-p", "null")
+    words = ("serve", folder, "-p", "null", "--port", "0")
     assert "Pass --on ray too" in refused(*words, "--ray-gpus", "0.5")
     assert "Leave --device and --memory out" in refused(*words, "--on", "ray", "--memory", "4")
     message = refused(*words, "--on", "ray")
