@@ -137,7 +137,9 @@ def serve(
     ] = None,
     on: Annotated[
         Literal["ray"] | None,
-        typer.Option("--on", help="ray: replicas are actors of Ray, on the nodes of a cluster. Default: processes here."),
+        typer.Option(
+            "--on", help="ray: replicas are actors of Ray, on the nodes of a cluster. Default: processes here."
+        ),
     ] = None,
     ray_address: Annotated[
         str | None,
@@ -149,7 +151,9 @@ def serve(
     ] = None,
     ray_gpus: Annotated[
         float | None,
-        typer.Option(min=0, max=64, help="GPUs of each replica of --on ray, such as 0.5. Default: 1 for GPUs' profiles."),
+        typer.Option(
+            min=0, max=64, help="GPUs of each replica of --on ray, such as 0.5. Default: 1 for GPUs' profiles."
+        ),
     ] = None,
     quiet: Quiet = False,
 ) -> None:

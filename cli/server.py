@@ -239,9 +239,7 @@ def with_share(profile: Profile, threads: int) -> Profile:
     return profile if option is None else with_threads(profile, max(1, threads))
 
 
-def scaled(
-    profile: Profile, device: str | None, replicas: int | None, most: int | None
-) -> tuple[int, list[Profile]]:
+def scaled(profile: Profile, device: str | None, replicas: int | None, most: int | None) -> tuple[int, list[Profile]]:
     """How many replicas there are at first, and the profile of each that there may be. Raises `ProfileError` for fewer
     of these, and as `spread` does.
     """

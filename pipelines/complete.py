@@ -221,7 +221,9 @@ def _check_fields(request: Request, model: Model) -> None:
         **dict.fromkeys(MOTION, model.takes_motion),
         "min_guidance": model.frame_guidance is not None,
         "decode_chunk_size": model.frames is not None,
-        **dict.fromkeys(("strength", "fill", "outpaint", "crop", "mask_blur", "mask_sha256"), reads and not model.edits),
+        **dict.fromkeys(
+            ("strength", "fill", "outpaint", "crop", "mask_blur", "mask_sha256"), reads and not model.edits
+        ),
         "hires": reads and not model.needs_image and model.frames is None,
         "image_guidance": model.edits,
         **dict.fromkeys(SCORES, model.takes_scores or model.refiner is not None),

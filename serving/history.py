@@ -167,9 +167,7 @@ class History:
             log.warning("images of job %s are not in the history: %a", job.id[:6], str(exc))
         stored.set_result(ids)
 
-    def _enter(
-        self, image: NDArray[np.uint8], drawing: Drawing, about: Mapping[str, Any], source: bytes | None
-    ) -> int:
+    def _enter(self, image: NDArray[np.uint8], drawing: Drawing, about: Mapping[str, Any], source: bytes | None) -> int:
         content, small = encoded(image, drawing, marked=True), _smaller(image)
         if self.signer is not None:
             content = self.signer.sign(content, "png", drawing.request, source)

@@ -51,9 +51,7 @@ class Cluster:
         own: dict[str, Any] = {"num_cpus": cores(), "object_store_memory": STORE_BYTES, "include_dashboard": False}
         own["_node_ip_address"] = "127.0.0.1"  # whoever reaches its ports may run code
         try:
-            self._ray.init(
-                address=address, log_to_driver=False, configure_logging=False, **(own if self.local else {})
-            )
+            self._ray.init(address=address, log_to_driver=False, configure_logging=False, **(own if self.local else {}))
         except Exception as exc:  # Ray raises several kinds
             raise RequestError(f"Ray at {address} can't be used ({in_a_line(exc)}). Check --ray-address.") from exc
 

@@ -199,7 +199,10 @@ def test_engines_of_other_sizes_are_freed(bundle):
 
 
 def test_a_plan_that_does_not_fit_exits_with_1(bundle, command):
-    folder, fits = bundle("sd1").folder, least(bundle("sd1"), typical_request(bundle("sd1").manifest.model, 64, 64)) / 1e9
+    folder, fits = (
+        bundle("sd1").folder,
+        least(bundle("sd1"), typical_request(bundle("sd1").manifest.model, 64, 64)) / 1e9,
+    )
     for gb, code in ((fits + 0.001, 0), (1e-9, 1)):
         for more in ((), ("--json",)):
             found = command("plan", folder, "-p", "cpu-onnxruntime", "--memory", f"{gb:.9f}", "--size", "64x64", *more)
