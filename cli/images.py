@@ -98,8 +98,8 @@ def run(
         int | None,
         typer.Option(
             metavar="PIXELS",
-            help="Deviation of a Gaussian blur of --mask, by which the result is mixed with the image. Default: a border "
-            "of about 4 pixels inside of the mask.",
+            help="Deviation of a Gaussian blur of --mask, by which the result is mixed with the image. Default: a "
+            "border of about 4 pixels inside of the mask.",
         ),
     ] = None,
     strength: Annotated[

@@ -145,8 +145,8 @@ def serve(
         str | None,
         typer.Option(
             metavar="ADDRESS",
-            help="Address of the Ray for --on ray, such as ray-head:6379. Default: that of RAY_ADDRESS, or a new one on "
-            "this machine.",
+            help="Address of the Ray for --on ray, such as ray-head:6379. Default: that of RAY_ADDRESS, or a new one "
+            "on this machine.",
         ),
     ] = None,
     ray_gpus: Annotated[

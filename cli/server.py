@@ -102,8 +102,8 @@ def serve(
 
     With several `replicas`, each bundle is opened in as many processes, of `threads` each, or which share the CPU's
     cores. They are spread over the devices of `device`, by default one on each. While jobs wait, there are more, up to
-    `most_replicas`. With `on_ray`, they are actors of Ray. With `memory_gb`, bundles are loaded when they are asked for,
-    within this memory.
+    `most_replicas`. With `on_ray`, they are actors of Ray. With `memory_gb`, bundles are loaded when they are asked
+    for, within this memory.
     """
     access = Access(tokens(token_file), [*LOCAL, *hosts] if host in LOCAL or hosts else None)
     if host not in LOCAL and not access.tokens:
@@ -228,8 +228,8 @@ def crowd_notice(profiles: Sequence[Profile]) -> str | None:
     if count <= held or runtime(profiles[0].runtime).threads_option(profiles[0].device) is None:
         return None
     return (
-        f"note: {count} replicas share {counted(held, 'core')}, so each image takes longer, and memory is needed {count} "
-        f"times. No more than --replicas {held} are of use here."
+        f"note: {count} replicas share {counted(held, 'core')}, so each image takes longer, and memory is needed "
+        f"{count} times. No more than --replicas {held} are of use here."
     )
 
 

@@ -34,7 +34,7 @@ def pasted(
     `soft`, [height, width], where 255 is the images alone.
     """
     if soft is not None:
-        return _mixed(images, original, soft.astype(np.float32) / 255)
+        return _mixed(images, original, np.divide(soft, 255, dtype=np.float32))
     blurred = Image.fromarray(area.astype(np.uint8) * 255).filter(ImageFilter.GaussianBlur(FEATHER))
     # Relative to the most nearby, so that a line thinner than the edge doesn't fade: its middle counts as inside.
     nearby = np.asarray(blurred.filter(ImageFilter.MaxFilter(4 * FEATHER + 1)), np.float32)

@@ -326,7 +326,7 @@ def serve(
         for one in models.values()
         if isinstance(one.pipeline, Replicas) and one.pipeline.least < one.pipeline.count
     ]
-    return Service(limits, metrics, models, kept, added or Additions(), residents, scaling)
+    return Service(limits, metrics, models, kept, added or Additions(), residents, scaling=scaling)
 
 
 def _open(pipeline: OpenModel) -> bool:

@@ -128,8 +128,8 @@ def names(config: Mapping[str, object], aligned: Sequence[float] | None = None) 
 def skipped_steps(config: Mapping[str, object], steps: int, strength: float) -> int:
     """The number of steps that image to image leaves out, from noise on. `config` is the checkpoint's.
 
-    Counted as in diffusers: `steps * strength` is rounded down, in flow matching up. Raises `RequestError` if no step is
-    left.
+    Counted as in diffusers: `steps * strength` is rounded down, in flow matching up. Raises `RequestError` if no step
+    is left.
     """
     flow = samplers(config) is FLOW_SCHEDULERS
     skipped = int(steps - min(steps * strength, steps)) if flow else steps - min(int(steps * strength), steps)

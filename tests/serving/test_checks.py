@@ -257,11 +257,10 @@ def test_a_check_that_never_answers_ends_with_the_jobs_deadline(gate):
     go, late = Event(), []
 
     def check(_):
-        if late:
-            return None
-        late.extend(service.models[MODEL].queue._running)
-        late[0].deadline = 0.0
-        go.wait(PATIENCE)
+        if not late:
+            late.extend(service.models[MODEL].queue._running)
+            late[0].deadline = 0.0
+            go.wait(PATIENCE)
 
     service = serve({MODEL: gate}, Limits(), Additions(check=check))
     with running(service) as address, httpx2.Client(base_url=address, timeout=PATIENCE) as http:

@@ -22,11 +22,10 @@ def test_each_name_is_in_one_group(groups):
 
 
 def adds_noise(name):
-    drawn = []
-    walk = schedule(CONFIG, 4, name)
-    sample = np.ones((1, 4, 8, 8), np.float32)
+    drawn, sample = [], np.ones((1, 4, 8, 8), np.float32)
+    walk, noise = schedule(CONFIG, 4, name), np.zeros_like(sample)
     for index in range(len(walk.timesteps)):
-        sample = walk.step(sample * 0.1, index, sample, lambda: drawn.append(1) or np.zeros_like(sample))
+        sample = walk.step(sample * 0.1, index, sample, lambda: drawn.append(1) or noise)
     return bool(drawn)
 
 

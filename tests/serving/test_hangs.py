@@ -90,7 +90,7 @@ def test_a_batch_in_this_process_that_hangs_is_given_up(monkeypatch):
     for name in ("GRACE_SECONDS", "END_SECONDS"):
         monkeypatch.setattr(f"latentc.serving.queue.{name}", 0.0)
     go, drawing = Event(), Drawing()
-    queue = Queue("m", lambda *_, **__: go.wait() and drawing.go.set() or drawing(*_, **__), Limits(), Metrics())
+    queue = Queue("m", lambda *_, **__: (go.wait() and drawing.go.set()) or drawing(*_, **__), Limits(), Metrics())
     queue.start()
     job = queue.submit(ask("x"))
     wait_for(lambda: queue.generates)

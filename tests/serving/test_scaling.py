@@ -1,4 +1,4 @@
-"""Processes that are started while jobs wait, and ended when they generate nothing: stand-ins, which load no engines."""
+"""Processes that are started while jobs wait, and ended when they generate nothing; stand-ins, without engines."""
 
 import pytest
 
