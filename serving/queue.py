@@ -154,6 +154,7 @@ class Queue:
         self._turn = Condition()
         self._waiting: list[ImageJob] = []
         self._batches: list[list[ImageJob]] = []
+        self._finishing: list[ImageJob] = []
         self._closed = False
         self._stopped: float | None = None
         self._hung = False
@@ -286,7 +287,7 @@ class Queue:
             return True
         with self._turn:
             self._stopped = time.monotonic()
-            left = [*self._waiting, *self._running]
+            left = [*self._waiting, *self._running, *self._finishing]
         for job in left:
             self.cancel(job, "shutdown")
         until = time.monotonic() + GRACE_SECONDS + END_SECONDS
@@ -296,7 +297,7 @@ class Queue:
             self._hung = True
             log.error("a batch of %s has not ended %.0f s after it was cancelled", self.name, GRACE_SECONDS)
         with self._turn:
-            left = self._running
+            left = [*self._running, *self._finishing]
         for job in left:
             self._end(job, CancelledError("The job was cancelled (shutdown)."))
         return False
@@ -376,9 +377,13 @@ class Queue:
         before = seconds if self._batch_seconds is None else self._batch_seconds
         with self._turn:
             self._batch_seconds = before + SMOOTHING * (seconds - before)
+        with self._turn:
+            self._finishing += batch
         self._leave(batch)
         for job, result in zip(batch, results, strict=True):
             self._end(job, job.finished_with(result))
+        with self._turn:
+            self._finishing = [job for job in self._finishing if job not in batch]
 
     def _leave(self, batch: Sequence[ImageJob], first: Sequence[ImageJob] = ()) -> None:
         """A batch is no longer generated; `first` wait again, before all others."""

@@ -48,8 +48,7 @@ class Cluster:
             raise RuntimeMissing(f"--on ray needs {exc.name}, which is not installed. {install('ray')}") from exc
         address = address or os.environ.get("RAY_ADDRESS") or LOCAL
         self.local = address == LOCAL
-        own: dict[str, Any] = {"num_cpus": cores(), "object_store_memory": STORE_BYTES, "include_dashboard": False}
-        own["_node_ip_address"] = "127.0.0.1"  # whoever reaches its ports may run code
+        own = {"num_cpus": cores(), "object_store_memory": STORE_BYTES, "include_dashboard": False}
         try:
             self._ray.init(address=address, log_to_driver=False, configure_logging=False, **(own if self.local else {}))
         except Exception as exc:  # Ray raises several kinds

@@ -162,7 +162,7 @@ def test_the_command_stores_all_of_it(opened, command, tmp_path):
 
 def test_a_blurred_mask_mixes_both_images_by_its_shares(opened):
     """As the web UI: by a Gaussian blur of the mask, here Pillow's own."""
-    pipeline, image, area = opened("sd1"), photo(), np.zeros((80, 144), np.uint8)
+    pipeline, image, area = opened("sd1"), photo(144, 80), np.zeros((80, 144), np.uint8)
     area[24:56, 40:104] = 255
     soft = np.asarray(Image.fromarray(area).filter(ImageFilter.GaussianBlur(5)))
     hard = np.where(soft >= 128, 255, 0).astype(np.uint8)

@@ -258,18 +258,20 @@ def test_a_check_that_never_answers_ends_with_the_jobs_deadline(gate):
 
     def check(_):
         if not late:
-            late.extend(service.models[MODEL].queue._running)
+            wait_for(service.kept.jobs)
+            late.extend(service.kept.jobs())
             late[0].deadline = 0.0
             go.wait(PATIENCE)
 
     service = serve({MODEL: gate}, Limits(), Additions(check=check))
     with running(service) as address, httpx2.Client(base_url=address, timeout=PATIENCE) as http:
         fields = {**ASKED, "prompt": "x"}
-        answer = http.post("/v1/images/generations", json=fields)
+        first = submit(http)
+        assert ended(http, first)["status"] == "cancelled"
+        answer = http.get(f"{first['poll_url']}/result")
         assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline")
-        assert late[0].reason == "deadline"
         waits = submit(http)
-        wait_for(lambda: service.models[MODEL].queue._running)
+        wait_for(lambda: http.get(waits["poll_url"]).json()["step"] == 4)
         http.post(f"{waits['poll_url']}/cancel")
         assert ended(http, waits)["status"] == "cancelled", "while the first check goes on"
         go.set()
