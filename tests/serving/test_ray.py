@@ -87,18 +87,6 @@ def test_errors_and_limits_are_those_of_a_process(replicas, alone):
     assert replicas.check(asking("x", 1)) == alone.check(asking("x", 1))
 
 
-def test_a_full_queue_answers_429_and_a_cancelled_job_ends(http, queue):
-    jobs = [queue.submit(ImageJob(asking("x", seed, steps=2000), model=MODEL)) for seed in range(4)]
-    wait_for(lambda: sum(job.step > 1 for job in jobs) >= 2)
-    answer = post(http, "x", 1)
-    assert (answer.status_code, answer.json()["error"]["code"]) == (429, "queue_full")
-    assert int(answer.headers["retry-after"]) >= 1
-    for job in jobs:
-        queue.cancel(job)
-    wait_for(lambda: all(job.done for job in jobs))
-    assert max(job.step for job in jobs) < 2000
-
-
 def test_a_killed_actor_loses_no_job(http, queue, replicas, alone):
     wait_for(lambda: replicas.room() == 2)
 
