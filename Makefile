@@ -8,7 +8,7 @@ WHEELS := $(foreach name,gpu migraphx webgpu directml,$(VENV)/wheels/onnxruntime
 ALL_WHEELS := $(WHEELS) $(VENV)/wheels/onnxruntime-macos/.ready
 WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test all-tests quick quick-tests check types readme wheels peers npm software-gpu clean
+.PHONY: demo test all-tests quick quick-tests check types readme wheels peers npm ray software-gpu clean
 
 demo: $(READY)
 	$(BIN)/latentc demo
@@ -107,6 +107,18 @@ $(PEERS)/npm/.ready: $(READY)
 	@command -v npm >/dev/null || { echo "npm isn't installed: it comes with Node.js."; exit 1; }
 	mkdir -p $(@D)
 	npm install --silent --no-audit --no-fund --prefix $(@D) openai@6 stability-ai@0.7.0
+	@touch $@
+
+# Ray beside the packages of `.venv`, to test `serve --on ray`: 0.4 GB.
+RAY := $(VENV)/ray
+
+ray: $(RAY)/.ready
+	$(RAY)/bin/python -m pytest tests/serving/test_ray.py
+
+$(RAY)/.ready: $(READY)
+	$(BIN)/python -m venv $(@D)
+	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" > $$(echo $(@D)/lib/python*/site-packages)/latentc.pth
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "$$(grep ^ray== constraints.txt)"
 	@touch $@
 
 # A software GPU (SwiftShader from Debian's chromium-common) and an environment for WebGPU: about 0.5 GB.

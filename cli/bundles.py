@@ -275,7 +275,10 @@ def plan(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Predict the build time, disk space and memory that a profile needs, and whether it fits."""
+    """Predict the build time, disk space and memory that a profile needs, and whether it fits.
+
+    With --memory, the exit code is 1 where an image does not fit.
+    """
     from ..compiler.plan import plan as run_plan
     from ..core.bundle import open_bundle
     from .choose import choose, sized

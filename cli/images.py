@@ -94,6 +94,14 @@ def run(
             "image, which keeps its size.",
         ),
     ] = None,
+    mask_blur: Annotated[
+        int | None,
+        typer.Option(
+            metavar="PIXELS",
+            help="Deviation of a Gaussian blur of --mask, by which the result is mixed with the image. Default: a "
+            "border of about 4 pixels inside of the mask.",
+        ),
+    ] = None,
     strength: Annotated[
         float | None,
         typer.Option(
@@ -317,6 +325,7 @@ def run(
         "fill": fill,
         "outpaint": parse_sides(outpaint),
         "crop": crop,
+        "mask_blur": mask_blur,
         **dict(zip(SCALES, (image_guidance, refine_from, aesthetic_score, negative_aesthetic_score), strict=True)),
         **dict(zip(("hires", "hires_strength", "hires_steps"), (hires, hires_strength, hires_steps), strict=True)),
         "control_scale": control_scale,

@@ -209,7 +209,7 @@ async def _answer(
         base = str(http.base_url).rstrip("/")
         data = [{"url": base + path_of(job, index, wanted.kind)} for index in _returned(job, result)]
     else:
-        contents = await files(service, result, wanted.kind, wanted.quality, _returned(job, result))
+        contents = await files(service, job, result, wanted.kind, wanted.quality, _returned(job, result))
         data = await asyncio.to_thread(lambda: [{"b64_json": _text(one)} for one in contents])
     more = {"seed": result.request.seed, "engines": dict(result.engines), "notices": [*wanted.notices, *result.notices]}
     about = {"created": int(job.created), "data": data, **_about(job, wanted), **more}
@@ -253,7 +253,7 @@ async def _events(
                 yield _event(f"{event}.partial_image", job, wanted, more)
                 sent += 1
         result = result_of(job)
-        for content in await files(service, result, wanted.kind, wanted.quality, _returned(job, result)):
+        for content in await files(service, job, result, wanted.kind, wanted.quality, _returned(job, result)):
             yield _event(f"{event}.completed", job, wanted, {"b64_json": _text(content), "usage": USAGE})
     except Exception as exc:
         yield f"data: {json.dumps(openai_body(api_error(exc)))}\n\n"

@@ -22,7 +22,7 @@ from ..pipelines.pipeline import preview_of
 from ..profiles import Profile
 from .errors import ApiError
 from .queue import Interrupted
-from .replica import Replica
+from .replica import Begin, Replica, spawned
 from .worker import DRAW, WITHIN, About, Opening
 
 RETRY_SECONDS = (1.0, 60.0)
@@ -40,9 +40,17 @@ class Replicas:
     It is an `OpenModel`; `draw_many` may be called as many times at once as there are processes (`room`).
     """
 
-    def __init__(self, name: str, openings: Sequence[Opening], tell: Progress = quiet) -> None:
-        """Start a process for each opening: the first alone, since it may have to prove engines. Raises its error,
-        and `ProfileError` if one ends.
+    def __init__(
+        self,
+        name: str,
+        openings: Sequence[Opening],
+        tell: Progress = quiet,
+        *,
+        least: int | None = None,
+        begin: Begin = spawned,
+    ) -> None:
+        """Start a process for each opening, or for the first `least`: the first alone, since it may have to prove
+        engines. Raises its error, and `ProfileError` if one ends.
         """
         self.name, self.restarts = name, 0
         self.on_change: Callable[[], None] = lambda: None
@@ -51,13 +59,15 @@ class Replicas:
         """Called when a process was started again, before `on_change`."""
         self.hangs: Callable[[Sequence[Request]], bool] = lambda _: False
         """Asked whether the process that generates requests should have ended them; then it is killed."""
+        self.least = len(openings) if least is None else least
         self._openings, self._turn, self._closed = openings, Condition(), False
+        self._begin, self._wanted = begin, set(range(self.least))
         self._opening: set[Replica] = set()
         self._open: dict[int, Replica] = {}
         self._drawing: set[Replica] = set()
         atexit.register(self.close)  # a process ignores the signal by which multiprocessing would end it
         try:
-            for indices in (range(1), range(1, len(openings))):
+            for indices in (range(1), range(1, self.least)):
                 for index, replica in [(index, self._start(index)) for index in indices]:
                     self._about = self._finish(index, replica, tell)
         except Interrupted as exc:
@@ -107,7 +117,7 @@ class Replicas:
 
     @property
     def count(self) -> int:
-        """How many processes there should be."""
+        """How many processes there may be."""
         return len(self._openings)
 
     def room(self) -> int:
@@ -117,7 +127,7 @@ class Replicas:
 
     def state(self) -> dict[str, int]:
         """How many processes are open, of how many, and how often one was started again."""
-        return {"open": self.room(), "count": self.count, "restarts": self.restarts}
+        return {"open": self.room(), "count": len(self._wanted), "restarts": self.restarts}
 
     def describe(self) -> dict[str, str]:
         """`Pipeline.describe`."""
@@ -194,6 +204,34 @@ class Replicas:
             with suppress(Interrupted):  # it has ended, and so holds nothing
                 replica.call(name)
 
+    def grow(self) -> bool:
+        """Start another process, unless one is being started or there are as many as there may be."""
+        with self._turn:
+            index = next((one for one in range(self.count) if one not in self._wanted), None)
+            if self._closed or self._opening or index is None:
+                return False
+            self._wanted.add(index)
+        Thread(target=self._restart, args=(index, False), name=f"latentc {self.name} start", daemon=True).start()
+        return True
+
+    def shrink(self) -> bool:
+        """End a process that generates nothing, unless there are `least`."""
+        with self._turn:
+            free = [index for index, one in self._open.items() if one not in self._drawing]
+            if self._closed or not free or len(self._wanted) <= self.least:
+                return False
+            self._wanted.remove(max(free))
+            replica = self._open.pop(max(free))
+        self.on_change()
+        Thread(target=replica.end, name=f"latentc {self.name} end", daemon=True).start()
+        return True
+
+    @property
+    def idle(self) -> bool:
+        """Whether a process generates nothing."""
+        with self._turn:
+            return len(self._drawing) < len(self._open)
+
     def close(self) -> None:
         """End all processes."""
         atexit.unregister(self.close)
@@ -224,7 +262,7 @@ class Replicas:
         with self._turn:
             if self._closed:
                 raise Interrupted(began=False)
-            replica = Replica(self._openings[index], f"{self.name} {index + 1}")
+            replica = Replica(self._openings[index], f"{self.name} {index + 1}", self._begin)
             self._opening.add(replica)
         return replica
 
@@ -249,15 +287,15 @@ class Replicas:
     def _ended(self, index: int, replica: Replica) -> None:
         """Start a process again that has ended."""
         with self._turn:
-            if self._closed:
+            if self._closed or self._open.get(index) is not replica:  # `shrink` has ended it
                 return
             del self._open[index]
         replica.kill()
         log.warning("process %d of %s has ended (%s) and is restarted", index + 1, self.name, replica.process.exitcode)
         self.on_change()
-        Thread(target=self._restart, args=(index,), name=f"latentc {self.name} restart", daemon=True).start()
+        Thread(target=self._restart, args=(index, True), name=f"latentc {self.name} restart", daemon=True).start()
 
-    def _restart(self, index: int) -> None:
+    def _restart(self, index: int, again: bool) -> None:
         seconds, most = RETRY_SECONDS
         while not self._closed:
             try:
@@ -268,8 +306,9 @@ class Replicas:
                     self._turn.wait_for(lambda: self._closed, seconds)
                 seconds = min(most, 2 * seconds)
                 continue
-            self.restarts += 1
-            self.on_restart()
+            if again:
+                self.restarts += 1
+                self.on_restart()
             self.on_change()
             return
 

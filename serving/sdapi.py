@@ -18,17 +18,17 @@ from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 from pydantic import ValidationError
 
-from ..core.errors import RequestError
+from ..core.errors import CancelledError, RequestError
 from ..core.record import complaints
 from ..core.request import Result, Step
 from ..pipelines.a1111 import LANCZOS, pairs_of, sampler_pairs, samplers
-from ..pipelines.picture import load_picture
+from ..pipelines.picture import Decoded, load_picture
 from ..pipelines.png import drawings, read, texts
 from ..sampling.draw import drawing_digest
 from ..sampling.schedulers.settings import LEVELS, RAMPS
 from .bodies import json_fields
 from .errors import ApiError, route_class
-from .pictures import files, plain_file
+from .pictures import files, plain_file, unfinished
 from .queue import ImageJob
 from .service import ServedModel, Service
 from .webui import VERSION, Img2Img, Txt2Img, WebUiAsked, content, pictures, translated
@@ -54,7 +54,11 @@ class _Task:
     job: ImageJob
     name: str | None
     """`force_task_id`."""
+    masked: bool = False
+    """Whether only a part of an image is generated, which is put into the image at the end."""
     latest: Step | None = None
+    answered: Step | None = None
+    """The step whose images are the answer, since its client has interrupted it."""
 
 
 @dataclass
@@ -97,6 +101,9 @@ def router(service: Service) -> APIRouter:
     @routes.post("/skip")
     async def interrupt(http: HttpRequest) -> dict[str, Any]:
         for task in [one for one in state.tasks if one.job.owner == _client(http)]:
+            if service.added.check is None and service.residents is None and not task.masked:
+                task.answered = task.latest
+                task.job.shown = task.latest is not None
             service.cancel(task.job)
         return {}
 
@@ -198,6 +205,8 @@ async def _generated(service: Service, state: _Open, http: HttpRequest, kind: ty
         raise ApiError(404, "Init image not found. Pass one in init_images, in base64.")
     model = service.models[_current(state, http)]
     task: _Task | None = None
+    given: dict[str, Decoded] = {}
+    source: bytes | None = None
 
     def stepped(step: Step) -> None:
         if task is not None:
@@ -210,7 +219,10 @@ async def _generated(service: Service, state: _Open, http: HttpRequest, kind: ty
         edits, strengths = pipeline.bundle.manifest.model.edits, pipeline.takes_strengths
         asked = translated(body, edits=edits, strengths=strengths)
         service.check_first(asked.request, model.name)
-        given = await asyncio.to_thread(pictures, body, asked.request) if isinstance(body, Img2Img) else {}
+        if isinstance(body, Img2Img):
+            given = await asyncio.to_thread(pictures, body, asked.request)
+            if service.added.signer is not None:
+                source = content((body.init_images or [""])[0], "init_images")
         job = await service.submit(
             asked.request,
             model=model.name,
@@ -219,16 +231,21 @@ async def _generated(service: Service, state: _Open, http: HttpRequest, kind: ty
             owner=_client(http),
             on_step=stepped,
             store=not body.do_not_save_samples,
+            source=source,
         )
     except RequestError as exc:
         raise ApiError(422, str(exc), code="invalid_request") from exc
-    task = _Task(job, body.force_task_id)
+    task = _Task(job, body.force_task_id, "mask" in given)
     state.tasks.append(task)
     try:
         result = await service.result(job, http, black=True)
+    except CancelledError:
+        if task.answered is None:
+            raise
+        result = await asyncio.to_thread(unfinished, model.pipeline, job, task.answered, given.get("image"))
     finally:
         state.tasks.remove(task)
-    images = await files(service, result, "png") if body.send_images is not False else []
+    images = await files(service, job, result, "png") if body.send_images is not False else []
     about = _info(model, asked, result)
     shown = {name: value for name, value in fields.items() if name not in ("init_images", "mask")}
     return {"images": [_text(one) for one in images], "parameters": shown, "info": json.dumps(about)}

@@ -314,7 +314,7 @@ async def _v1(service: Service, engine: str, http: HttpRequest, asked: Stability
     if accepted == "image/png" and asked.request.count > 1:
         raise ApiError(400, f"{asked.request.count} samples can't be sent as one PNG. Accept application/json.")
     job, result = await _generated(service, engine, http, asked)
-    images = await files(service, result, "png")
+    images = await files(service, job, result, "png")
     seed = result.request.seed or 0
     if accepted == "image/png":
         headers = {"finish-reason": _reason(job, 0), "seed": str(seed)}
@@ -329,7 +329,7 @@ async def _v1(service: Service, engine: str, http: HttpRequest, asked: Stability
 async def _v2(service: Service, model: str, http: HttpRequest, asked: StabilityAsked) -> Response:
     accepted = _accepted(http, ("image/*", "application/json"))
     job, result = await _generated(service, model, http, asked)
-    (image,) = await files(service, result, asked.kind)
+    (image,) = await files(service, job, result, asked.kind)
     seed = result.request.seed or 0
     if accepted == "application/json":
         text = base64.b64encode(image).decode()

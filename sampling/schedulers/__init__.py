@@ -50,6 +50,7 @@ __all__ = [
     "names",
     "samplers",
     "schedule",
+    "skipped_steps",
     "understood",
 ]
 
@@ -124,12 +125,11 @@ def names(config: Mapping[str, object], aligned: Sequence[float] | None = None) 
     return tuple(sorted(filter(fits, NAMES)))
 
 
-def first_call(config: Mapping[str, object], walk: Schedule, steps: int, strength: float) -> int:
-    """The call of a walk of `steps` steps at which image to image begins.
+def skipped_steps(config: Mapping[str, object], steps: int, strength: float) -> int:
+    """The number of steps that image to image leaves out, from noise on. `config` is the checkpoint's.
 
-    `config` is the checkpoint's. Counted as in diffusers: `steps * strength` is rounded down, in flow matching up.
-    PNDM's Runge-Kutta steps, of four calls each, are skipped as a whole: diffusers would begin inside of one.
-    Raises `RequestError` if no call is left.
+    Counted as in diffusers: `steps * strength` is rounded down, in flow matching up. Raises `RequestError` if no step
+    is left.
     """
     flow = samplers(config) is FLOW_SCHEDULERS
     skipped = int(steps - min(steps * strength, steps)) if flow else steps - min(int(steps * strength), steps)
@@ -138,6 +138,17 @@ def first_call(config: Mapping[str, object], walk: Schedule, steps: int, strengt
             f"A strength of {strength:g} of {steps} steps leaves no denoiser call. Use a strength of at least "
             f"{math.ceil(1e4 / steps) / 1e4:g}, or more steps."
         )
+    return skipped
+
+
+def first_call(config: Mapping[str, object], walk: Schedule, steps: int, strength: float) -> int:
+    """The call of a walk of `steps` steps at which image to image begins.
+
+    `config` is the checkpoint's, and the steps before are its `skipped_steps`.
+    PNDM's Runge-Kutta steps, of four calls each, are skipped as a whole: diffusers would begin inside of one.
+    Raises `RequestError` if no call is left.
+    """
+    skipped = skipped_steps(config, steps, strength)
     if isinstance(walk, TWO_CALLS):
         return 2 * skipped
     if isinstance(walk, Pndm) and not walk.settings.skip_prk_steps:

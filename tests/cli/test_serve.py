@@ -140,9 +140,31 @@ def test_replicas_drain_and_end_with_the_server(folder):
 @pytest.mark.parametrize(("cores", "replicas", "threads"), [(8, 3, 2), (2, 2, 1), (2, 4, 1)])
 def test_replicas_share_the_cores(monkeypatch, cores, replicas, threads):
     monkeypatch.setattr(server, "cores", lambda: cores)
-    profile = server.with_share(load_profile("cpu-onnxruntime"), replicas)
+    profile = server.with_share(load_profile("cpu-onnxruntime"), cores // replicas)
     assert profile == with_threads(load_profile("cpu-onnxruntime"), threads)
-    assert server.with_share(load_profile("intel-gpu"), replicas) == load_profile("intel-gpu")
+    assert server.with_share(load_profile("intel-gpu"), 2) == load_profile("intel-gpu")
+    found = server.crowd_notice([profile] * replicas)
+    assert (found is not None) == (replicas > cores)
+    assert server.crowd_notice([load_profile("intel-gpu")] * 64) is None
+
+
+def test_replicas_that_are_started_when_jobs_wait(folder, refused):
+    profile = load_profile("null")
+    assert server.scaled(profile, None, None, None) == (1, [profile])
+    assert server.scaled(profile, None, 2, 4) == (2, [profile] * 4)
+    words = ("serve", folder, "-p", "null", "--replicas", "3")
+    assert "--most-replicas is 2, but 3 are started" in refused(*words, "--most-replicas", "2")
+
+
+def test_options_of_ray(folder, refused, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")  # put back afterwards
+    words = ("serve", folder, "-p", "null", "--port", "0")
+    assert "Pass --on ray too" in refused(*words, "--ray-gpus", "0.5")
+    assert "Leave --device and --memory out" in refused(*words, "--on", "ray", "--memory", "4")
+    message = refused(*words, "--on", "ray")
+    assert "--on ray needs ray" in message
+    assert "[ray]" in message
 
 
 def test_a_first_image_that_fails_ends_the_server(folder, monkeypatch):

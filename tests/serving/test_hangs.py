@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from threading import Event
 
 import pytest
 
@@ -16,7 +17,7 @@ from latentc.serving.worker import Opening
 
 from . import standins
 from .conftest import wait_for
-from .test_queue import ask
+from .test_queue import Drawing, ask
 
 OPENING = Opening(None, None, {})
 
@@ -83,3 +84,19 @@ def test_one_that_ends_while_it_opens(monkeypatch):
     monkeypatch.setattr(replica, "work", standins.ends)
     with pytest.raises(ProfileError, match=r"opened m has ended.* Serve fewer replicas"):
         Replicas("m", [OPENING, OPENING])
+
+
+def test_a_batch_in_this_process_that_hangs_is_given_up(monkeypatch):
+    for name in ("GRACE_SECONDS", "END_SECONDS"):
+        monkeypatch.setattr(f"latentc.serving.queue.{name}", 0.0)
+    go, drawing = Event(), Drawing()
+    queue = Queue("m", lambda *_, **__: (go.wait() and drawing.go.set()) or drawing(*_, **__), Limits(), Metrics())
+    queue.start()
+    job = queue.submit(ask("x"))
+    wait_for(lambda: queue.generates)
+    assert not queue.close(0)
+    assert (job.state, job.reason, queue.hung) == ("cancelled", "shutdown", True)
+    assert not queue.close()
+    go.set()
+    wait_for(lambda: not queue.generates)
+    assert job.state == "cancelled", "what comes later changes nothing"

@@ -5,6 +5,7 @@ import json
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
+from threading import Event
 
 import httpx2
 import numpy as np
@@ -294,3 +295,24 @@ def test_draining(gate):
         assert closing.result()
     assert (ready.status_code, refused.status_code, alive.status_code) == (503, 503, 200)
     assert "retry-after" in refused.headers
+
+
+def test_a_request_whose_check_takes_long_keeps_no_other_waiting(server, http, gate, monkeypatch):
+    """Checking a request decodes its images: it is done in a thread beside the server's."""
+    began, go = Event(), Event()
+
+    def check(request, **more):
+        if request.prompt == "slow":
+            began.set()
+            assert go.wait(60)
+        return gate._pipeline.check(request, **more)
+
+    monkeypatch.setattr(gate, "check", check, raising=False)
+    with ThreadPoolExecutor() as pool:
+        slow = pool.submit(post, http, "slow", 1)
+        assert began.wait(60)
+        assert http.get("/livez").status_code == 200
+        assert post(http, "fast", 1).status_code == 200
+        assert not slow.done()
+        go.set()
+        assert slow.result().status_code == 200

@@ -1,0 +1,69 @@
+"""Processes that are started while jobs wait, and ended when they generate nothing; stand-ins, without engines."""
+
+import pytest
+
+from latentc.serving import replica, scaling
+from latentc.serving.limits import Limits
+from latentc.serving.metrics import Metrics
+from latentc.serving.queue import Queue
+from latentc.serving.replicas import Replicas
+from latentc.serving.scaling import IDLE_SECONDS, WAIT_SECONDS, Scaling
+
+from . import standins
+from .conftest import wait_for
+from .test_hangs import OPENING, _found
+from .test_queue import ask
+
+__all__ = ["_found"]
+
+
+@pytest.fixture
+def model(monkeypatch):
+    monkeypatch.setattr(replica, "work", standins.silent)
+    monkeypatch.setattr(replica, "END_SECONDS", 0.0)
+    one = Replicas("m", [OPENING] * 2, least=1)
+    yield one
+    one.close()
+
+
+def test_processes_follow_the_queue(model):
+    queue = Queue("m", model.draw_many, Limits(), Metrics(), threads=2, room=model.room)
+    look = Scaling(model, queue).look
+    look(1)
+    assert model.state() == {"open": 1, "count": 1, "restarts": 0}
+    job = queue.submit(ask("x"))
+    look(2)
+    look(2 + WAIT_SECONDS - 0.1)
+    assert model.state()["count"] == 1
+    look(2 + WAIT_SECONDS)
+    assert model.state()["count"] == 2
+    wait_for(lambda: model.room() == 2)
+    look(20 + WAIT_SECONDS)
+    assert (model.state()["count"], model.grow()) == (2, False), "there may be no more"
+    queue.cancel(job)
+    look(100)
+    look(100 + IDLE_SECONDS - 0.1)
+    assert model.room() == 2
+    look(100 + IDLE_SECONDS)
+    assert model.state() == {"open": 1, "count": 1, "restarts": 0}
+    look(200 + 2 * IDLE_SECONDS)
+    assert (model.room(), model.shrink()) == (1, False)
+
+
+def test_one_that_generates_is_not_ended(model):
+    assert model.grow()
+    wait_for(lambda: model.room() == 2)
+    model._drawing.update(model._open.values())
+    assert (model.idle, model.shrink()) == (False, False)
+    model._drawing.clear()
+
+
+def test_it_looks_by_itself(model, monkeypatch):
+    monkeypatch.setattr(scaling, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(scaling, "WAIT_SECONDS", 0.0)
+    queue = Queue("m", model.draw_many, Limits(), Metrics(), room=lambda: 0)
+    one = Scaling(model, queue)
+    one.start()
+    queue.submit(ask("x"))
+    wait_for(lambda: model.room() == 2)
+    one.close()
