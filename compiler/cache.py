@@ -62,6 +62,8 @@ class Parity(Record):
     """What computed the reference: PyTorch at export, or a runtime that ran the exported graph in f32 at this shape."""
     worst: str = ""
     """Output and reference with the lowest PSNR, such as `out_sample of whole.0`."""
+    worst_timestep: Annotated[float | None, Field(exclude_if=lambda value: value is None)] = None
+    """Timestep of that reference; None for a part without."""
     graph_run_by: str | None = None
     """Set where the engine's device was absent: the figures are those of its graph, run on the CPU by this runtime."""
     compared_on: str | None = None

@@ -21,6 +21,7 @@ from ..core.records import GRAPH_DB, GraphFigure, graph_key, recall, record_key,
 from ..core.references import CHANGES, IDS, TABLE, Case, changed, stored_at, text_pairs
 from ..core.shapes import filled
 from ..core.tensors import Array, change_db, cosine, psnr_db
+from ..core.wires import TIMESTEP
 from ..runtimes import Target, runtime
 from ..runtimes.base import files_in
 from .cache import Parity
@@ -84,7 +85,8 @@ def measure(part: str, engine: Engine, origin: str, cases: Iterable[Case], laten
         for name, wanted in case.outputs.items():
             figure = psnr_db(wanted, found[name])
             if figure < worst.psnr_db:
-                worst = worst.model_copy(update={"psnr_db": round(figure, 2), "worst": f"{name} of {case.name}"})
+                at = {"worst": f"{name} of {case.name}", "worst_timestep": _timestep(case)}
+                worst = worst.model_copy(update={"psnr_db": round(figure, 2), **at})
             alike = round(cosine(wanted, found[name]), 6)
             if not alike >= worst.cosine:
                 worst = worst.model_copy(update={"cosine": alike})
@@ -101,6 +103,11 @@ def measure(part: str, engine: Engine, origin: str, cases: Iterable[Case], laten
 def _answer(case: Case) -> str:
     """The denoiser's only output."""
     return next(iter(case.outputs))
+
+
+def _timestep(case: Case) -> float | None:
+    """A denoiser's timestep; None for other parts."""
+    return float(case.feeds[TIMESTEP][0]) if TIMESTEP in case.feeds else None
 
 
 def check_outputs(part: str, case: Case, found: dict[str, Array], by: str) -> None:

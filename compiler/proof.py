@@ -30,6 +30,7 @@ from ..runtimes import Runtime, runtime
 from ..sampling.draw import SCHEDULER, host_files, load_host
 from ..sampling.wires import SOURCES
 from .cache import Artifact, Parity
+from .calibrate import exact_below
 from .cases import made_reference, reference, stored_drawings
 from .host_check import check_host
 from .parity import measure
@@ -232,8 +233,19 @@ def check_floor(bundle: Bundle, profile: Profile, want: Wanted, parity: Parity, 
             "it again."
         )
     raise ParityError(
-        f"{agrees}; profile {profile.name} requires {floor:.0f} dB. The engine will not be used. {advice}, or lower "
-        "[parity_db] if this accuracy is enough."
+        f"{agrees}; profile {profile.name} requires {floor:.0f} dB.{_exact_call(bundle, want, parity)} The engine "
+        f"will not be used. {advice}, or lower [parity_db] if this accuracy is enough."
+    )
+
+
+def _exact_call(bundle: Bundle, want: Wanted, parity: Parity) -> str:
+    """A sentence on the worst call of an int8 engine, where that call is not in int8; else nothing."""
+    below = exact_below(bundle, want.part) if want.target.recipe.calibrated else None
+    if below is None or parity.worst_timestep is None or parity.worst_timestep >= below:
+        return ""
+    return (
+        f" That call, at timestep {parity.worst_timestep:g}, is one of those below {below:g} that are exact in "
+        f"{want.target.precision}, so more exact layers would not help."
     )
 
 
