@@ -35,6 +35,9 @@ LACKING_DB = 12.0
 go in all. One that is further off has a fault.
 """
 
+WEIGHTS_MAPPED = 2
+"""How often a compiler maps the weights: ONNX Runtime does once to read them, and once to write its own graph."""
+
 
 class Made(Record):
     """Figures of a new engine, which the caller compares with the profile's floor."""
@@ -73,6 +76,7 @@ def make(
         },
         seconds=WAIT_SECONDS,
         what=f"Compiling {want.part} for profile {profile.name}",
+        mapped_bytes=WEIGHTS_MAPPED * sum(file.bytes for file in bundle.files(want.part).values()),
         on_progress=on_progress,
     )
     return Made.model_validate(answer)
