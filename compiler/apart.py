@@ -46,6 +46,7 @@ def measured_apart(
         },
         seconds=LIMIT_SECONDS,
         what=f"The first run of the engines for profile {profile.name}",
+        mapped_bytes=sum(artifact.bytes for artifact in artifacts),
         advice=ADVICE,
         on_progress=on_progress,
     )

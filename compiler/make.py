@@ -31,6 +31,9 @@ from .proof import prove_engine
 from .targets import Wanted, floor_db, job_of, wanted
 from .traces import LACKING_DB
 
+WEIGHTS_MAPPED = 2
+"""How often a compiler maps the weights: ONNX Runtime does once to read them, and once to write its own graph."""
+
 
 class Made(Record):
     """Figures of a new engine, which the caller compares with the profile's floor."""
@@ -69,6 +72,7 @@ def make(
         },
         seconds=WAIT_SECONDS,
         what=f"Compiling {want.part} for profile {profile.name}",
+        mapped_bytes=WEIGHTS_MAPPED * sum(file.bytes for file in bundle.files(want.part).values()),
         on_progress=on_progress,
     )
     return Made.model_validate(answer)

@@ -140,6 +140,7 @@ def check_graphs(bundle: Bundle, parts: Iterable[str], on_progress: Progress = q
             {"bundle": str(bundle.folder), "parts": unknown},
             seconds=LIMIT_SECONDS,
             what=f"The first run of the graphs of {', '.join(unknown)}",
+            mapped_bytes=sum(file.bytes for part in unknown for file in bundle.files(part).values()),
             on_progress=on_progress,
         )
         for part in unknown:

@@ -50,19 +50,23 @@ def quarantined(
     what: str = "",
     advice: str = ADVICE,
     memory_bytes: int | None = None,
+    mapped_bytes: int = 0,
     on_progress: Progress = quiet,
 ) -> dict[str, Any]:
     """Call `latentc.module:function` in a child process, and return its result.
 
     The function is called as `function(**arguments, on_progress=...)` and returns a dict; both are JSON values. `what`
     names the work in errors, such as `The first run of unet`. `memory_bytes` limits the child's allocations (None: 90 %
-    of the free memory; Linux only). The child never outlives this call or this process, and leaves no core file.
+    of the free memory; Linux only). `mapped_bytes` are added for files that it maps: libraries map weights privately,
+    which Linux counts as allocations, although it can take their pages back. The child never outlives this call or this
+    process, and leaves no core file.
 
     Raises the `LatentcError` that the function raised, with its message; or `CompileError`, ending in `advice`, if the
     child crashed, took longer than `seconds`, exceeded the memory limit, or failed otherwise.
     """
     what = what or function
     limit = _free_bytes() if memory_bytes is None else memory_bytes
+    limit = None if limit is None else limit + mapped_bytes
     order = {"function": function, "arguments": dict(arguments), "memory_bytes": limit, "parent": os.getpid()}
     with _Child(json.dumps(order)) as child:
         answer = child.answer(time.monotonic() + seconds, on_progress)

@@ -17,7 +17,7 @@ from latentc.core.quarantine import quarantined
 linux = pytest.mark.skipif(sys.platform != "linux", reason="limits and signals of Linux")
 
 WORK = """
-import os, signal, subprocess, sys, time
+import mmap, os, signal, subprocess, sys, time
 from latentc.core.errors import ParityError
 
 class Nearer(ParityError):
@@ -60,6 +60,10 @@ def allocate(on_progress):
     while True:
         held.append(bytearray(64 << 20))
 
+def map_privately(path, on_progress):
+    with open(path, "r+b") as file, mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE) as mapped:
+        return {"mapped": len(mapped)}
+
 def abort(on_progress):
     os.write(2, b"terminate called after throwing an instance of 'std::bad_alloc'\\n")
     os.abort()
@@ -79,7 +83,7 @@ def work(tmp_path, monkeypatch):
 
 
 def call(name, seconds=20.0, **arguments):
-    told = {key: arguments.pop(key) for key in ("memory_bytes", "on_progress") if key in arguments}
+    told = {key: arguments.pop(key) for key in ("memory_bytes", "mapped_bytes", "on_progress") if key in arguments}
     return quarantined(f"quarantine_work:{name}", arguments, seconds=seconds, what="The first run of unet", **told)
 
 
@@ -154,6 +158,17 @@ def test_it_leaves_no_core_file_and_takes_no_more_memory_than_it_may():
     with pytest.raises(CompileError, match=r"needed more memory than is available \(its limit was 500 MB\)") as caught:
         call("allocate", memory_bytes=500_000_000)
     assert str(caught.value).endswith(MEMORY_ADVICE), "and not that of what it opened"
+
+
+@linux
+def test_files_that_it_maps_need_no_memory(tmp_path):
+    path = tmp_path / "weights"
+    with path.open("wb") as file:
+        file.truncate(1_000_000_000)
+    with pytest.raises(CompileError, match="Cannot allocate memory"):
+        call("map_privately", path=str(path), memory_bytes=500_000_000)
+    found = call("map_privately", path=str(path), memory_bytes=500_000_000, mapped_bytes=path.stat().st_size)
+    assert found == {"mapped": 1_000_000_000}
 
 
 @pytest.mark.slow
