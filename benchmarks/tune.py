@@ -131,8 +131,11 @@ class _Run:
 
     def cost(self, one: Tried, *purposes: Purpose) -> float:
         """Predicted seconds of the images that a candidate still needs: for the choice none if it is lost."""
-        needed = [purpose for purpose in purposes if purpose != "choice" or not self.is_lost(one.candidate)]
-        lacking = sum(len(self.sets[purpose]) - len(self.log.of(purpose, one.candidate)) for purpose in needed)
+        lacking = sum(
+            len(self.sets[purpose]) - len(self.log.of(purpose, one.candidate))
+            for purpose in purposes
+            if purpose != "choice" or not self.is_lost(one.candidate)
+        )
         return lacking * one.predicted.median
 
     def quality(self, purpose: Purpose, candidate: Candidate) -> Quality | None:
@@ -151,9 +154,9 @@ def tune(
 ) -> Tuned:
     """Measure the profiles, choose a candidate, and report on it. `state` is the file in which a run goes on.
 
-    Before anything is measured, raises `RequestError` for a floor that nothing can meet, and for a bundle, a scheduler,
-    a number of steps or prompts that can't be used; `BundleError` for engines that don't exist; the errors of
-    `compiler.targets.wanted` for profiles that don't work here; and those of `compiler.build.build` for engines that
+    Before anything is measured, raises `RequestError` for a floor that nothing can meet, and for a bundle or prompts
+    that can't be used; the errors of `candidates_of`; `BundleError` for engines that don't exist; the errors of
+    `compiler.targets.wanted` for profiles that don't work here, and those of `compiler.build.build` for engines that
     are to be built. Afterwards raises `LatentcError` where a profile can't be measured, the best images can't be
     generated, the file can't be written, or the time is too short.
     """

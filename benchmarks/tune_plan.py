@@ -184,8 +184,8 @@ def _asked(texts: Sequence[tuple[str, str]], index: int, seed: int, settings: Ma
 def candidates_of(bundle: Bundle, plan: Tuning, best: Candidate, asked: TuningRequest) -> dict[Candidate, int]:
     """The best candidate and those to try, each with the number of its denoiser calls.
 
-    Raises `RequestError` for a scheduler or a number of steps that the model doesn't support, and if there is
-    nothing to try.
+    Raises `RequestError` or `ProfileError` for a scheduler or a number of steps that the model doesn't support, and
+    `RequestError` if there is nothing to try.
     """
     model, config = bundle.manifest.model, bundle.json(SCHEDULER)
     own, asked_for = own_scheduler(config), plan.schedulers
