@@ -14,6 +14,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ..compiler.build import Build, build
 from ..core.bundle import Bundle
 from ..core.errors import LatentcError
 from ..core.files import sha256_json
@@ -33,7 +34,7 @@ from .quality import picture_psnr_db
 from .reading import OTHERS, machine_title, seconds_shown
 from .records import Measurement
 from .summary import Summary, summarize
-from .tune_plan import Tuning, candidates_of, check_floor, ready, sets_of
+from .tune_plan import Tuning, best_of, candidates_of, check_floor, ready, sets_of
 from .tuned import Candidate, Purpose, TimedProfile, TunedPicture, TuningLog, as_png, open_log
 from .tuning import Floor, Quality, Tried, TuningRequest, choice, faster, is_lost, nearest, predicted, quality_of, ties
 
@@ -52,12 +53,17 @@ def drawn(bundle: Bundle, profile: Profile, asked: Sequence[Request]) -> Generat
             yield result.images[0], result.seconds["total"]
 
 
+class _NotDrawn(LatentcError):
+    """A candidate's image could not be generated."""
+
+
 @dataclass(frozen=True)
 class Instruments:
-    """What measures and generates; a test has its own."""
+    """What builds, measures and generates; a test has its own."""
 
     measure: Callable[[Bundle, Plan, Path, Progress], list[Measurement]] = bench
     draw: Callable[[Bundle, Profile, Sequence[Request]], Generator[tuple[Pixels, float]]] = drawn
+    build: Callable[[Bundle, Profile, Progress], Build | None] = build
     now: Callable[[], float] = time.monotonic
 
 
@@ -99,6 +105,10 @@ class Tuned:
         found = self.log.of("report", self.best.candidate)
         return summarize([one.seconds for one in found[1:] or found]) if found else None
 
+    def peak_bytes(self, one: Tried) -> int | None:
+        """Peak resident memory of the process that timed a candidate's profile; None if unknown."""
+        return self.log.times[one.candidate.profile].peak_bytes
+
 
 @dataclass(frozen=True)
 class _Run:
@@ -120,8 +130,12 @@ class _Run:
         return self.until - self.tools.now()
 
     def cost(self, one: Tried, *purposes: Purpose) -> float:
-        """Predicted seconds of the images of a candidate that are missing."""
-        lacking = sum(len(self.sets[purpose]) - len(self.log.of(purpose, one.candidate)) for purpose in purposes)
+        """Predicted seconds of the images that a candidate still needs: for the choice none if it is lost."""
+        lacking = sum(
+            len(self.sets[purpose]) - len(self.log.of(purpose, one.candidate))
+            for purpose in purposes
+            if purpose != "choice" or not self.is_lost(one.candidate)
+        )
         return lacking * one.predicted.median
 
     def quality(self, purpose: Purpose, candidate: Candidate) -> Quality | None:
@@ -140,10 +154,11 @@ def tune(
 ) -> Tuned:
     """Measure the profiles, choose a candidate, and report on it. `state` is the file in which a run goes on.
 
-    Before anything is measured, raises `RequestError` for a floor that nothing can meet, and for a bundle, a scheduler,
-    a number of steps or prompts that can't be used; `BundleError` for engines that don't exist; and the errors of
-    `compiler.targets.wanted` for profiles that don't work here. Afterwards raises `LatentcError` where a profile can't
-    be measured, the best images can't be generated, or the time is too short.
+    Before anything is measured, raises `RequestError` for a floor that nothing can meet, and for a bundle or prompts
+    that can't be used; the errors of `candidates_of`; `BundleError` for engines that don't exist; the errors of
+    `compiler.targets.wanted` for profiles that don't work here, and those of `compiler.build.build` for engines that
+    are to be built. Afterwards raises `LatentcError` where a profile can't be measured, the best images can't be
+    generated, the file can't be written, or the time is too short.
     """
     tools = tools or Instruments()
     until = tools.now() + 60 * plan.minutes if plan.minutes is not None else float("inf")
@@ -151,8 +166,12 @@ def tune(
     sets, timing = sets_of(bundle, plan), plan.timing(bundle)
     list(requests_of([bundle], timing))
     found = ready(bundle, plan)
-    exact = min(found, key=lambda one: one.rounding)
-    best = Candidate(profile=exact.profile.name, steps=max(plan.steps))
+    candidates_of(bundle, plan, best_of(plan, found), sets["choice"][0])
+    if absent := [one.profile for one in found if not one.is_built]:
+        for profile in absent:
+            tools.build(bundle, profile, on_progress)
+        found = ready(bundle, plan)  # a part whose engine was refused has another precision now
+    best = best_of(plan, found)
     calls = candidates_of(bundle, plan, best, sets["choice"][0])
     facts = {
         "bundle": drawing_digest(bundle),
@@ -167,7 +186,7 @@ def tune(
     notes = _measure(run, timing)
     if bundle.manifest.source.random:
         notes.append("The weights are random: times are valid, images are noise.")
-    if exact.rounding > RECIPES["f32"].rounding:
+    if min(one.rounding for one in found) > RECIPES["f32"].rounding:
         notes.append(f"No profile computes all in f32: the best images are those of {best.profile}.")
     timed = {one: Tried(one, predicted(run.log.times[one.profile], count)) for one, count in calls.items()}
     tried, left = _try(run, faster([one for one in timed.values() if one.candidate != best], timed[best]), timed[best])
@@ -190,15 +209,15 @@ def _measure(run: _Run, timing: Plan) -> list[str]:
         if failed := next((row for row in own.values() if row.error), None):
             raise LatentcError(f"Profile {failed.subject.name} could not be measured: {failed.error} Leave it out.")
         for name, row in own.items():
-            run.log.add(
-                TimedProfile(profile=name, draws=row.draws, stable=bool(row.stable), other_cores=row.other_cores)
-            )
+            peak = row.memory.peak_bytes if row.memory else None
+            stable, others = bool(row.stable), row.other_cores
+            run.log.add(TimedProfile(profile=name, draws=row.draws, stable=stable, other_cores=others, peak_bytes=peak))
     times = [run.log.times[name] for name in run.profiles]
     notes: list[str] = []
     if shaky := [one.profile for one in times if not one.stable]:
         notes.append(f"The times are not stable: {', '.join(shaky)}.")
-    if (others := max(one.other_cores or 0.0 for one in times)) > OTHERS:
-        notes.append(f"Other processes used {others:.1f} cores while times were measured.")
+    if (most := max(one.other_cores or 0.0 for one in times)) > OTHERS:
+        notes.append(f"Other processes used {most:.1f} cores while times were measured.")
     return notes
 
 
@@ -238,7 +257,7 @@ def _try(run: _Run, found: Sequence[Tried], best: Tried) -> tuple[list[Tried], i
             continue
         try:
             _generate(run, one, "choice", sum(run.cost(each, "choice") for each in found[index:]) + reserve)
-        except LatentcError as exc:
+        except _NotDrawn as exc:
             tried.append(replace(one, error=str(exc)))
             continue
         one = replace(one, quality=run.quality("choice", one.candidate))
@@ -254,20 +273,20 @@ def _try(run: _Run, found: Sequence[Tried], best: Tried) -> tuple[list[Tried], i
 def _generate(run: _Run, one: Tried, purpose: Purpose, bound: float) -> None:
     """Generate the images of a candidate that are missing, until it can't meet the floor any more.
 
-    `bound` is the most that the rest of the run is predicted to take, in seconds.
+    `bound` is the most that the rest of the run is predicted to take, in seconds. Raises `_NotDrawn` for an image that
+    can't be generated, and `LatentcError` for a damaged image of the best candidate or a file that can't be written.
     """
     asked, done = run.sets[purpose], run.log.of(purpose, one.candidate)
     if len(done) >= len(asked) or (purpose == "choice" and run.is_lost(one.candidate)):
         return
     missing = counted(len(asked) - len(done), "image")
     minutes = min(bound, run.seconds_left) / 60
-    run.on_progress(f"{one.candidate.title}: {missing} for the {purpose}, at most {minutes:.1f} min left", None)
+    run.on_progress(f"{one.candidate.title}: {missing} for the {purpose}, about {minutes:.1f} min left", None)
     best = None if one.candidate == run.best else run.log.of(purpose, run.best)
     requests = [each.by(one.candidate) for each in asked[len(done) :]]
-    profile = run.profiles[one.candidate.profile]
     with ExitStack() as stack:
         judge = None if asked[0].said is None else stack.enter_context(open_judge())
-        for image, seconds in stack.enter_context(closing(run.tools.draw(run.bundle, profile, requests))):
+        for image, seconds in stack.enter_context(closing(_images(run, one.candidate, requests))):
             picture = TunedPicture(
                 purpose=purpose,
                 candidate=one.candidate,
@@ -280,3 +299,11 @@ def _generate(run: _Run, one: Tried, purpose: Purpose, bound: float) -> None:
             run.log.add(picture)
             if purpose == "choice" and run.is_lost(one.candidate):
                 return
+
+
+def _images(run: _Run, candidate: Candidate, asked: Sequence[Request]) -> Generator[tuple[Pixels, float]]:
+    """As `Instruments.draw`, with its errors as `_NotDrawn`: those of what is done with the images stay as they are."""
+    try:
+        yield from run.tools.draw(run.bundle, run.profiles[candidate.profile], asked)
+    except LatentcError as exc:
+        raise _NotDrawn(str(exc)) from exc

@@ -14,7 +14,7 @@ from ..profiles import Profile
 from ..runtimes.machine import machine
 from .charts import pareto
 from .page import template
-from .reading import ParityPoint, figure, machine_title, seconds_shown
+from .reading import ParityPoint, bytes_shown, figure, machine_title, seconds_shown
 from .tune import Tuned
 from .tune_plan import MOST_DB
 from .tuning import Quality, Tried
@@ -42,6 +42,11 @@ def quality_shown(quality: Quality) -> str:
     return f"{said}, scene_score {figure(quality.score)} (the best images {figure(quality.best_score)}{noise})"
 
 
+def memory_shown(one: Tried, found: Tuned) -> str:
+    """Peak resident memory of a candidate's profile; empty if unknown."""
+    return bytes_shown(found.peak_bytes(one))
+
+
 def verdict(found: Tuned) -> str:
     """What was found, in two sentences or three."""
     best, chosen, report = found.best, found.chosen, found.report
@@ -54,7 +59,9 @@ def verdict(found: Tuned) -> str:
         said = f" Closest: {near.candidate.title}, {quality_shown(near.quality)}." if near and near.quality else ""
         return f"No candidate meets {found.floor}.{said} Use {best.candidate.title}, or a lower floor.{unseen}"
     ratio = best.predicted.median / chosen.predicted.median
-    took = f"{seconds_shown(chosen.predicted.median)} an image, {figure(ratio, 2)} x as fast as {best.candidate.title}"
+    mine, theirs = (memory_shown(one, found) for one in (chosen, best))
+    took = f"{seconds_shown(chosen.predicted.median)} an image{f' with {mine} of memory' if mine else ''}"
+    took += f", {figure(ratio, 2)} x as fast as {best.candidate.title}{f' ({theirs})' if theirs else ''}"
     said = f"{chosen.candidate.title}: {took}. On prompts and seeds that it was not chosen by: {quality_shown(report)}"
     if not found.holds:
         return f"{said}, which is below {found.floor}. Use a lower floor, or more --pictures for the choice.{unseen}"
@@ -115,6 +122,7 @@ def tuned_page(found: Tuned) -> str:
         shown=_shown(found),
         figure=figure,
         seconds=seconds_shown,
+        memory=partial(memory_shown, found=found),
         standing=partial(standing, found=found),
     )
 

@@ -61,8 +61,8 @@ class Tuning:
     floor: Floor
     steps: tuple[int, ...] = STEPS
     """The largest number, with the checkpoint's own scheduler, is the best candidate's."""
-    schedulers: tuple[str, ...] = (OWN, SOLVER)
-    """The second is left out if it is the checkpoint's own, or doesn't fit the model."""
+    schedulers: tuple[str, ...] | None = None
+    """None is the checkpoint's own, and `SOLVER` if it fits the model."""
     pictures: int = PICTURES
     """Images of each of the two sets."""
     guidance: float | None = None
@@ -70,7 +70,7 @@ class Tuning:
     prompts: tuple[tuple[str, str], ...] = ()
     """Prompts and negative prompts instead of the suite's: every other one for the choice, the rest for the report."""
     minutes: float | None = None
-    """Time for this run; None is as long as it takes."""
+    """Time for this run; None is as long as it takes. The timing of the profiles is not cut short."""
     build: bool = False
     """Whether engines that don't exist are built."""
 
@@ -98,6 +98,7 @@ class Ready:
     """Of its engines."""
     rounding: float
     """The coarsest `Recipe.rounding` of its engines."""
+    is_built: bool
 
 
 def check_floor(bundle: Bundle, plan: Tuning) -> None:
@@ -127,14 +128,14 @@ def ready(bundle: Bundle, plan: Tuning) -> list[Ready]:
     Raises `BundleError` for engines that don't exist, unless they may be built, and the errors of
     `compiler.targets.wanted` for a profile that doesn't work here.
     """
-    found, absent = list[Ready](), list[Profile]()
+    found = list[Ready]()
     for one in plan.profiles:
         profile = for_size(bundle.manifest.model, one, *bundle.manifest.model.own_size)
         _, engines = wanted(bundle, profile, to_run=True)
-        if not all(find(bundle, engine.part, engine.key) for engine in engines):
-            absent.append(one)
+        is_built = all(find(bundle, engine.part, engine.key) for engine in engines)
         rounding = max(RECIPES[engine.target.precision].rounding for engine in engines)
-        found.append(Ready(profile, tuple(engine.key for engine in engines), rounding))
+        found.append(Ready(profile, tuple(engine.key for engine in engines), rounding, is_built))
+    absent = [one for one, each in zip(plan.profiles, found, strict=True) if not each.is_built]
     if absent and not plan.build:
         each = ",".join(one.argument for one in absent)
         raise BundleError(
@@ -142,6 +143,12 @@ def ready(bundle: Bundle, plan: Tuning) -> list[Ready]:
             f"--profile {each}   (or pass --build)"
         )
     return found
+
+
+def best_of(plan: Tuning, found: Sequence[Ready]) -> Candidate:
+    """The candidate whose images the others are compared with: the most exact profile, and the most steps."""
+    exact = min(found, key=lambda one: one.rounding)
+    return Candidate(profile=exact.profile.name, steps=max(plan.steps))
 
 
 def sets_of(bundle: Bundle, plan: Tuning) -> dict[Purpose, tuple[TuningRequest, ...]]:
@@ -158,7 +165,7 @@ def sets_of(bundle: Bundle, plan: Tuning) -> dict[Purpose, tuple[TuningRequest, 
             for one in captions(2 * count)
         ]
         return {"choice": tuple(each[:count]), "report": tuple(each[count:])}
-    if chosen and (len(chosen) < 2 or len({*chosen}) < len(chosen)):
+    if chosen and (len(chosen) < 2 or len({prompt for prompt, _ in chosen}) < len(chosen)):
         raise RequestError(
             "Every other prompt is for the choice and the rest for the report, so at least two are needed, each once."
         )
@@ -177,16 +184,17 @@ def _asked(texts: Sequence[tuple[str, str]], index: int, seed: int, settings: Ma
 def candidates_of(bundle: Bundle, plan: Tuning, best: Candidate, asked: TuningRequest) -> dict[Candidate, int]:
     """The best candidate and those to try, each with the number of its denoiser calls.
 
-    Raises `RequestError` for a scheduler or a number of steps that the model doesn't support.
+    Raises `RequestError` or `ProfileError` for a scheduler or a number of steps that the model doesn't support, and
+    `RequestError` if there is nothing to try.
     """
     model, config = bundle.manifest.model, bundle.json(SCHEDULER)
-    own, fitting = own_scheduler(config), names(config, model.align_your_steps)
-    chosen: dict[str | None, None] = {}
-    for name in plan.schedulers:
-        if name not in (OWN, SOLVER):
+    own, asked_for = own_scheduler(config), plan.schedulers
+    if asked_for is None:
+        asked_for = (OWN, SOLVER) if SOLVER in names(config, model.align_your_steps) else (OWN,)
+    for name in asked_for:
+        if name != OWN:
             check_name(name)
-        if name != SOLVER or name in fitting:
-            chosen[None if name in (OWN, own) else name] = None
+    chosen = dict.fromkeys(None if name in (OWN, own) else name for name in asked_for)
     each = (
         Candidate(profile=one.name, scheduler=name, steps=steps)
         for one, name, steps in product(plan.profiles, chosen, dict.fromkeys(plan.steps))
@@ -196,4 +204,8 @@ def candidates_of(bundle: Bundle, plan: Tuning, best: Candidate, asked: TuningRe
         request = asked.by(one)
         check(request, model, config)
         found[one] = len(schedule_of(model, config, request).timesteps)
+    if len(found) == 1:
+        raise RequestError(
+            f"There is nothing to compare with {best.title}: name more profiles, or more numbers with --steps."
+        )
     return found

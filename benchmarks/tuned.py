@@ -61,6 +61,8 @@ class TimedProfile(ResultRecord):
     stable: bool
     other_cores: float | None = None
     """Average number of cores that other processes used meanwhile."""
+    peak_bytes: int | None = None
+    """Peak resident memory of the process tree, without the GPU's own."""
 
 
 class TunedPicture(ResultRecord):
@@ -187,8 +189,15 @@ def _damaged(path: Path, number: int, why: str) -> str:
 
 
 def _write(path: Path, line: Begun | TimedProfile | TunedPicture) -> None:
+    data = line.model_dump_json(exclude_none=True).encode() + b"\n"
     try:
-        with path.open("ab") as file:
-            file.write(line.model_dump_json(exclude_none=True).encode() + b"\n")
+        with path.open("ab", buffering=0) as file:
+            size = file.tell()
+            try:
+                while data:
+                    data = data[file.write(data) :]
+            except OSError:
+                file.truncate(size)
+                raise
     except OSError as exc:
         raise LatentcError(unwritable(path, exc, "Choose another name with --output.")) from exc

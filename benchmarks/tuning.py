@@ -186,8 +186,12 @@ def nearest(tried: Sequence[Tried], floor: Floor) -> Tried | None:
     seen = [one for one in tried if one.quality is not None]
     if floor.psnr_db is not None:
         return max(seen, key=_closeness, default=None)
-    return max(seen, key=lambda one: (one.quality and one.quality.score) or 0.0, default=None)
+    return min(seen, key=_loss, default=None)
 
 
 def _closeness(one: Tried) -> float:
     return one.quality.psnr_db.median if one.quality else -math.inf
+
+
+def _loss(one: Tried) -> float:
+    return one.quality.loss if one.quality and one.quality.loss is not None else math.inf

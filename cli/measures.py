@@ -268,8 +268,12 @@ def tune(
         str, typer.Option(help="Numbers of steps to try; the largest generates the best images.")
     ] = "20,15,12,10,8,6",
     schedulers: Annotated[
-        str, typer.Option(help="Schedulers to try, separated by commas; own is the checkpoint's.")
-    ] = "own,dpm++2m",
+        str | None,
+        typer.Option(
+            help="Schedulers to try, separated by commas; own is the checkpoint's. Default: own, and dpm++2m if it "
+            "fits the model."
+        ),
+    ] = None,
     pictures: Annotated[int, typer.Option(help="Images of a candidate to choose by, and as many to report on.")] = 16,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale. Default: 7.5, for `scenes` 4.")] = None,
     prompts: Annotated[
@@ -280,7 +284,12 @@ def tune(
         ),
     ] = None,
     minutes: Annotated[
-        float | None, typer.Option(min=0, help="Time to take. Default: until all that can be chosen is compared.")
+        float | None,
+        typer.Option(
+            min=0,
+            help="Time to take, with the timing of the profiles, which is not cut short. Default: until all that can "
+            "be chosen is compared.",
+        ),
     ] = None,
     build: Annotated[bool, typer.Option("--build", help="Build engines that do not exist.")] = False,
     quiet: Quiet = False,
@@ -296,7 +305,7 @@ def tune(
         profiles_of(profile, bundle),
         parse_floor(floor),
         steps=parse_steps(steps),
-        schedulers=tuple(name.strip() for name in schedulers.split(",")),
+        schedulers=tuple(name.strip() for name in schedulers.split(",")) if schedulers is not None else None,
         pictures=pictures,
         guidance=guidance,
         prompts=read_prompts(prompts),

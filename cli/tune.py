@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from rich.markup import escape
 
 from ..benchmarks.reading import figure, seconds_shown
 from ..benchmarks.tune import Tuned, tune
-from ..benchmarks.tune_page import preset_of, preset_text, standing, tuned_page, verdict
+from ..benchmarks.tune_page import memory_shown, preset_of, preset_text, standing, tuned_page, verdict
 from ..benchmarks.tune_plan import Tuning
 from ..benchmarks.tuning import Floor, Quality, Tried
 from ..core.bundle import open_bundle
@@ -73,10 +73,14 @@ def run_tune(bundle: Path, plan: Tuning, output: Path, *, quiet: bool, as_json: 
     state, page = output.with_suffix(".jsonl"), output.with_suffix(".html")
     if output.suffix != SUFFIX or not output.parent.is_dir():
         raise RequestError(f"{output} must be a name that ends in {SUFFIX}, in a folder that exists.")
-    if output.exists() and not state.exists():
-        raise RequestError(f"{output} exists, and is not of a tuning run. Choose another name with --output.")
+    if not state.exists() and (other := next((one for one in (output, page) if one.exists()), None)):
+        raise RequestError(
+            f"{other} exists, and {state}, the measurements of its run, does not. Choose another name with --output."
+        )
     found = tune(open_bundle(bundle), plan, state, silent if quiet or as_json else on_stderr)
     made = found.chosen if found.holds else None
+    if made is None and output.exists():
+        found = replace(found, notes=(*found.notes, f"{output} is from an earlier run; this run wrote no preset."))
     try:
         write_text(page, tuned_page(found))
         if made is not None:
@@ -95,8 +99,8 @@ def _as_values(found: Tuned, output: Path | None, page: Path) -> dict[str, Any]:
     def values(one: Tried | None) -> dict[str, Any] | None:
         if one is None:
             return None
-        found = {"predicted": asdict(one.predicted), "quality": figures(one.quality), "error": one.error}
-        return {**one.candidate.model_dump(), **found}
+        measured = {"predicted": asdict(one.predicted), "peak_bytes": found.peak_bytes(one)}
+        return {**one.candidate.model_dump(), **measured, "quality": figures(one.quality), "error": one.error}
 
     def figures(one: Quality | None) -> dict[str, Any] | None:
         return None if one is None else {**asdict(one), "loss": one.loss}
@@ -118,20 +122,19 @@ def _as_values(found: Tuned, output: Path | None, page: Path) -> dict[str, Any]:
 
 def _print(found: Tuned, output: Path | None, page: Path) -> None:
     console = Screen(highlight=False)
-    columns = ("predicted", "median", "worst", "images", "score")
+    columns = ("predicted", "memory", "median", "worst", "images", "score")
     listed = table(f"floor: {found.floor}", "candidate", *columns, "", right=columns)
     best = found.best
     took = seconds_shown(best.predicted.median)
-    listed.add_row(escape(best.candidate.title), took, "", "", "", "", "the best images")
+    listed.add_row(escape(best.candidate.title), took, memory_shown(best, found), "", "", "", "", "the best images")
     for one in found.tried:
         cells = ["", "", "", ""]
         if one.quality is not None:
             psnr = one.quality.psnr_db
             shown = [f"{figure(each)} dB" for each in (psnr.median, psnr.minimum)]
             cells = [*shown, str(psnr.count), figure(one.quality.score)]
-        listed.add_row(
-            escape(one.candidate.title), seconds_shown(one.predicted.median), *cells, escape(standing(one, found))
-        )
+        costs = (seconds_shown(one.predicted.median), memory_shown(one, found))
+        listed.add_row(escape(one.candidate.title), *costs, *cells, escape(standing(one, found)))
     console.print(listed)
     for note in found.notes:
         console.print(f"note: {note}", markup=False)

@@ -3,6 +3,7 @@
 import json
 import math
 import tomllib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,15 +11,16 @@ from typer.testing import CliRunner
 
 from latentc.benchmarks.tune import drawn, tune
 from latentc.benchmarks.tune_page import preset_text, tuned_page, verdict
-from latentc.benchmarks.tune_plan import APART, TIMED_STEPS, Tuning, sets_of
-from latentc.benchmarks.tuned import Candidate, TunedPicture, open_log
-from latentc.benchmarks.tuning import Floor, TuningRequest, is_lost, quality_of
+from latentc.benchmarks.tune_plan import APART, TIMED_STEPS, Tuning, candidates_of, sets_of
+from latentc.benchmarks.tuned import Candidate, open_log
+from latentc.benchmarks.tuning import Floor
 from latentc.cli import tune as command
 from latentc.cli.app import app
 from latentc.cli.ask import ask
 from latentc.cli.choose import profile_in
 from latentc.compiler.build import build
-from latentc.core.errors import BundleError, LatentcError, RequestError
+from latentc.core.errors import BundleError, LatentcError, ProfileError, RequestError
+from latentc.core.presets import SOLVER
 from latentc.core.request import Request
 from latentc.pipelines.pipeline import Pipeline
 from latentc.profiles import load_profile
@@ -44,10 +46,13 @@ class Fake:
 
     def __init__(self, measured, *, stop=None, seconds=SECONDS, off=None, other=0.0):
         self.measured, self.stop, self.seconds, self.off, self.other = measured, stop, seconds, off, other
-        self.begun, self.asked, self.clock = 0, [], 0.0
+        self.begun, self.asked, self.built, self.clock = 0, [], [], 0.0
 
     def now(self):
         return self.clock
+
+    def build(self, bundle, profile, tell):
+        self.built.append(profile.name)
 
     def measure(self, bundle, plan, path, tell):
         self.begun += 1
@@ -120,7 +125,7 @@ def test_the_report_has_other_prompts_and_seeds(bundle, plan):
         assert not {one.prompt for one in choice} & {one.prompt for one in report}
         assert len({one.seed for one in (*choice, *report)}) == 32
     with pytest.raises(RequestError, match="at least two are needed"):
-        sets_of(bundle("sd1"), plan(prompts=(("a", ""), ("a", ""))))
+        sets_of(bundle("sd1"), plan(prompts=(("a", ""), ("a", "blurry"))))
 
 
 def test_a_tie_goes_to_the_closer_one(bundle, plan, fake, state):
@@ -200,6 +205,25 @@ def test_a_candidate_that_fails_is_no_end(bundle, plan, fake, state):
     assert found.chosen.candidate == Candidate(profile="coarse", steps=12)
 
 
+def test_a_write_that_fails_ends_the_run_and_leaves_whole_lines(bundle, plan, fake, state):
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def off(profile, request):
+        if (profile.name, request.steps) == ("coarse", 10):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (state.stat().st_size + 9, limits[1]))
+        return OFF[request.steps] + (profile.name == "coarse")
+
+    try:
+        with pytest.raises(LatentcError, match="cannot be written"):
+            tune(bundle("sd1"), plan(), state, tools=fake(off=off))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert state.read_bytes().endswith(b"}\n")
+    found = tune(bundle("sd1"), plan(), state, tools=fake())
+    assert found.chosen.candidate == Candidate(profile="coarse", steps=10)
+
+
 def test_a_short_time_is_kept(bundle, plan, fake, state):
     with pytest.raises(LatentcError, match="more --minutes: what was measured is kept"):
         tune(bundle("sd1"), plan(minutes=0.5), state, tools=fake())
@@ -208,7 +232,9 @@ def test_a_short_time_is_kept(bundle, plan, fake, state):
     assert tools.begun == 0
     assert found.left > 0
     assert "run again to go on" in verdict(found)
-    whole = tune(bundle("sd1"), plan(floor=Floor(47.0)), state, tools=fake())
+    lines = []
+    whole = tune(bundle("sd1"), plan(floor=Floor(47.0)), state, lambda what, share: lines.append(what), fake())
+    assert any("for the choice, about" in one for one in lines)
     assert whole.chosen.candidate == Candidate(profile="coarse", steps=20)
 
 
@@ -238,11 +264,32 @@ def test_what_cannot_be_met_is_refused_before_work(bundle, plan, fake, state, mo
     assert (tools.begun, tools.asked, state.exists()) == (0, [], False)
 
 
-def test_engines_that_do_not_exist_are_named_with_the_command(own_bundle, plan, fake, state):
+def test_a_scheduler_that_is_named_must_fit_and_something_must_be_left_to_try(bundle, plan, fake, state):
+    config = {"_class_name": "EulerDiscreteScheduler", "beta_schedule": "scaled_linear", "timestep_type": "continuous"}
+    continuous = SimpleNamespace(manifest=bundle("sd1").manifest, json=lambda name: config)
+    best, asked = Candidate(profile="fine", steps=20), sets_of(bundle("sd1"), plan())["choice"][0]
+    found = candidates_of(continuous, plan(schedulers=None), best, asked)
+    assert {one.scheduler for one in found} == {None}
+    assert {one.scheduler for one in candidates_of(bundle("sd1"), plan(schedulers=None), best, asked)} == {None, SOLVER}
+    with pytest.raises(ProfileError, match="DPMSolverMultistepScheduler does not support"):
+        candidates_of(continuous, plan(schedulers=("own", SOLVER)), best, asked)
+    tools = fake()
+    with pytest.raises(RequestError, match="nothing to compare with fine, 20 steps"):
+        tune(bundle("sd1"), plan(profiles=plan().profiles[1:], steps=(20,)), state, tools=tools)
+    assert (tools.begun, state.exists()) == (0, False)
+
+
+def test_engines_that_do_not_exist_are_named_with_the_command(own_bundle, bundle, plan, fake, state):
     opened = own_bundle()
     with pytest.raises(BundleError, match=r"coarse and fine\. Run: latentc build .* --profile .*coarse\.toml,.*fine"):
         tune(opened, plan(), state, tools=fake())
-    assert tune(opened, plan(build=True), state, tools=fake()).chosen, "the harness builds them"
+    for begun in (1, 0):
+        tools = fake()
+        assert tune(opened, plan(build=True), state, tools=tools).chosen
+        assert (tools.begun, tools.built) == (begun, ["coarse", "fine"]), "also of a run that goes on"
+    built = fake()
+    assert tune(bundle("sd1"), plan(build=True), state.with_name("other.jsonl"), tools=built).chosen
+    assert built.built == []
 
 
 def test_images_come_from_the_pipeline(bundle):
@@ -254,38 +301,6 @@ def test_images_come_from_the_pipeline(bundle):
     ((image, seconds),) = drawn(opened, profile, [request])
     np.testing.assert_array_equal(image, wanted)
     assert seconds > 0
-
-
-def scored(said, *each):
-    """Images whose attributes a judge recognized, of requests whose captions say these."""
-    asked = [TuningRequest(Request(prompt="a", seed=1), words) for words in said]
-    one = Candidate(profile="a", steps=1)
-    made = [
-        [
-            TunedPicture(purpose="choice", candidate=one, number=i, seconds=1.0, psnr_db=40.0, attributes=attributes)
-            for i, attributes in enumerate(rows)
-        ]
-        for rows in each
-    ]
-    return asked, *made
-
-
-def test_scores_are_compared_with_those_of_the_best():
-    said = [{"sky": "day", "place": "sea"}, {"sky": "night"}, {"light": "sun", "place": "forest"}]
-    asked, best, mine = scored(
-        said,
-        [{"sky": "day", "place": "sea"}, {"sky": "night"}, {"light": "rain", "place": "forest"}],
-        [{"sky": "day", "place": "city"}, {"sky": "day"}, {"light": "sun", "place": "forest"}],
-    )
-    found = quality_of(mine, best, asked)
-    assert (found.score, found.best_score) == (3 / 5, 4 / 5)
-    assert found.loss == pytest.approx(0.2)
-    assert found.noise == pytest.approx(1.96 * math.sqrt(4 / 3) * math.sqrt(3) / 5), "differences of -1, -1 and 1"
-    assert found.meets(Floor(loss=0.2))
-    assert not found.meets(Floor(loss=0.19))
-    assert not found.is_sure(Floor(loss=0.1))
-    assert not is_lost(Floor(loss=0.2), mine[:2], best, asked), "the last one may show all of its caption"
-    assert is_lost(Floor(loss=0.19), mine[:2], best, asked)
 
 
 def test_the_files(bundle, plan, fake, state, monkeypatch):
@@ -307,12 +322,20 @@ def test_the_files(bundle, plan, fake, state, monkeypatch):
     assert "coarse, 10 steps" in page
     said = json.loads(run(*floor, "--json").stdout)
     assert (said["chosen"]["steps"], said["report"]["psnr_db"]["count"]) == (10, 16)
-    assert run("--floor", "60dB", "--schedulers", "own").exit_code == 1
-    assert (folder / "tuned.toml").exists()
+    assert said["chosen"]["peak_bytes"] == 1_000_000_000
+    assert "an image with 1.00 GB of memory" in said["verdict"]
+    kept = (folder / "tuned.toml").read_text()
+    nothing = run("--floor", "60dB", "--schedulers", "own")
+    assert nothing.exit_code == 1
+    assert "is from an earlier run" in " ".join(nothing.output.split())
+    assert (folder / "tuned.toml").read_text() == kept
     for words, says in ((["--floor", "good"], "not a valid floor"), ([*floor, "--steps", "x"], "list of steps")):
         assert says in str(run(*words).exception)
     state.unlink()
-    assert "is not of a tuning run" in str(run(*floor).exception)
+    assert "tuned.toml exists, and" in str(run(*floor).exception)
+    (folder / "tuned.toml").unlink()
+    assert "tuned.html exists, and" in str(run(*floor).exception)
+    assert not state.exists()
 
 
 def test_a_preset_of_a_file_fills_what_a_request_leaves_open(tmp_path):
@@ -351,3 +374,6 @@ def test_a_damaged_image_is_named(bundle, plan, fake, state):
     best = open_log(state, facts).of("choice", Candidate(profile="fine", steps=20))
     with pytest.raises(LatentcError, match="An image of fine, 20 steps is damaged"):
         np.asarray(best[0].model_copy(update={"png": "AAAA"}).image)
+    state.write_text(state.read_text().replace(best[0].png, "AAAA"))
+    with pytest.raises(LatentcError, match="An image of fine, 20 steps is damaged"):
+        tune(bundle("sd1"), plan(floor=Floor(40.0)), state, tools=fake())
