@@ -8,7 +8,7 @@ WHEELS := $(foreach name,gpu migraphx webgpu directml,$(VENV)/wheels/onnxruntime
 ALL_WHEELS := $(WHEELS) $(VENV)/wheels/onnxruntime-macos/.ready
 WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test all-tests quick quick-tests check types readme wheels peers npm software-gpu clean
+.PHONY: demo test all-tests quick quick-tests check types readme wheels peers npm web software-gpu clean
 
 demo: $(READY)
 	$(BIN)/latentc demo
@@ -107,6 +107,17 @@ $(PEERS)/npm/.ready: $(READY)
 	@command -v npm >/dev/null || { echo "npm isn't installed: it comes with Node.js."; exit 1; }
 	mkdir -p $(@D)
 	npm install --silent --no-audit --no-fund --prefix $(@D) openai@6 stability-ai@0.7.0
+	@touch $@
+
+# onnxruntime-web, to test the page of `latentc package --for web` in Chromium: npm comes with Node.js; 30 MB.
+web: $(VENV)/web/.ready
+	$(BIN)/pytest tests/package/test_web.py tests/package/test_web_modules.py
+
+$(VENV)/web/.ready: package/onnxruntime_web.py $(READY)
+	@command -v npm >/dev/null || { echo "npm isn't installed: it comes with Node.js."; exit 1; }
+	mkdir -p $(@D)
+	npm pack --silent --pack-destination $(@D) \
+		onnxruntime-web@$$(sed -n 's/^NAME, VERSION.*"\(.*\)"$$/\1/p' package/onnxruntime_web.py)
 	@touch $@
 
 # A software GPU (SwiftShader from Debian's chromium-common) and an environment for WebGPU: about 0.5 GB.

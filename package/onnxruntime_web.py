@@ -1,0 +1,97 @@
+"""onnxruntime-web, from npm: its pinned version, and the files of it that a page needs."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from base64 import b64encode
+from collections.abc import Mapping
+from pathlib import Path
+
+from ..core.errors import BundleError, RuntimeMissing
+from ..core.progress import Progress
+from ..core.record import in_a_line
+
+NAME, VERSION = "onnxruntime-web", "1.30.0"
+INTEGRITY = "sha512-"
+"""Digest of the package's archive, as npm's registry and lock files have it."""
+
+FOLDER = "ort"
+"""Folder of these files in a page."""
+SECONDS = 900.0
+"""Limit for npm, which downloads about 30 MB."""
+
+FILES: Mapping[str, str] = {
+}
+"""Files in `dist/` of the package, and their SHA-256."""
+
+BACKENDS: Mapping[str, tuple[str, str, str]] = {
+    "wasm": ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm"),
+    "webgpu": ("ort.webgpu.min.mjs", "ort-wasm-simd-threaded.asyncify.mjs", "ort-wasm-simd-threaded.asyncify.wasm"),
+}
+"""For WebAssembly on the CPU, and for WebGPU: the module, the module that starts WebAssembly, and that."""
+
+
+def library_files(source: Path | None, on_progress: Progress) -> dict[str, bytes]:
+    """The contents of `FILES` by name, compared with their digests.
+
+    `source` is the folder of the npm package, or its archive; None downloads it with npm. Raises `BundleError` for
+    another version, and `RuntimeMissing` without npm.
+    """
+    if source is None:
+        on_progress(f"{NAME} {VERSION}: download", None)
+        archive = _downloaded()
+        found = _unpacked(archive, "npm's archive")
+    elif source.is_file():
+        found = _unpacked(source.read_bytes(), str(source))
+    else:
+        place = source / "dist"
+        if not place.is_dir():
+            raise BundleError(f"{source} is not the npm package {NAME}: it has no folder dist. {_advice()}")
+        found = {name: (place / name).read_bytes() for name in FILES if (place / name).is_file()}
+    for name, digest in FILES.items():
+        if name not in found or hashlib.sha256(found[name]).hexdigest() != digest:
+            what = "is not that" if name in found else "is missing"
+            raise BundleError(f"{name} of {source or NAME} {what} of {NAME} {VERSION}. {_advice()}")
+    return found
+
+
+def _advice() -> str:
+    return f"Run `npm pack {NAME}@{VERSION}`, and pass the archive that it writes with --onnxruntime-web."
+
+
+def _unpacked(archive: bytes, where: str) -> dict[str, bytes]:
+    """The files of an archive whose digest is `INTEGRITY`."""
+    if f"sha512-{b64encode(hashlib.sha512(archive).digest()).decode()}" != INTEGRITY:
+        raise BundleError(f"{where} is not the archive of {NAME} {VERSION}: its digest differs. {_advice()}")
+    found: dict[str, bytes] = {}
+    with tarfile.open(fileobj=io.BytesIO(archive)) as packed:
+        for name in FILES:
+            if (file := packed.extractfile(f"package/dist/{name}")) is not None:
+                found[name] = file.read()
+    return found
+
+
+def _downloaded() -> bytes:
+    """The archive, from the registry that npm is configured for."""
+    if (npm := shutil.which("npm")) is None:
+        raise RuntimeMissing(
+            f"{NAME} is downloaded with npm, which is not installed. Install Node.js, or pass the npm package with "
+            "--onnxruntime-web."
+        )
+    with tempfile.TemporaryDirectory() as place:
+        command = [npm, "pack", f"{NAME}@{VERSION}", "--json", "--ignore-scripts", "--pack-destination", place]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=SECONDS, cwd=place)
+            return (Path(place) / json.loads(done.stdout)[0]["filename"]).read_bytes()
+        except (OSError, ValueError, LookupError, subprocess.SubprocessError) as exc:
+            said = (getattr(exc, "stderr", None) or str(exc)).strip()
+            raise RuntimeMissing(
+                f"npm cannot download {NAME} {VERSION} ({in_a_line(Exception(said))}). Check its registry, or pass the npm package "
+                "with --onnxruntime-web."
+            ) from exc
