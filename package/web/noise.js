@@ -73,7 +73,7 @@ function bits32(seed, key) {
 // The ziggurat's 256 layers of equal area: their widths per unit of 23 bits, the part that is inside of the next layer,
 // and the density at their edge. Layer 0 has the tail. Source: Marsaglia and Tsang, doi:10.18637/jss.v005.i08.
 const EDGE = 3.6541528853610088;
-const AREA = 0.00492867323399;
+const AREA = 0.004928673233974652;
 const UNITS = 2 ** 23;
 const WIDTH = new Float32Array(256);
 const INSIDE = new Uint32Array(256);
