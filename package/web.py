@@ -1,10 +1,10 @@
 """A folder that generates images in a browser: the bundle's graphs unmodified, onnxruntime-web, and a page.
 
-    index.html, *.js, style.css        the page, of plain modules; `sw.js` keeps it for visits without a network
-    ort/*.mjs                          onnxruntime-web
-    model.json                         what the page knows about the model, and the pieces of every large file
-    data/*.bin                         these pieces: graphs, weights, tokenizer, WebAssembly, the reference image
-    serve.py, WEB.md                   a server for the folder, and what is in it
+index.html, *.js, style.css        the page, of plain modules; `sw.js` keeps it for visits without a network
+ort/*.mjs                          onnxruntime-web
+model.json                         what the page knows about the model, and the pieces of every large file
+data/*.bin                         these pieces: graphs, weights, tokenizer, WebAssembly, the reference image
+serve.py, WEB.md                   a server for the folder, and what is in it
 """
 
 from __future__ import annotations

@@ -140,9 +140,7 @@ def scheduler_data(config: Mapping[str, object]) -> dict[str, Any]:
         each[name]["lambda_min_clipped"] = s.lambda_min_clipped if np.isfinite(s.lambda_min_clipped) else None
     first = each[own]
     common = {key: value for key, value in first.items() if all(one[key] == value for one in each.values())}
-    different = {
-        name: {key: value for key, value in one.items() if key not in common} for name, one in each.items()
-    }
+    different = {name: {key: value for key, value in one.items() if key not in common} for name, one in each.items()}
     return {"scheduler": own, "schedulers": different, "common": common, "tables": tables}
 
 

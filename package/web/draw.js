@@ -24,10 +24,10 @@ export function check(model, { width, height, guidance, scheduler, seed }) {
 
 /** A scheduler's settings with its tables. */
 export function settingsOf(model, name) {
-  const own = model.schedulers[name];
+  const own = { ...model.common, ...model.schedulers[name] };
   const table = (text) => new Float32Array(Uint8Array.from(atob(text), (one) => one.charCodeAt(0)).buffer);
   const { kept, logs } = model.tables[own.table];
-  return { ...model.common, ...own, kept: [...table(kept)], logs: [...table(logs)] };
+  return { ...own, kept: [...table(kept)], logs: [...table(logs)] };
 }
 
 function finite(array, what) {

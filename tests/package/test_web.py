@@ -27,7 +27,9 @@ ARCHIVE = PLACE / f"{NAME}-{VERSION}.tgz"
 WAIT = 60_000
 """Milliseconds for which a page may load and compute."""
 LEAST_DB = 60.0
-REQUEST = Request(prompt="A red cube\u2019s caf\u00e9 \U0001f600", negative_prompt="fog", steps=5, seed=7, width=72, height=64)
+REQUEST = Request(
+    prompt="A red cube\u2019s caf\u00e9 \U0001f600", negative_prompt="fog", steps=5, seed=7, width=72, height=64
+)
 
 needs_library = pytest.mark.skipif(not ARCHIVE.is_file(), reason="onnxruntime-web is not there: make web")
 
@@ -162,9 +164,7 @@ def test_the_page_is_small_and_in_pieces(made):
     assert {"dpm++2m", "ddim", "euler", "pndm"} <= {*made.schedulers}
 
 
-@pytest.mark.parametrize(
-    ("family", "message"), [("sdxl", "only Stable Diffusion 1 and 2 are supported")]
-)
+@pytest.mark.parametrize(("family", "message"), [("sdxl", "only Stable Diffusion 1 and 2 are supported")])
 def test_other_models_are_refused(bundle, refused, tmp_path, family, message):
     line = refused("package", bundle(family).folder, "--for", "web", "-o", tmp_path / "made", "-q")
     assert message in line
