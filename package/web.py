@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-
 from ..core.bundle import Bundle, check_whole, checked_graph, open_bundle, verify_files
 from ..core.engine import Run
 from ..core.errors import BundleError, RuntimeMissing

@@ -41,6 +41,7 @@ async function open({ backend, threads }) {
     const [graph, ...data] = await Promise.all(part.files.map(read));
     sessions[role] = await ort.InferenceSession.create(graph, {
       executionProviders: [chosen],
+      logSeverityLevel: 3,
       externalData: data.map((bytes, index) => ({ path: part.external[index], data: bytes })),
     });
   }

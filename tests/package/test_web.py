@@ -91,7 +91,7 @@ class TestInChromium:
     pytestmark = in_chromium
 
     def test_images_are_pythons(self, visit, opened):
-        page = visit()
+        page = visit(allowed=("willReadFrequently",))
         page.set_default_timeout(WAIT)
         for count, name in enumerate((None, "euler-ancestral"), 1):
             asked = {**FIELDS, **({"scheduler": name} if name else {})}
@@ -111,15 +111,15 @@ class TestInChromium:
         for name, value in {**FIELDS, "steps": 900}.items():
             page.locator(f"#{name}").fill(str(value))
         page.locator("#go").click()
-        page.wait_for_function("/Step \\d+ of 90/.test(detail.textContent) && shown.width === 9")
-        assert page.evaluate("[shown.width, shown.height]") == [9, 8]
+        page.wait_for_selector("#shown[width='9'][height='8']")
+        assert re.fullmatch(r"Step \d+ of 90\d, .* s left", page.locator("#detail").text_content())
         page.locator("#stop").click()
-        page.wait_for_function("document.getElementById('status').textContent === 'Stopped.'")
+        page.wait_for_selector("#status:text-is('Stopped.')")
         assert generate(page, **FIELDS).shape == (64, 72, 3)
 
     def test_without_headers_it_takes_one_thread_then_adds_them_and_works_offline(self, visit, made):
         with serving("-m", "http.server", "0", "--bind", "127.0.0.1", "--directory", made.folder) as plain:
-            page = visit(plain)
+            page = visit(plain, allowed=("willReadFrequently",))
             page.set_default_timeout(WAIT)
             assert "1 thread" in page.locator("#profile").text_content()
             assert "Cross-Origin-Opener-Policy" in page.locator("#notices").text_content()
@@ -140,7 +140,7 @@ class TestInChromium:
         path.write_bytes(content)
         with serving(folder / "serve.py", "0") as damaged:
             page = visit(damaged, ready=False)
-            page.wait_for_function("document.getElementById('error').textContent.includes('is damaged')")
+            page.wait_for_selector("#error:has-text('unet-model.onnx_data.0.bin is damaged')")
 
     def test_from_a_file_it_says_what_to_do(self, browser, made):
         page = browser.new_page()
