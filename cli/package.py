@@ -29,8 +29,8 @@ def package(
         typer.Option(
             "--for",
             help="dir: a folder with the engines of one profile, without weights. triton: a model repository of it for "
-            "NVIDIA Triton. openvino: a folder for OpenVINO GenAI. web: a page that generates images in browsers. The last "
-            "two take no profile.",
+            "NVIDIA Triton. openvino: a folder for OpenVINO GenAI. web: a page that generates images in browsers. The "
+            "last two take no profile.",
         ),
     ] = "dir",
     profile: ProfileName = None,

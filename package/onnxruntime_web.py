@@ -98,6 +98,6 @@ def _downloaded() -> bytes:
         except (OSError, ValueError, LookupError, subprocess.SubprocessError) as exc:
             said = (getattr(exc, "stderr", None) or str(exc)).strip()
             raise RuntimeMissing(
-                f"npm cannot download {NAME} {VERSION} ({in_a_line(Exception(said))}). Check its registry, or pass the npm package "
-                "with --onnxruntime-web."
+                f"npm cannot download {NAME} {VERSION} ({in_a_line(Exception(said))}). Check its registry, or pass "
+                "the npm package with --onnxruntime-web."
             ) from exc

@@ -54,6 +54,7 @@ PIECE_BYTES = 16 << 20
 MOST_BYTES = (1 << 31) - 1
 """Largest file that a browser holds in one array."""
 
+ROLES = ("text_encoder", "denoiser", "decoder")
 STEPS, SEED, PROMPT = 8, 1, "a lighthouse at sunset"
 """Of the reference image."""
 FLOOR_DB = RECIPES["f32"].gate.psnr_db
@@ -131,7 +132,7 @@ def web_page(
     """
     bundle, folder = open_bundle(bundle), Path(folder).absolute()
     check_whole(bundle, "it cannot be packaged again")
-    parts = dict(zip(("text_encoder", "denoiser", "decoder"), plain_parts(bundle, "browsers"), strict=True))
+    parts: dict[str, str] = dict(zip(ROLES, plain_parts(bundle, "browsers"), strict=True))
     if bundle.manifest.model.latents_mean is not None:
         raise BundleError(f"{bundle.folder} cannot be packaged for browsers: its latents have a mean. {INSTEAD}")
     tokenizer, schedulers = tokenizer_data(bundle), scheduler_data(bundle.json(SCHEDULER))

@@ -76,43 +76,50 @@ def tokenizer_data(bundle: Bundle) -> dict[str, Any]:
     encoder = bundle.manifest.model.text_encoders[0]
     (vocabulary,) = load_vocabularies(bundle)
     path = f"{encoder.tokenizer}/tokenizer.json"
-    found = json.loads((bundle.folder / path).read_bytes())
     try:
-        model, splits = found["model"], found["pre_tokenizer"]["pretokenizers"]
-        split, letters = splits
-        added = cast("list[dict[str, Any]]", found.get("added_tokens", []))
-        pattern = split["pattern"]["Regex"]
-        alike = (
-            found["normalizer"]["normalizers"] == STEPS
-            and (split["type"], split["behavior"], split["invert"]) == ("Split", "Removed", True)
-            and pattern in SPLITS
-            and (letters["type"], letters["add_prefix_space"]) == ("ByteLevel", False)
-            and all(model.get(key) in values for key, values in MODEL.items())
-            and not any(token[flag] for token in added for flag in ("lstrip", "rstrip", "single_word"))
-            and vocabulary.start is not None
-            and not vocabulary.several
-        )
-        unknown = model["vocab"][model["unk_token"]]
+        read = _read(json.loads((bundle.folder / path).read_bytes()))
     except (KeyError, TypeError, ValueError):
-        alike = False
-    if not alike:
+        read = None
+    if read is None or vocabulary.start is None or vocabulary.several:
         raise BundleError(
             f"{bundle.folder} cannot be packaged for browsers: {path} is not a tokenizer like CLIP's, or has textual "
             f"inversions of several vectors. {INSTEAD}"
         )
     return {
-        "vocabulary": model["vocab"],
-        "merges": [one if isinstance(one, str) else " ".join(one) for one in model["merges"]],
-        "added": [{key: token[key] for key in ("content", "id", "normalized")} for token in added],
-        "words": WORDS[SPLITS.index(pattern)],
-        "splits_again": letters.get("use_regex", True),
-        "unknown": unknown,
+        **read,
         "start": vocabulary.start,
         "end": vocabulary.end,
         "pad": vocabulary.pad,
         "length": vocabulary.length,
-        "size": vocabulary.size or len(model["vocab"]) + len(added),
+        "size": vocabulary.size or vocabulary.tokenizer.get_vocab_size(),
     }
+
+
+def _read(found: dict[str, Any]) -> dict[str, Any] | None:
+    """What the page reads of a `tokenizer.json`; None if it has anything else."""
+    model, added = found["model"], cast("list[dict[str, Any]]", found.get("added_tokens", []))
+    split, letters = found["pre_tokenizer"]["pretokenizers"]
+    pattern, merges = split["pattern"]["Regex"], cast("list[str | list[str]]", model["merges"])
+    alike = (
+        found["normalizer"]["normalizers"] == STEPS
+        and (split["type"], split["behavior"], split["invert"]) == ("Split", "Removed", True)
+        and (letters["type"], letters["add_prefix_space"]) == ("ByteLevel", False)
+        and all(model.get(key) in values for key, values in MODEL.items())
+        and not any(token[flag] for token in added for flag in ("lstrip", "rstrip", "single_word"))
+    )
+    words = WORDS[SPLITS.index(pattern)]
+    return (
+        {
+            "vocabulary": model["vocab"],
+            "merges": [one if isinstance(one, str) else " ".join(one) for one in merges],
+            "added": [{key: token[key] for key in ("content", "id", "normalized")} for token in added],
+            "words": words,
+            "splits_again": letters.get("use_regex", True),
+            "unknown": model["vocab"][model["unk_token"]],
+        }
+        if alike
+        else None
+    )
 
 
 def scheduler_data(config: Mapping[str, object]) -> dict[str, Any]:
@@ -125,8 +132,8 @@ def scheduler_data(config: Mapping[str, object]) -> dict[str, Any]:
     walks = {name: walk for name, walk in walks.items() if _is_known(walk)}
     if own not in walks:
         raise BundleError(
-            f"The page does not have the checkpoint's scheduler, {config.get('_class_name')} with its config. Export it "
-            "with another, such as --scheduler euler, or use --for dir."
+            f"The page does not have the checkpoint's scheduler, {config.get('_class_name')} with its config. Export "
+            "it with another, such as --scheduler euler, or use --for dir."
         )
     tables: list[dict[str, str]] = []
     each: dict[str, dict[str, Any]] = {}

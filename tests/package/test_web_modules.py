@@ -25,32 +25,62 @@ NODE = shutil.which("node")
 pytestmark = pytest.mark.skipif(NODE is None, reason="Node.js is not installed")
 
 PROMPTS = (
-    "", " ", "a photo of a cat", "Two SMALL Houses, it's 3 o'clock! WE'LL see, I'd say", "  spaces\tand\nlines \u00a0\u2003x ",
-    "caf\u00e9 cafe\u0301 na\u00efve \u212bngstr\u00f6m \ufb01ne \u01c4", "\u039f\u0394\u039f\u03a3 \u03a3 \u0130stanbul STRASSE stra\u00dfe",
-    "\u732b\u306e\u5199\u771f \uace0\uc591\uc774 \u1100\u1161\u11a8 \u0627\u0644\u0642\u0637\u0629 \u0928\u092e\u0938\u094d\u0924\u0947",
-    "\U0001f600\U0001f468\u200d\U0001f469\u200d\U0001f467\U0001f3fd \U0001f1e9\U0001f1ea 1\ufe0f\u20e3", "a\u0085b\ufeffc\u200bd\u00ade\u180ef\x00g\x1fh",
-    "12345 \u0663\u06f4 \u2460 \u00bd \u2167 x\u00b2", "<|startoftext|>a<|endoftext|>", "<|STARTOFTEXT|> <|EndOfText|>b", "<|endoftext|><|endoftext|>!",
-    "!!'s?'ll...'T'Re don\u2019t", "_under_score__ a-b/c\\d {x} [y] (z:1.2) <lora:a:1>", "word " * 74, "word " * 75, "word, " * 76, "x" * 400,
-)  # fmt: skip
+    "",
+    " ",
+    "a photo of a cat",
+    "Two SMALL Houses, it's 3 o'clock! WE'LL see, I'd say",
+    "  spaces\tand\nlines \xa0\u2003x ",
+    "caf\xe9 cafe\u0301 na\xefve \u212bngstr\xf6m \ufb01ne \u01c4",
+    "\u039f\u0394\u039f\u03a3 \u03a3 \u0130stanbul STRASSE stra\xdfe",
+    "\u732b\u306e\u5199\u771f \uace0\uc591\uc774 \u1100\u1161\u11a8",
+    "\u0627\u0644\u0642\u0637\u0629 \u0928\u092e\u0938\u094d\u0924\u0947",
+    "\U0001f600\U0001f468\u200d\U0001f469\u200d\U0001f467\U0001f3fd \U0001f1e9\U0001f1ea 1\ufe0f\u20e3",
+    "a\x85b\ufeffc\u200bd\xade\u180ef\x00g\x1fh",
+    "12345 \u0663\u06f4 \u2460 \xbd \u2167 x\xb2",
+    "<|startoftext|>a<|endoftext|>",
+    "<|STARTOFTEXT|> <|EndOfText|>b",
+    "<|endoftext|><|endoftext|>!",
+    "!!'s?'ll...'T'Re don\u2019t",
+    "_under_score__ a-b/c\\d {x} [y] (z:1.2) <lora:a:1>",
+    "word " * 74,
+    "word " * 75,
+    "word, " * 76,
+    "x" * 400,
+)
 
+DPM = {**SD15, "_class_name": "DPMSolverMultistepScheduler"}
 CONFIGS = {
     "epsilon": SD15,
     "velocity": SD21,
     "scenes": {
-        "_class_name": "DPMSolverMultistepScheduler", "beta_schedule": "scaled_linear", "beta_start": 0.00085,
-        "beta_end": 0.02, "prediction_type": "v_prediction", "timestep_spacing": "trailing", "steps_offset": 1,
+        "_class_name": "DPMSolverMultistepScheduler",
+        "beta_schedule": "scaled_linear",
+        "beta_start": 0.00085,
+        "beta_end": 0.02,
+        "prediction_type": "v_prediction",
+        "timestep_spacing": "trailing",
+        "steps_offset": 1,
     },
     "zero-snr": {
-        "_class_name": "DDIMScheduler", "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012,
-        "prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing",
+        "_class_name": "DDIMScheduler",
+        "beta_schedule": "scaled_linear",
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "prediction_type": "v_prediction",
+        "rescale_betas_zero_snr": True,
+        "timestep_spacing": "trailing",
         "clip_sample": False,
     },
     "lcm": LCM,
-    "noise": {**SD15, "_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver", "final_sigmas_type": "sigma_min"},
-    "third": {**SD15, "_class_name": "DPMSolverMultistepScheduler", "solver_order": 3, "solver_type": "heun", "use_lu_lambdas": True},
+    "noise": {**DPM, "algorithm_type": "sde-dpmsolver", "final_sigmas_type": "sigma_min"},
+    "third": {**DPM, "solver_order": 3, "solver_type": "heun", "use_lu_lambdas": True},
     "runge-kutta": {**SD15, "skip_prk_steps": False},
-    "linear": {"_class_name": "EulerDiscreteScheduler", "beta_schedule": "squaredcos_cap_v2", "prediction_type": "sample"},
-}  # fmt: skip
+    "linear": {
+        "_class_name": "EulerDiscreteScheduler",
+        "beta_schedule": "squaredcos_cap_v2",
+        "prediction_type": "sample",
+    },
+}
 SEEDS = (0, 1, 7, 2**32 - 1, 2**32 + 5, 2**63 - 1)
 COUNTS = (1, 2, 30_001)
 
