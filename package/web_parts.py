@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from ..core.bundle import Bundle
 from ..core.errors import BundleError, LatentcError
@@ -77,13 +78,13 @@ def tokenizer_data(bundle: Bundle) -> dict[str, Any]:
     (vocabulary,) = load_vocabularies(bundle)
     path = f"{encoder.tokenizer}/tokenizer.json"
     try:
-        read = _read(json.loads((bundle.folder / path).read_bytes()))
+        read = _read(json.loads((bundle.folder / path).read_bytes()), vocabulary.tokenizer)
     except (KeyError, TypeError, ValueError):
         read = None
     if read is None or vocabulary.start is None or vocabulary.several:
         raise BundleError(
             f"{bundle.folder} cannot be packaged for browsers: {path} is not a tokenizer like CLIP's, or has textual "
-            f"inversions of several vectors. {INSTEAD}"
+            f"inversions of several vectors, or added tokens that differ by case only. {INSTEAD}"
         )
     return {
         **read,
@@ -95,9 +96,14 @@ def tokenizer_data(bundle: Bundle) -> dict[str, Any]:
     }
 
 
-def _read(found: dict[str, Any]) -> dict[str, Any] | None:
-    """What the page reads of a `tokenizer.json`; None if it has anything else."""
+def _read(found: dict[str, Any], tokenizer: Tokenizer) -> dict[str, Any] | None:
+    """What the page reads of a `tokenizer.json`; None if it has anything else.
+
+    Added tokens are as they are sought: those that are `normalized`, in the normalized prompt.
+    """
     model, added = found["model"], cast("list[dict[str, Any]]", found.get("added_tokens", []))
+    normalized = cast("Any", tokenizer.normalizer).normalize_str
+    contents = [normalized(token["content"]) if token["normalized"] else token["content"] for token in added]
     split, letters = found["pre_tokenizer"]["pretokenizers"]
     pattern, merges = split["pattern"]["Regex"], cast("list[str | list[str]]", model["merges"])
     alike = (
@@ -106,13 +112,18 @@ def _read(found: dict[str, Any]) -> dict[str, Any] | None:
         and (letters["type"], letters["add_prefix_space"]) == ("ByteLevel", False)
         and all(model.get(key) in values for key, values in MODEL.items())
         and not any(token[flag] for token in added for flag in ("lstrip", "rstrip", "single_word"))
+        and len({(content, token["normalized"]) for content, token in zip(contents, added, strict=True)}) == len(added)
+        and all(contents)
     )
     words = WORDS[SPLITS.index(pattern)]
     return (
         {
             "vocabulary": model["vocab"],
             "merges": [one if isinstance(one, str) else " ".join(one) for one in merges],
-            "added": [{key: token[key] for key in ("content", "id", "normalized")} for token in added],
+            "added": [
+                {"content": content, "id": token["id"], "normalized": token["normalized"]}
+                for content, token in zip(contents, added, strict=True)
+            ],
             "words": words,
             "splits_again": letters.get("use_regex", True),
             "unknown": model["vocab"][model["unk_token"]],

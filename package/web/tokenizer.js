@@ -14,12 +14,13 @@ function byteLetters() {
 const LETTERS = byteLetters();
 const escaped = (text) => text.replace(/[\\^$.*+?()[\]{}|/]/g, "\\$&");
 
-/** A function that cuts a text at tokens that are read whole: into texts, and [text] for a token. */
+/** A function that cuts a text at tokens that are read whole, the longest first: into texts, and numbers for tokens. */
 function cutter(tokens) {
   if (!tokens.length) return (text) => [text];
-  const longest = [...tokens].sort((one, other) => other.length - one.length);
+  const ids = new Map(tokens.map(({ content, id }) => [content, id]));
+  const longest = [...ids.keys()].sort((one, other) => other.length - one.length);
   const pattern = new RegExp(`(${longest.map(escaped).join("|")})`, "u");
-  return (text) => text.split(pattern).map((piece, index) => (index % 2 ? [piece] : piece)).filter((piece) => piece.length);
+  return (text) => text.split(pattern).map((piece, index) => (index % 2 ? ids.get(piece) : piece)).filter((piece) => piece !== "");
 }
 
 /** A function from a text to ids, without start and end; `data` is the package's `tokenizer.json`. */
@@ -27,8 +28,7 @@ export function encoder(data) {
   const vocabulary = new Map(Object.entries(data.vocabulary));
   const ranks = new Map(data.merges.map((pair, rank) => [pair, rank]));
   const words = new RegExp(data.words, "gu");
-  const added = new Map(data.added.map(({ content, id }) => [content, id]));
-  const cut = [false, true].map((late) => cutter(data.added.filter((one) => one.normalized === late).map((one) => one.content)));
+  const cut = [false, true].map((late) => cutter(data.added.filter((one) => one.normalized === late)));
   const known = new Map();
 
   function merged(word) {
@@ -49,7 +49,7 @@ export function encoder(data) {
     return ids;
   }
 
-  const each = (pieces, read) => pieces.flatMap((piece) => (typeof piece === "string" ? read(piece) : [added.get(piece[0])]));
+  const each = (pieces, read) => pieces.flatMap((piece) => (typeof piece === "string" ? read(piece) : [piece]));
   const split = (text) => (text.match(words) ?? []).flatMap((word) => (data.splits_again ? word.match(BYTE_WORDS) ?? [] : [word]));
   // Lower case by characters: the end of a word in Greek is no exception.
   const normalized = (text) => [...text.normalize("NFC").replace(SPACES, " ")].map((one) => one.toLowerCase()).join("");

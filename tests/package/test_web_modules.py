@@ -11,7 +11,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from latentc.core.bundle import open_bundle
 from latentc.core.errors import BundleError
+from latentc.core.files import read_sealed, write_sealed
 from latentc.core.request import Request
 from latentc.package.web import PAGE
 from latentc.package.web_parts import KINDS, scheduler_data, tokenizer_data
@@ -40,6 +42,8 @@ PROMPTS = (
     "<|startoftext|>a<|endoftext|>",
     "<|STARTOFTEXT|> <|EndOfText|>b",
     "<|endoftext|><|endoftext|>!",
+    "BadFog",
+    "BADFOG a badfog, xBadFogx <Cafe\u0301\tNoir> <CAF\xc9 noir>",
     "!!'s?'ll...'T'Re don\u2019t",
     "_under_score__ a-b/c\\d {x} [y] (z:1.2) <lora:a:1>",
     "word " * 74,
@@ -130,9 +134,38 @@ def plan(data, name, steps, guidance, number):
     return request, {**asked, "scheduler": name or data["scheduler"]}
 
 
+def added_tokens(read, more):
+    """A `tokenizer.json` with more added tokens, as an embedding's are."""
+    first = max(read["model"]["vocab"].values()) + 1
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False}
+    added = [{"id": first + place, "content": content, **flags} for place, content in enumerate(more)]
+    return {**read, "added_tokens": read["added_tokens"] + added}
+
+
 @pytest.fixture(scope="module")
-def host(bundle):
-    return load_host(bundle("sd1"))
+def source(bundle, tmp_path_factory):
+    """`source(*tokens)`: a bundle whose tokenizer has these added tokens."""
+
+    def make(*tokens):
+        folder = shutil.copytree(bundle("sd1").folder, tmp_path_factory.mktemp("added") / "sd1.bundle")
+        path, manifest = folder / "tokenizer" / "tokenizer.json", folder / "latentc.json"
+        path.write_text(json.dumps(added_tokens(json.loads(path.read_text()), tokens)))
+        facts = read_sealed(manifest)
+        facts["model"]["text_encoders"][0]["vocabulary"] += len(tokens)
+        write_sealed(manifest, facts)
+        return open_bundle(folder)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def added(source):
+    return source("BadFog", "<Cafe\u0301\tNoir>", "<|ENDOFTEXT|>")
+
+
+@pytest.fixture(scope="module")
+def host(added):
+    return load_host(added)
 
 
 @pytest.fixture(scope="module")
@@ -157,12 +190,12 @@ def plans(models):
 
 
 @pytest.fixture(scope="module")
-def answers(bundle, models, plans, tmp_path_factory):
+def answers(added, models, plans, tmp_path_factory):
     """What the modules computed: one process for all tests."""
     folder = shutil.copytree(PAGE, tmp_path_factory.mktemp("modules") / "page")
     (folder / "package.json").write_text('{"type": "module"}')
     shutil.copyfile(__file__.replace("test_web_modules.py", "modules.js"), folder / "modules.js")
-    data = tokenizer_data(bundle("sd1"))
+    data = tokenizer_data(added)
     jobs = {
         "tokenizer": {**data, "length": 77},
         "prompts": [[one] for one in (*PROMPTS, *random_prompts())] + [["", "word " * 100]],
@@ -186,6 +219,11 @@ def test_ids_are_those_of_the_tokenizers_library(answers, host):
     for texts, found in zip(prompts, answers["ids"], strict=True):
         expected = tokenize(host.vocabularies, texts)
         assert found == {"ids": expected.rows[0].ravel().tolist(), "chunks": expected.chunks}, texts
+
+
+def test_added_tokens_that_differ_by_case_only_are_refused(source):
+    with pytest.raises(BundleError, match="added tokens that differ by case only"):
+        tokenizer_data(source("BadFog", "badfog"))
 
 
 def test_noise_is_numpys(answers):
