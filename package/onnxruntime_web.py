@@ -61,9 +61,10 @@ def library_files(source: Path | None, on_progress: Progress) -> dict[str, bytes
             raise BundleError(f"{source} is not the npm package {NAME}: it has no folder dist. {_advice()}")
         found = {name: (place / name).read_bytes() for name in FILES if (place / name).is_file()}
     for name, digest in FILES.items():
-        if name not in found or hashlib.sha256(found[name]).hexdigest() != digest:
-            what = "is not that" if name in found else "is missing"
-            raise BundleError(f"{name} of {source or NAME} {what} of {NAME} {VERSION}. {_advice()}")
+        if name not in found:
+            raise BundleError(f"{source or NAME} has no file dist/{name}, as {NAME} {VERSION} has. {_advice()}")
+        if hashlib.sha256(found[name]).hexdigest() != digest:
+            raise BundleError(f"{name} of {source or NAME} is not that of {NAME} {VERSION}. {_advice()}")
     return found
 
 

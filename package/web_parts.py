@@ -102,7 +102,7 @@ def _read(found: dict[str, Any], tokenizer: Tokenizer) -> dict[str, Any] | None:
     Added tokens are as they are sought: those that are `normalized`, in the normalized prompt.
     """
     model, added = found["model"], cast("list[dict[str, Any]]", found.get("added_tokens", []))
-    normalized = cast("Any", tokenizer.normalizer).normalize_str
+    normalized = tokenizer.normalizer.normalize_str
     contents = [normalized(token["content"]) if token["normalized"] else token["content"] for token in added]
     split, letters = found["pre_tokenizer"]["pretokenizers"]
     pattern, merges = split["pattern"]["Regex"], cast("list[str | list[str]]", model["merges"])

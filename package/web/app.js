@@ -64,6 +64,7 @@ async function work(kind, value, request) {
   if (waiting || !manifest) return null;
   quiet();
   asked = request;
+  $("about").hidden = true;
   for (const id of ["go", "compare"]) $(id).disabled = true;
   showProgress(0, "Reading the prompt");
   $("stage").classList.remove("blank");
@@ -83,7 +84,11 @@ function gather() {
   const seed = $("seed").value.trim() || String(crypto.getRandomValues(new Uint32Array(1))[0]);
   if (!/^\d+$/.test(seed)) throw new Error("The seed has to be a whole number.");
   const request = { prompt: $("prompt").value, negative_prompt: $("negative_prompt").value, scheduler: $("scheduler").value, seed };
-  for (const id of ["width", "height", "steps", "guidance"]) request[id] = Number($(id).value);
+  for (const id of ["width", "height", "steps", "guidance"]) {
+    // Browsers give an empty text for what is not a number.
+    if (!$(id).value) throw new Error(`The field for the ${id} has no number. Enter one.`);
+    request[id] = Number($(id).value);
+  }
   return request;
 }
 
@@ -97,15 +102,21 @@ function describe(request, took) {
   $("about").hidden = false;
 }
 
+/** Show an image with its parameters, to be downloaded. */
+async function finish(made, request) {
+  show(made.pixels, request.width, request.height);
+  const png = await new Promise((resolve) => { $("shown").toBlob(resolve); });
+  Object.assign($("download"), { href: url("png", png), download: `latentc-${request.seed}.png` });
+  describe(request, made.seconds);
+}
+
 async function generate() {
   const request = gather();
   const made = await work("generate", request, request);
   if (!made) return;
-  show(made.pixels, request.width, request.height);
   lastSeed = request.seed;
   $("last").disabled = false;
-  describe(request, made.seconds);
-  $("shown").toBlob((png) => Object.assign($("download"), { href: url("png", png), download: `latentc-${request.seed}.png` }));
+  await finish(made, request);
   say("The image is finished.");
   document.documentElement.dataset.images = Number(document.documentElement.dataset.images ?? 0) + 1;
 }
@@ -113,8 +124,7 @@ async function generate() {
 async function compare() {
   const made = await work("compare", null, manifest.check.request);
   if (!made) return;
-  show(made.pixels, made.request.width, made.request.height);
-  describe(made.request, made.seconds);
+  await finish(made, made.request);
   const found = Number.isFinite(made.psnr_db) ? `agrees to ${made.psnr_db.toFixed(1)} dB` : "is equal in every pixel";
   const enough = made.psnr_db >= manifest.check.floor_db;
   $("parity").textContent = `The image of this browser ${found} with that of ${manifest.check.by}; latents differ by ${made.apart.toExponential(1)} at most. `
@@ -140,10 +150,16 @@ function fill() {
 }
 
 /** What this address lacks, in sentences. */
-function lacking(isolated) {
-  if (isolated) return [];
-  if (!navigator.serviceWorker) return ["One thread computes, and nothing is kept for offline use: both need https or localhost."];
-  return [`One thread computes, because the server does not send ${HEADERS}. Load the page again: it then adds them itself.`];
+function lacking({ isolated, checked, kept }) {
+  const secure = Boolean(navigator.serviceWorker);
+  const threads = secure
+    ? `One thread computes, because the server does not send ${HEADERS}. Load the page again: it then adds them itself.`
+    : "One thread computes: more need https or localhost.";
+  const digests = "The files were not compared with their digests: this needs https or localhost.";
+  const store = secure
+    ? "Each visit loads the weights again, because this browser has no room for them or keeps nothing."
+    : "Nothing is kept for offline use: this needs https or localhost.";
+  return [[isolated, threads], [checked, digests], [kept, store]].filter(([has]) => !has).map(([, sentence]) => sentence);
 }
 
 function connect() {
@@ -158,7 +174,7 @@ function connect() {
 
 async function start() {
   $("error").hidden = true;
-  navigator.serviceWorker?.register("sw.js").catch((error) => notice([`Nothing is kept for offline use: ${error.message}`]));
+  const registered = navigator.serviceWorker?.register("sw.js").then(() => [], (error) => [`Nothing is kept for offline use: ${error.message}`]);
   connect();
   const given = new URLSearchParams(location.search);
   const ready = await ask("open", { backend: given.get("backend"), threads: Number(given.get("threads")) || null });
@@ -166,7 +182,7 @@ async function start() {
   fill();
   const threads = ready.threads === 1 ? "1 thread" : `${ready.threads} threads`;
   $("profile").textContent = `onnxruntime-web ${manifest.onnxruntime_web}, ${ready.backend === "webgpu" ? "WebGPU" : `WebAssembly, ${threads}`}`;
-  notice(lacking(ready.isolated));
+  notice([...lacking(ready.has), ...(await registered ?? [])]);
   $("empty").textContent = "Your images appear here. Nothing leaves this browser.";
   for (const id of ["go", "compare"]) $(id).disabled = false;
   document.documentElement.dataset.ready = "";

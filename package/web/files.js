@@ -2,21 +2,26 @@
 
 const hex = (buffer) => [...new Uint8Array(buffer)].map((byte) => byte.toString(16).padStart(2, "0")).join("");
 
-/** The browser's store for this package; null where it has none, as at addresses without https. */
+/** Whether pieces are compared with their digests: browsers compute digests at https addresses and at localhost only. */
+export const compares = Boolean(globalThis.crypto?.subtle);
+
+/** The browser's store for pieces. `kept` is false where it has none, and once a piece found no room. */
 export async function openStore(name) {
-  return "caches" in globalThis ? caches.open(name) : null;
+  const cache = "caches" in globalThis ? await caches.open(name).catch(() => null) : null;
+  return { cache, kept: cache !== null };
 }
 
 async function piece({ path, sha256 }, store) {
-  const kept = await store?.match(path);
-  const response = kept ?? await fetch(path, { cache: "no-store" });
+  const key = `${path}?${sha256}`; // see sw.js
+  const found = await store.cache?.match(key);
+  const response = found ?? await fetch(path, { cache: "no-store" });
   if (!response.ok) throw new Error(`${path} cannot be loaded (${response.status}). Copy the whole folder to the server.`);
   const bytes = await response.arrayBuffer();
-  if (globalThis.crypto?.subtle && hex(await crypto.subtle.digest("SHA-256", bytes)) !== sha256) {
-    await store?.delete(path);
+  if (compares && hex(await crypto.subtle.digest("SHA-256", bytes)) !== sha256) {
+    await store.cache?.delete(key);
     throw new Error(`${path} is damaged: its digest is not the package's. Load the page again, or copy the folder again.`);
   }
-  if (!kept && store) await store.put(path, new Response(bytes)).catch(() => { /* the store is full: fetched at each visit */ });
+  if (!found) await store.cache?.put(key, new Response(bytes)).catch(() => { store.kept = false; });
   return new Uint8Array(bytes);
 }
 

@@ -1,7 +1,7 @@
 // The model in a thread of its own: loads the package, and generates images.
 
 import { Stopped, draw, preview, psnr } from "./draw.js";
-import { load, openStore } from "./files.js";
+import { compares, load, openStore } from "./files.js";
 import { encoder } from "./tokenizer.js";
 
 let [model, encode, sessions, ort, manifest, store] = [];
@@ -16,7 +16,7 @@ async function adapter() {
 
 async function open({ backend, threads }) {
   manifest = await (await fetch("model.json")).json();
-  store = await openStore(`${new URL("./", location).href} ${manifest.name}`);
+  store = await openStore(`${new URL("./", location).href} pieces`);
   model = manifest.model;
   const chosen = backend ?? (await adapter() ? "webgpu" : "wasm");
   const library = manifest.backends[chosen];
@@ -45,7 +45,8 @@ async function open({ backend, threads }) {
       externalData: data.map((bytes, index) => ({ path: part.external[index], data: bytes })),
     });
   }
-  postMessage({ kind: "ready", backend: chosen, threads: ort.env.wasm.numThreads, isolated: crossOriginIsolated, manifest });
+  const has = { isolated: crossOriginIsolated, checked: compares, kept: store.kept };
+  postMessage({ kind: "ready", backend: chosen, threads: ort.env.wasm.numThreads, has, manifest });
 }
 
 async function run(role, feeds) {

@@ -104,6 +104,10 @@ class TestInChromium:
         page.wait_for_selector("#parity[data-db]")
         text = page.locator("#parity").text_content()
         assert "That is rounding." in text, text
+        assert page.locator("#download").get_attribute("download") == "latentc-1.png"
+        page.locator("#guidance").fill("")
+        page.locator("#go").click()
+        page.wait_for_selector("#error:text-is('The field for the guidance has no number. Enter one.')")
 
     def test_a_job_is_stopped_with_previews(self, visit):
         page = visit()
@@ -144,8 +148,7 @@ class TestInChromium:
 
     def test_from_a_file_it_says_what_to_do(self, browser, made):
         page = browser.new_page()
-        page.goto((made.folder / "index.html").as_uri())
-        page.wait_for_timeout(200)
+        page.goto((made.folder / "index.html").as_uri(), wait_until="load")
         assert page.locator("#error").is_visible()
         assert "does not run from a file" in page.locator("#error").text_content()
         page.close()
@@ -181,6 +184,8 @@ def test_another_library_is_refused(tmp_path):
     with pytest.raises(BundleError, match=r"is not the npm package onnxruntime-web: it has no folder dist"):
         library_files(tmp_path, quiet)
     (tmp_path / "dist").mkdir()
+    with pytest.raises(BundleError, match=rf"has no file dist/\S+, as onnxruntime-web {re.escape(VERSION)} has\. Run"):
+        library_files(tmp_path, quiet)
     for name in FILES:
         (tmp_path / "dist" / name).write_bytes(b"other")
     with pytest.raises(BundleError, match=rf"is not that of onnxruntime-web {re.escape(VERSION)}\. Run `npm pack"):

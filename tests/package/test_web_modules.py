@@ -189,12 +189,21 @@ def plans(models):
     return found
 
 
+def run(folder, name, given=None):
+    """What a script beside this file writes, run in a copy of the page."""
+    shutil.copytree(PAGE, folder)
+    (folder / "package.json").write_text('{"type": "module"}')
+    shutil.copyfile(__file__.replace("test_web_modules.py", name), folder / name)
+    done = subprocess.run(
+        [NODE, folder / name], input=json.dumps(given), capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
 @pytest.fixture(scope="module")
 def answers(added, models, plans, tmp_path_factory):
     """What the modules computed: one process for all tests."""
-    folder = shutil.copytree(PAGE, tmp_path_factory.mktemp("modules") / "page")
-    (folder / "package.json").write_text('{"type": "module"}')
-    shutil.copyfile(__file__.replace("test_web_modules.py", "modules.js"), folder / "modules.js")
     data = tokenizer_data(added)
     jobs = {
         "tokenizer": {**data, "length": 77},
@@ -203,11 +212,7 @@ def answers(added, models, plans, tmp_path_factory):
         "models": models,
         "draw": [{"model": key, "request": asked} for key, _, asked in plans],
     }
-    done = subprocess.run(
-        [NODE, folder / "modules.js"], input=json.dumps(jobs), capture_output=True, text=True, check=False, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return run(tmp_path_factory.mktemp("modules") / "page", "modules.js", jobs)
 
 
 def floats(text):
@@ -267,6 +272,18 @@ def test_latents_and_pixels_are_pythons(answers, plans, host):
         pixels = np.frombuffer(b64decode(found["pixels"]), np.uint8).reshape(10, 8, 4)
         assert (pixels[..., 3] == 255).all()
         assert np.abs(pixels[..., :3].astype(int) - drawn.images[0]).max() <= 1, about
+
+
+def test_pieces_are_kept_by_their_digests_also_over_an_update(tmp_path):
+    found = run(tmp_path / "page", "stores.js")
+    assert found["first"] == ["same", "old", "same"]
+    assert "data/graph is damaged" in found["damaged"]
+    assert found["changed"] == found["again"] == "new"
+    assert found["fetched"][:2] == ["data/same", "data/graph"]
+    assert found["fetched"].count("data/same") == 2, "once, and once without room for it"
+    assert (found["crowded"], found["kept"]) == ("same", [True, False])
+    assert found["stores"] == ["http://localhost/a/ pieces", "crowded", "http://localhost/a/ @name@"]
+    assert found["pieces"] == ["data/same", "data/graph"]
 
 
 def test_a_scheduler_that_the_page_lacks_is_refused():
