@@ -45,6 +45,7 @@ def test_a_wheel_has_types_and_no_training(tmp_path):
     assert (made / "py.typed").is_file()
     assert (made / "scenes" / "judge.onnx.xz").is_file()
     assert (made / "serving" / "web" / "index.html").is_file()
+    assert (made / "package" / "web" / "index.html").is_file()
     assert not (made / "scenes" / "train").exists()
 
 
