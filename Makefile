@@ -8,11 +8,7 @@ WHEELS := $(foreach name,gpu migraphx webgpu directml,$(VENV)/wheels/onnxruntime
 ALL_WHEELS := $(WHEELS) $(VENV)/wheels/onnxruntime-macos/.ready
 WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
 
-<<<<<<< HEAD
-.PHONY: demo test all-tests quick quick-tests check types readme wheels peers npm ray software-gpu clean
-=======
-.PHONY: demo test all-tests quick quick-tests check types readme wheels peers npm web software-gpu clean
->>>>>>> web
+.PHONY: demo test all-tests quick quick-tests check types readme wheels peers npm ray web software-gpu clean
 
 demo: $(READY)
 	$(BIN)/latentc demo
@@ -113,7 +109,6 @@ $(PEERS)/npm/.ready: $(READY)
 	npm install --silent --no-audit --no-fund --prefix $(@D) openai@6 stability-ai@0.7.0
 	@touch $@
 
-<<<<<<< HEAD
 # Ray beside the packages of `.venv`, to test `serve --on ray`: 0.4 GB.
 RAY := $(VENV)/ray
 
@@ -124,7 +119,8 @@ $(RAY)/.ready: $(READY)
 	$(BIN)/python -m venv $(@D)
 	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" > $$(echo $(@D)/lib/python*/site-packages)/latentc.pth
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "$$(grep ^ray== constraints.txt)"
-=======
+	@touch $@
+
 # onnxruntime-web, to test the page of `latentc package --for web` in Chromium: npm comes with Node.js; 30 MB.
 web: $(VENV)/web/.ready
 	$(BIN)/pytest tests/package/test_web.py tests/package/test_web_modules.py
@@ -134,7 +130,6 @@ $(VENV)/web/.ready: package/onnxruntime_web.py $(READY)
 	mkdir -p $(@D)
 	npm pack --silent --pack-destination $(@D) \
 		onnxruntime-web@$$(sed -n 's/^NAME, VERSION.*"\(.*\)"$$/\1/p' package/onnxruntime_web.py)
->>>>>>> web
 	@touch $@
 
 # A software GPU (SwiftShader from Debian's chromium-common) and an environment for WebGPU: about 0.5 GB.
