@@ -1,7 +1,6 @@
 """Processes that never answer, and those that end at the start: stand-ins, which load no engines."""
 
 import time
-from pathlib import Path
 from threading import Event
 
 import pytest
@@ -20,12 +19,7 @@ from .conftest import wait_for
 from .test_queue import Drawing, ask
 
 OPENING = Opening(None, None, {})
-
-
-@pytest.fixture(autouse=True)
-def _found(monkeypatch):
-    """The processes import the stand-ins by their names."""
-    monkeypatch.syspath_prepend(Path(__file__).parents[2])
+pytestmark = pytest.mark.usefixtures("found_by_processes")
 
 
 @pytest.fixture
