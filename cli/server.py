@@ -9,9 +9,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import Thread
-from types import FrameType
+from types import FrameType, TracebackType
 
 import uvicorn
 
@@ -124,7 +125,7 @@ def serve(
         check_each(sizes, residents.budget)
     listening, services = _listen(host, port), list[Service]()
     with listening, ExitStack() as stack:
-        stack.push(lambda _, error, __: _leave(services, error))  # last of all, also after an error
+        stack.push(partial(_leave, services))  # last of all, also after an error
         begins: dict[str, Begin] = dict.fromkeys(opened, spawned)
         if on_ray is not None:
             cluster = stack.enter_context(closing(Cluster(on_ray.address)))
@@ -161,7 +162,12 @@ def serve(
                 engines.pop_all()
 
 
-def _leave(services: Sequence[Service], error: BaseException | None) -> None:
+def _leave(
+    services: Sequence[Service],
+    _: type[BaseException] | None,
+    error: BaseException | None,
+    __: TracebackType | None,
+) -> None:
     """End the process at once if a batch was given up: it would wait for its threads, or crash."""
     if not any(service.hung for service in services):
         return
