@@ -9,9 +9,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import Thread
-from types import FrameType
+from types import FrameType, TracebackType
 
 import uvicorn
 
@@ -31,7 +32,7 @@ from ..serving.errors import ApiError
 from ..serving.guard import LOCAL, Access
 from ..serving.limits import Limits
 from ..serving.opened import OpenModel
-from ..serving.ray import RESOURCES, Cluster
+from ..serving.ray import Cluster
 from ..serving.replica import Begin, spawned
 from ..serving.replicas import Replicas
 from ..serving.residents import Residents, check_each
@@ -122,16 +123,16 @@ def serve(
     if memory_gb is not None:
         residents = Residents(budget_bytes(memory_gb))
         check_each(sizes, residents.budget)
-    listening = _listen(host, port)
+    listening, services = _listen(host, port), list[Service]()
     with listening, ExitStack() as stack:
+        stack.push(partial(_leave, services))  # last of all, also after an error
         begins: dict[str, Begin] = dict.fromkeys(opened, spawned)
         if on_ray is not None:
             cluster = stack.enter_context(closing(Cluster(on_ray.address)))
-            share = threads or cluster.threads(len(profiles))
+            share = threads or cluster.threads(len(profiles) * len(opened))
             profiles = [with_share(one, share) for one in profiles]
             needed = {name: needs(one, profiles[0], share, on_ray.gpus) for name, one in opened.items()}
-            total = {key: sum(one[key] for one in needed.values()) for key in RESOURCES}
-            if lacks := cluster.lacks(total, least):
+            if lacks := cluster.lacks([one for one in needed.values() for _ in range(least)]):
                 say(lacks, err=True)
             begins = {name: cluster.begin(one) for name, one in needed.items()}
         added = stack.enter_context(additions(chosen or AdditionOptions()))
@@ -152,16 +153,29 @@ def serve(
                 if residents is not None:
                     residents.add(name, one, sizes[name])
         service = service_of(pipelines, limits, added, residents)
+        services.append(service)
         try:
             _run(service, access, listening, drain_seconds, quiet=quiet)
         finally:
             service.close(0)
             if service.hung:  # to close an engine that computes would wait for it, or crash
                 engines.pop_all()
-    if service.hung:
-        say("error: An image was given up that did not end, so the engines were not closed.", err=True)
-        sys.stdout.flush()
-        os._exit(1)
+
+
+def _leave(
+    services: Sequence[Service],
+    _: type[BaseException] | None,
+    error: BaseException | None,
+    __: TracebackType | None,
+) -> None:
+    """End the process at once if a batch was given up: it would wait for its threads, or crash."""
+    if not any(service.hung for service in services):
+        return
+    if isinstance(error, Exception):
+        say(f"error: {error}", err=True)
+    say("error: An image was given up that did not end, so the engines were not closed.", err=True)
+    sys.stdout.flush()
+    os._exit(1)
 
 
 def _run(service: Service, access: Access, listening: socket.socket, seconds: float, *, quiet: bool) -> None:

@@ -271,36 +271,38 @@ class Queue:
             self._turn.notify_all()
 
     def close(self, seconds: float | None = None) -> bool:
-        """Accept no more jobs, and wait up to `seconds` for those that were accepted; the rest is cancelled.
+        """`close_all` of this queue."""
+        return close_all([self], seconds)
 
-        Returns whether all were finished. Threads that don't end `GRACE_SECONDS` later are left to themselves: then
-        the queue has `hung`.
+    def join(self, until: float | None) -> bool:
+        """Wait for its threads, which end after `refuse` when no jobs are left, up to a time of `time.monotonic`.
+        Returns whether they have ended; once the queue has `hung`, it doesn't wait.
         """
-        self.refuse()
-        if self._hung:
-            return False
-        until = None if seconds is None else time.monotonic() + seconds
-        started = [thread for thread in self._threads if thread.ident is not None]
-        for thread in started:
+        for thread in () if self._hung else self._started:
             thread.join(None if until is None else max(0.0, until - time.monotonic()))
-        if not any(thread.is_alive() for thread in started):
-            return True
+        return not self._hung and not any(thread.is_alive() for thread in self._started)
+
+    def stop(self) -> None:
+        """Cancel all jobs."""
         with self._turn:
-            self._stopped = time.monotonic()
+            self._stopped = self._stopped or time.monotonic()
             left = [*self._waiting, *self._running, *self._finishing]
         for job in left:
             self.cancel(job, "shutdown")
-        until = time.monotonic() + GRACE_SECONDS + END_SECONDS
-        for thread in started:
-            thread.join(max(0.0, until - time.monotonic()))
-        if any(thread.is_alive() for thread in started):
+
+    def give_up(self) -> None:
+        """After `join`, end the jobs that are left; if its threads haven't ended, the queue has `hung`."""
+        if not self._hung and any(thread.is_alive() for thread in self._started):
             self._hung = True
             log.error("a batch of %s has not ended %.0f s after it was cancelled", self.name, GRACE_SECONDS)
         with self._turn:
             left = [*self._running, *self._finishing]
         for job in left:
             self._end(job, CancelledError("The job was cancelled (shutdown)."))
-        return False
+
+    @property
+    def _started(self) -> list[Thread]:
+        return [thread for thread in self._threads if thread.ident is not None]
 
     def _work(self) -> None:
         while batch := self._next():
@@ -470,3 +472,23 @@ class Queue:
     def _count(self) -> None:
         self._metrics.depth.labels(self.name).set(len(self._waiting))
         self._metrics.running.labels(self.name).set(len(self._running))
+
+
+def close_all(queues: Sequence[Queue], seconds: float | None = None) -> bool:
+    """Let queues accept no more jobs, and wait up to `seconds` for those that they accepted; the rest is cancelled.
+
+    Returns whether all were finished. Threads that don't end `GRACE_SECONDS` later, of all queues together, are left to
+    themselves: then their queue has `hung`.
+    """
+    for queue in queues:
+        queue.refuse()
+    until = None if seconds is None else time.monotonic() + seconds
+    left = [queue for queue in queues if not queue.join(until)]
+    for queue in left:
+        queue.stop()
+    until = time.monotonic() + GRACE_SECONDS + END_SECONDS
+    for queue in left:
+        queue.join(until)
+    for queue in left:
+        queue.give_up()
+    return not left

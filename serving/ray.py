@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from queue import SimpleQueue
 from threading import Event, Thread
@@ -19,7 +19,7 @@ from ..core.errors import ProfileError, RequestError, RuntimeMissing
 from ..core.install import install
 from ..core.limits import cores
 from ..core.record import in_a_line
-from ..core.units import counted, sized
+from ..core.units import counted, listed, sized
 from .replica import Begin, ReplicaProcess
 from .worker import MessagePipe, Opening, answer
 
@@ -30,7 +30,12 @@ STORE_BYTES = 256 << 20
 ALONGSIDE = 2
 """Calls of an actor at once: `work`, and one that brings it a message."""
 RESOURCES = {"num_cpus": "CPU", "num_gpus": "GPU", "memory": "memory"}
-"""Ray's names of what an actor needs, and of what a cluster has."""
+"""Ray's names of what an actor needs, and of what a node has."""
+DIGITS = 4
+"""After the point, of the amounts that Ray counts."""
+PLACE_SECONDS = 600.0
+"""For which an actor may wait for a node with room, which an autoscaler has to start."""
+USAGE_STATS = "RAY_USAGE_STATS_ENABLED"
 
 
 class Cluster:
@@ -41,7 +46,16 @@ class Cluster:
 
         Raises `RuntimeMissing` without Ray, and `RequestError` if it can't be reached.
         """
-        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # before the import
+        before = os.environ.get(USAGE_STATS)
+        os.environ[USAGE_STATS] = "0"  # for what Ray starts, which inherits it
+        try:
+            self._connect(address)
+        finally:
+            del os.environ[USAGE_STATS]
+            if before is not None:
+                os.environ[USAGE_STATS] = before
+
+    def _connect(self, address: str | None) -> None:
         try:
             self._ray: Any = import_module("ray")
         except ImportError as exc:
@@ -59,29 +73,28 @@ class Cluster:
         self._ray.shutdown()
 
     def threads(self, replicas: int) -> int:
-        """A replica's share of the cores of all nodes, at least one, and at most those of a node."""
-        found = [int(node["Resources"].get("CPU", 0)) for node in self._ray.nodes() if node["Alive"]]
-        return max(1, min(sum(found) // replicas, max(found, default=1)))
+        """The largest number of threads with which so many replicas find room on the nodes; at least one."""
+        found = [int(node["Resources"].get("CPU", 0)) for node in self._nodes()]
+        shares = range(max(found, default=1), 1, -1)
+        return next((one for one in shares if sum(cpus // one for cpus in found) >= replicas), 1)
 
-    def lacks(self, needs: Mapping[str, float], replicas: int) -> str | None:
-        """What is missing in it for so many replicas, in words; None if they have room. Raises `ProfileError` for a
-        Ray of this machine, which doesn't grow.
+    def lacks(self, needs: Sequence[Mapping[str, float]]) -> str | None:
+        """What is said if replicas, each of which needs `num_cpus`, `num_gpus` and `memory` in bytes, don't find room
+        on the nodes; None if they do. Raises `ProfileError` for a Ray of this machine, which doesn't grow.
         """
-        has = self._ray.cluster_resources()
-        short = [key for key, name in RESOURCES.items() if needs.get(key, 0) * replicas > has.get(name, 0)]
-        if not short:
+        nodes = [dict(node["Resources"]) for node in self._nodes()]
+        rest = [one for one in sorted(needs, key=_size, reverse=True) if not _placed(one, nodes)]
+        if not rest:
             return None
-        amounts = [(needs[key] * replicas, has.get(RESOURCES[key], 0), key) for key in short]
-        said = [
-            f"{sized(int(wanted))} of memory, and it has {sized(int(there))}"
-            if key == "memory"
-            else f"{wanted:g} {RESOURCES[key]}s, and it has {there:g}"
-            for wanted, there, key in amounts
-        ]
-        text = f"{counted(replicas, 'replica')} need {'; '.join(said)}."
+        room = f"Ray has room for {len(needs) - len(rest)} of {counted(len(needs), 'replica')}"
+        text = f"{room}: no node has {_said(rest[0])} left for another one."
+        advice = "Set a smaller number of --threads or --ray-gpus"
         if self.local:
-            raise ProfileError(f"On this machine's Ray, {text} Serve fewer replicas.")
-        return f"note: On this Ray, {text} The server begins when nodes with more have joined it."
+            raise ProfileError(f"On this machine, {text} {advice}, or serve fewer replicas.")
+        return f"note: {text} {advice}, or add nodes: the server waits {PLACE_SECONDS / 60:.0f} minutes for them."
+
+    def _nodes(self) -> list[Any]:
+        return [node for node in self._ray.nodes() if node["Alive"]]
 
     def begin(self, needs: Mapping[str, float]) -> Begin:
         """What starts an actor that needs `num_cpus`, `num_gpus` and `memory` in bytes."""
@@ -107,7 +120,7 @@ class _Worker:
         self._inbox.put(message)
 
     def work(self, opening: bytes) -> Iterator[bytes]:
-        """MessagePipe to the server, until the pipeline is closed."""
+        """Messages to the server, until the pipeline is closed."""
 
         def answered() -> None:
             try:
@@ -133,6 +146,8 @@ class _Actor:
     """
 
     exitcode = None
+    pid: int | None = None
+    """Known once it is placed."""
 
     def __init__(self, ray: Any, opening: Opening, name: str, needs: Mapping[str, float]) -> None:
         self.name = f"latentc {name}"
@@ -140,10 +155,7 @@ class _Actor:
         kind = ray.remote(_Worker).options(max_concurrency=ALONGSIDE, max_restarts=0, **needs)
         self._actor = kind.remote()
         self._messages = self._actor.work.options(num_returns="streaming").remote(pickle.dumps(opening))
-
-    @property
-    def pid(self) -> int:
-        return self._ray.get(self._actor.pid.remote())
+        self._asked, self._needs = self._actor.pid.remote(), needs
 
     def send(self, message: tuple[Any, ...], /) -> None:
         try:
@@ -153,6 +165,13 @@ class _Actor:
 
     def recv(self) -> tuple[Any, ...]:
         try:
+            if self.pid is None:
+                if not self._ray.wait([self._asked], timeout=PLACE_SECONDS)[0]:
+                    return "failed", ProfileError(
+                        f"No node of Ray had {_said(self._needs)} for a replica within {PLACE_SECONDS / 60:.0f} "
+                        "minutes. Set a smaller number of --threads or --ray-gpus, or add nodes."
+                    )
+                self.pid = self._ray.get(self._asked)
             return pickle.loads(self._ray.get(next(self._messages)))
         except Exception as exc:  # the end of the generator, and several kinds of Ray's
             self._ended.set()
@@ -164,3 +183,28 @@ class _Actor:
 
     def join(self, timeout: float | None = None, /) -> None:
         self._ended.wait(timeout)
+
+
+def _size(needs: Mapping[str, float]) -> tuple[float, ...]:
+    return tuple(needs.get(key, 0) for key in reversed(RESOURCES))
+
+
+def _placed(needs: Mapping[str, float], nodes: Sequence[dict[str, float]]) -> bool:
+    """Take what a replica needs from the first node that has it; False if none has."""
+    for node in nodes:
+        wanted = {name: needs[key] for key, name in RESOURCES.items() if needs.get(key)}
+        left = {name: round(node.get(name, 0) - amount, DIGITS) for name, amount in wanted.items()}
+        if all(amount >= 0 for amount in left.values()):
+            node.update(left)
+            return True
+    return False
+
+
+def _said(needs: Mapping[str, float]) -> str:
+    """Amounts in words, such as `4 CPUs and 2.00 GB of memory`."""
+    amounts = [(name, needs.get(key, 0)) for key, name in RESOURCES.items()]
+    return listed(
+        f"{sized(amount)} of memory" if name == "memory" else f"{amount:g} {name}{'' if amount == 1 else 's'}"
+        for name, amount in amounts
+        if amount
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from threading import Event, Thread
 
@@ -14,6 +15,8 @@ IDLE_SECONDS = 60.0
 """For which a process generates nothing before it is ended."""
 LOOK_SECONDS = 0.5
 """Between two looks at the queue."""
+
+log = logging.getLogger("latentc.serving")
 
 
 class Scaling:
@@ -47,4 +50,7 @@ class Scaling:
 
     def _work(self) -> None:
         while not self._closed.wait(LOOK_SECONDS):
-            self.look(time.monotonic())
+            try:
+                self.look(time.monotonic())
+            except Exception:  # such as a thread that can't be started; it looks again
+                log.exception("the processes of %s were not scaled", self._replicas.name)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import logging
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,6 +47,8 @@ MAX_CLIENTS = 1000
 EMPTY = ("sd-vae", "hypernetworks", "face-restorers", "realesrgan-models", "prompt-styles", "script-info")
 """Lists of what this server does not have, which clients ask for."""
 
+log = logging.getLogger("latentc.serving")
+
 
 @dataclass(eq=False)
 class _Task:
@@ -54,11 +57,13 @@ class _Task:
     job: ImageJob
     name: str | None
     """`force_task_id`."""
+    image: Decoded | None = None
+    """What its images are made from."""
     masked: bool = False
     """Whether only a part of an image is generated, which is put into the image at the end."""
     latest: Step | None = None
-    answered: Step | None = None
-    """The step whose images are the answer, since its client has interrupted it."""
+    answered: Result | None = None
+    """The answer, since its client has interrupted it: the images of a step."""
 
 
 @dataclass
@@ -100,11 +105,8 @@ def router(service: Service) -> APIRouter:
     @routes.post("/interrupt")
     @routes.post("/skip")
     async def interrupt(http: HttpRequest) -> dict[str, Any]:
-        for task in [one for one in state.tasks if one.job.owner == _client(http)]:
-            if service.added.check is None and service.residents is None and not task.masked:
-                task.answered = task.latest
-                task.job.shown = task.latest is not None
-            service.cancel(task.job)
+        own = [one for one in state.tasks if one.job.owner == _client(http)]
+        await asyncio.gather(*(asyncio.to_thread(_interrupt, service, task) for task in own))
         return {}
 
     @routes.get("/options")
@@ -235,20 +237,32 @@ async def _generated(service: Service, state: _Open, http: HttpRequest, kind: ty
         )
     except RequestError as exc:
         raise ApiError(422, str(exc), code="invalid_request") from exc
-    task = _Task(job, body.force_task_id, "mask" in given)
+    task = _Task(job, body.force_task_id, given.get("image"), "mask" in given)
     state.tasks.append(task)
     try:
         result = await service.result(job, http, black=True)
     except CancelledError:
         if task.answered is None:
             raise
-        result = await asyncio.to_thread(unfinished, model.pipeline, job, task.answered, given.get("image"))
+        result = task.answered
     finally:
         state.tasks.remove(task)
     images = await files(service, job, result, "png") if body.send_images is not False else []
     about = _info(model, asked, result)
     shown = {name: value for name, value in fields.items() if name not in ("init_images", "mask")}
     return {"images": [_text(one) for one in images], "parameters": shown, "info": json.dumps(about)}
+
+
+def _interrupt(service: Service, task: _Task) -> None:
+    """Cancel a job, after the images of its last step were decoded where they are answered: only then it is paid."""
+    step, job = task.latest, task.job
+    if step is not None and service.added.check is None and service.residents is None and not task.masked:
+        try:
+            task.answered = unfinished(service.models[job.model].pipeline, job, step, task.image)
+            job.shown = True
+        except Exception as exc:  # of any part of the model; the client is answered 409
+            log.warning("the unfinished images of job %s were not decoded: %a", job.id[:6], str(exc))
+    service.cancel(job)
 
 
 def _info(model: ServedModel, asked: WebUiAsked, result: Result) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from .limits import Limits
 from .metrics import Metrics
 from .opened import OpenModel, first_request, steps_run
 from .prompts import PromptModel
-from .queue import WARM_UP, ImageJob, Queue
+from .queue import WARM_UP, ImageJob, Queue, close_all
 from .replicas import Replicas
 from .residents import Presence, Residents
 from .scaling import Scaling
@@ -113,16 +113,10 @@ class Service:
         self.draining = True
         for one in self.scaling:
             one.close()
-        for model in self.models.values():
-            model.queue.refuse()
-        until = None if seconds is None else time.monotonic() + seconds
-        left = [
-            model.queue.close(None if until is None else max(0.0, until - time.monotonic()))
-            for model in self.models.values()
-        ]
+        finished = close_all([model.queue for model in self.models.values()], seconds)
         if self.residents is not None:
             self.residents.close()
-        return all(left)
+        return finished
 
     @property
     def hung(self) -> bool:

@@ -1,6 +1,7 @@
 """Credits: what requests cost, who pays, and what a balance survives."""
 
 import base64
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from io import BytesIO
 
@@ -111,6 +112,23 @@ def test_who_leaves_after_a_partial_image_pays(gate, partial, left):
             assert balance(http) == 4, "set aside"
         text = 'latentc_cancelled_total{model="tiny",reason="disconnect"} 1'
         wait_for(lambda: text in http.get("/metrics").text)
+        wait_for(lambda: balance(http) == left)
+
+
+@pytest.mark.parametrize(("decodes", "status", "left"), [(True, 200, 4), (False, 409, 5)])
+def test_an_interrupt_is_paid_if_it_is_answered_with_images(gate, monkeypatch, decodes, status, left):
+    def broken(*_):
+        raise RequestError("No image can be decoded.")
+
+    if not decodes:
+        monkeypatch.setattr(gate._pipeline, "decode_step", broken)
+    fields = {"prompt": "x", "width": 64, "height": 64, "steps": 40}
+    with selling(gate, Credits(5, 1), steps=60) as http, ThreadPoolExecutor() as pool:
+        with gate.held_at(10):
+            asked = pool.submit(http.post, "/sdapi/v1/txt2img", json=fields)
+            assert gate.held.wait(60)
+            assert http.post("/sdapi/v1/interrupt").status_code == 200
+        assert asked.result().status_code == status
         wait_for(lambda: balance(http) == left)
 
 
