@@ -11,10 +11,11 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from ...core.install import make
 from ..line import Prepared
 
 STAMP = "latentc-baseline.json"
-MAKE = "Create or complete its environment with: make peers."
+MAKE = f"Create or complete its environment with: {make('peers')}."
 
 
 def exported(folder: Path, libraries: Sequence[str], export: Callable[[Path], None]) -> Prepared:
