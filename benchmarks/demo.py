@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ from ..core.files import sha256, sha256_json, write_text
 from ..core.progress import Progress
 from ..core.request import Request
 from ..core.tensors import Array
+from ..export.check import absent
 from ..export.export import export
+from ..export.shipped import ARCHIVE, REFERENCES, export_shipped
 from ..profiles import Profile, load_profile
 from ..runtimes import runtime
 from .quality import picture_psnr_db
@@ -94,13 +97,18 @@ def run_demo(folder: Path, on_progress: Progress) -> Demo:
 
 
 def _bundle(folder: Path, on_progress: Progress) -> Bundle:
-    """The demo's bundle, exported again if the shipped weights changed."""
+    """The demo's bundle, exported again if the shipped weights changed. Without PyTorch, its graphs are those that ship
+    with latentc.
+    """
     target, made_from = folder / f"{CHECKPOINT}.bundle", folder / f"{CHECKPOINT}.sha256"
-    shipped = sha256_json([sha256(path) for path in sorted(SHIPPED[CHECKPOINT].rglob("*.safetensors"))])
+    make = export_shipped if absent() else partial(export, CHECKPOINT)
+    paths = [path for path in (ARCHIVE, REFERENCES) if absent() and path.is_file()]
+    paths += sorted(SHIPPED[CHECKPOINT].rglob("*.safetensors"))
+    shipped = sha256_json([sha256(path) for path in paths])
     if target.exists() and made_from.exists() and made_from.read_text(encoding="utf-8") == shipped:
         return open_bundle(target)
     shutil.rmtree(target, ignore_errors=True)
-    bundle = export(CHECKPOINT, target, on_progress=on_progress)
+    bundle = make(target, on_progress=on_progress)
     write_text(made_from, shipped)
     return bundle
 

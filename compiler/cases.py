@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -320,14 +321,12 @@ def kept_reference(bundle: Bundle, part: str, shape: InputShapes) -> Path:
 
 
 def shape_referee(bundle: Bundle) -> str | None:
-    """The runtime that acts as referee for other shapes; None where none is installed, and for a package, which has no
-    weights to run.
+    """The runtime that acts as referee for other shapes; None where none is installed, or nothing that prepares graphs
+    for it, and for a package, which has no weights to run.
     """
-    return (
-        None
-        if bundle.manifest.packaged
-        else next((name for name in REFEREES if not runtime(name).missing("CPU")), None)
-    )
+    if bundle.manifest.packaged or find_spec("onnx_ir") is None:
+        return None
+    return next((name for name in REFEREES if not runtime(name).missing("CPU")), None)
 
 
 def _make_reference(bundle: Bundle, part: str, cases: list[Case], path: Path) -> None:
@@ -335,8 +334,8 @@ def _make_reference(bundle: Bundle, part: str, cases: list[Case], path: Path) ->
     name = shape_referee(bundle)
     if name is None:
         raise RuntimeMissing(
-            f"The bundle has no reference of {part} at {shapes_of(cases[0].feeds)}, and neither "
-            f"{' nor '.join(REFEREES)} is installed to compute one. {install('onnxruntime')}"
+            f"The bundle has no reference of {part} at {shapes_of(cases[0].feeds)}, and nothing "
+            f"is installed to compute one. {install('build', 'onnxruntime')}"
         )
     with refereed(bundle, part, name) as (origin, engine):
         arrays = {f"{case.name}/out.{key}": array for case in cases for key, array in engine.run(case.feeds).items()}

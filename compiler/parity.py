@@ -25,7 +25,6 @@ from ..runtimes import Target, runtime
 from ..runtimes.base import files_in
 from .cache import Parity
 from .cases import (
-    REFEREES,
     read_stored,
     refereed,
     reference,
@@ -160,7 +159,7 @@ def _exported(bundle: Bundle, part: str) -> float:
     if info.measured_for != proof_digest(info.digest, _fixed(bundle, part)):
         raise RuntimeMissing(
             f"The graph of {part} was changed since its export, so it must be {bundle.standing.verb} in f32, and "
-            f"neither {' nor '.join(REFEREES)} is installed to run it. {install('onnxruntime')}"
+            f"nothing is installed to run it. {install('build', 'onnxruntime')}"
         )
     return info.psnr_db
 
@@ -292,7 +291,7 @@ def measure_typed(bundle: Bundle, part: str, target: Target) -> Parity:
         able = _able(target.recipe.graph)
         raise RuntimeMissing(
             f"This machine has no {target.device}, so {part} must be {bundle.standing.verb} on the CPU in "
-            f"{target.recipe.graph}. That requires {' or '.join(able)}. {install(able[-1])}"
+            f"{target.recipe.graph}. That requires {' or '.join(able)}. {install('build', able[-1])}"
         )
     adapter = runtime(name)
     run_by, key = _typed_key(bundle, part, target, name)

@@ -234,7 +234,7 @@ class IREE(Runtime):
         if reason := self.unbuildable(target.place):
             raise RuntimeMissing(reason)
         write_names(job, out)
-        (out / WITHOUT_WEIGHTS).write_text(_digest(job) + "\n", encoding="utf-8")
+        (out / WITHOUT_WEIGHTS).write_text(_digest(job) + "\n", encoding="utf-8", newline="\n")
         imported, planned = out / "imported.mlir", out / "planned.json"
         on_progress(f"{job.part}: import", None)
         graph, weights = job.graph, job.weights
@@ -265,7 +265,7 @@ class IREE(Runtime):
             *(sys.executable, "-m", "iree.compiler.tools.scripts.iree_compile", imported, *flags, "-o", out / PROGRAM),
             *("--iree-scheduling-dump-statistics-format=json", f"--iree-scheduling-dump-statistics-file={planned}"),
         )
-        (out / MEMORY).write_text(json.dumps(_memory(planned, out / WEIGHTS, target)) + "\n", encoding="utf-8")
+        (out / MEMORY).write_text(json.dumps(_memory(planned, out / WEIGHTS, target)) + "\n", encoding="utf-8", newline="\n")
         planned.unlink(missing_ok=True)
         imported.unlink()
 

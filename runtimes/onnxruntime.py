@@ -294,7 +294,7 @@ class ONNXRuntime(Runtime):
             elif PROVIDERS[target.device].ahead:
                 on_progress(f"{job.part}: compile", None)
                 placed = compile_ahead(job.graph, out / GRAPH, options, target, chosen)
-                (out / PLACEMENT).write_text(json.dumps(placed, indent=1) + "\n", encoding="utf-8")
+                (out / PLACEMENT).write_text(json.dumps(placed, indent=1) + "\n", encoding="utf-8", newline="\n")
             else:
                 _write(job, out)
                 if PROVIDERS[target.device].caches:
@@ -302,7 +302,7 @@ class ONNXRuntime(Runtime):
                 on_progress(f"{job.part}: compile and place", None)
                 records = chosen.pop(PROVIDERS[target.device].captures or "", None)  # needs tensors on the device
                 placed = place(out / GRAPH, options, target, chosen, job.usual)
-                (out / PLACEMENT).write_text(json.dumps(placed, indent=1) + "\n", encoding="utf-8")
+                (out / PLACEMENT).write_text(json.dumps(placed, indent=1) + "\n", encoding="utf-8", newline="\n")
                 check_stored(out / CACHE, PROVIDERS[target.device])
                 if records == PROVIDERS[target.device].switches[True]:
                     options.enable_profiling = False

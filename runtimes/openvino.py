@@ -262,7 +262,7 @@ class OpenVINO(Runtime):
         self._require(job.target.device)
         how = _write(job, out / BLOB, on_progress)
         if how is not None:
-            (out / QUANTIZED).write_text(how.model_dump_json() + "\n", encoding="utf-8")
+            (out / QUANTIZED).write_text(how.model_dump_json() + "\n", encoding="utf-8", newline="\n")
             if how.exact_below is not None:
                 _write(replace(job, target=_unquantized(job.target)), out / LATE, on_progress)
 

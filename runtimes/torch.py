@@ -154,7 +154,7 @@ class Torch(Runtime):
             part=job.part,
             digest=_digest(checkpoint, _spec(checkpoint, job.part, job.target)),
         )
-        (out / SOURCE).write_text(reference.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        (out / SOURCE).write_text(reference.model_dump_json(indent=2) + "\n", encoding="utf-8", newline="\n")
 
     def load(self, artifact: Path, target: Target, files: Mapping[str, int]) -> Engine:
         """Open the checkpoint and load the component. Raises `CheckpointError` where it was moved or changed."""

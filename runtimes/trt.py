@@ -284,8 +284,8 @@ class TensorRT(Runtime):
                 with _current(target.place):  # kernels are timed on this GPU
                     self._build(job, out, log, on_progress)
         if self.refits(target.options):
-            (out / WITHOUT_WEIGHTS).write_text(without_weights(job.graph, job.weights) + "\n", encoding="utf-8")
-        (out / MEMORY).write_text(json.dumps(log.memory) + "\n", encoding="utf-8")
+            (out / WITHOUT_WEIGHTS).write_text(without_weights(job.graph, job.weights) + "\n", encoding="utf-8", newline="\n")
+        (out / MEMORY).write_text(json.dumps(log.memory) + "\n", encoding="utf-8", newline="\n")
 
     def _build(self, job: Job, out: Path, log: Any, on_progress: Progress) -> None:
         """Write the plan. All objects of the library are freed at the end, while the GPU's context is current."""

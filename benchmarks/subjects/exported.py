@@ -35,7 +35,7 @@ def exported(folder: Path, libraries: Sequence[str], export: Callable[[Path], No
     start = perf_counter()
     export(fresh)
     seconds = perf_counter() - start
-    (fresh / STAMP).write_text(json.dumps({"versions": versions, "seconds": seconds}), encoding="utf-8")
+    (fresh / STAMP).write_text(json.dumps({"versions": versions, "seconds": seconds}), encoding="utf-8", newline="\n")
     shutil.rmtree(folder, ignore_errors=True)
     fresh.replace(folder)
     return Prepared(seconds, bytes=_bytes(folder))
