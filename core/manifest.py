@@ -327,5 +327,5 @@ class Manifest(Record):
     @model_validator(mode="after")
     def _parts_stand_alike(self) -> Manifest:
         if any((part.proved is not None) != (self.standing is PROVED) for part in self.parts.values()):
-            raise ValueError("the parts of a bundle without PyTorch's references, and of no other, should be compared only")
+            raise ValueError("only the parts of a bundle without PyTorch's references should be compared, not proved")
         return self

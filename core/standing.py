@@ -71,9 +71,9 @@ SHIPPED_GRAPHS = replace(
     when="when the bundle was made",
     again="Make the bundle again.",
     statement=(
-        "The graphs of this bundle ship with latentc. They are those of an export, which compared them with PyTorch, but "
-        "no PyTorch reference stands behind the bundle. Its engines are self-consistent at best: they agree with these "
-        "graphs, run without optimization. With PyTorch installed, `latentc export scenes` makes a proved bundle."
+        "The graphs of this bundle ship with latentc. An export compared them with PyTorch, but no PyTorch reference "
+        "stands behind the bundle. Its engines are self-consistent at best: they agree with these graphs, run without "
+        "optimization. With PyTorch, `latentc export scenes` makes a proved bundle."
     ),
 )
 

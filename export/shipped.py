@@ -59,7 +59,7 @@ def export_shipped(folder: Path | str, on_progress: Progress = quiet) -> Bundle:
     """
     proved = REFERENCES.is_file()
     if not proved and find_spec("onnxruntime") is None:
-        raise RuntimeMissing(f"Computing references needs onnxruntime, which is not installed. {install('onnxruntime')}")
+        raise RuntimeMissing(f"Running graphs needs onnxruntime, which is not installed. {install('onnxruntime')}")
     with fresh_folder(Path(folder).resolve(), BundleError) as fresh:
         on_progress("graphs: unpack", None)
         exported = unpack(fresh)
@@ -89,7 +89,7 @@ def unpack(fresh: Path, archive: Path = ARCHIVE) -> Manifest:
 
 
 def members(archive: Path) -> dict[str, bytes]:
-    """The files of an archive by name; raises `OSError`, and `TarError`, `LZMAError` or `EOFError` for a damaged one."""
+    """The files of an archive by name; raises `OSError`, or `TarError`, `LZMAError` or `EOFError` for a damaged one."""
     with tarfile.open(archive, "r:xz") as tar:
         read = ((entry.name, tar.extractfile(entry)) for entry in tar)
         return {name: file.read() for name, file in read if file is not None}

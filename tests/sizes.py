@@ -22,9 +22,8 @@ def environment(folder: Path) -> tuple[Path, Path]:
     """Python of a new environment, and its folder of packages, which has only pip."""
     venv.create(folder, with_pip=True)
     python = folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
-    asked = subprocess.run(
-        [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], capture_output=True, text=True, check=True
-    )
+    command = [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+    asked = subprocess.run(command, capture_output=True, text=True, check=True)
     return python, Path(asked.stdout.strip())
 
 

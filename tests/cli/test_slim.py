@@ -86,6 +86,7 @@ def test_what_needs_more_names_what_to_install(slim, exported, tmp_path):
     for words, extra in (
         (("build", tmp_path / "own.bundle", "-p", "cpu-onnxruntime"), "build"),
         (("export", "scenes", "-o", tmp_path / "b"), "export"),
+        (("demo", tmp_path / "demo"), "build"),
     ):
         done = run(*words, "--json", environment=environment)
         assert done.returncode == 1, done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""Write `scenes/exported.tar.xz` and `references.tar.xz` from a bundle that `latentc export scenes` made: `make graphs`.
+"""Write `exported.tar.xz` and `references.tar.xz` of `scenes` from a bundle that `latentc export` made: `make graphs`.
 
     python tests/scenes/ship.py BUNDLE
 """
@@ -76,7 +76,7 @@ def members(bundle: Bundle) -> dict[str, bytes]:
 
 
 def stable(manifest: dict[str, Any]) -> dict[str, Any]:
-    """What an export states of the same graphs on every machine: not what depends on the last bits of PyTorch's outputs."""
+    """What an export states of the same graphs everywhere: not what depends on the last bits of PyTorch's outputs."""
     parts = {
         name: {key: value for key, value in part.items() if key not in MEASURED}
         for name, part in manifest["parts"].items()
