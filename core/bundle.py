@@ -289,9 +289,7 @@ def check_path(folder: Path, name: str) -> None:
     """
     path = folder / name
     if "\\" in name:
-        raise BundleError(
-            f"{shown(name)} is not a valid file name in {folder}: it has a backslash. {AGAIN}"
-        )
+        raise BundleError(f"{shown(name)} is not a valid file name in {folder}: it has a backslash. {AGAIN}")
     try:
         out = leads_out(folder, name)
         linked = not out and path.is_symlink() and not _stays(folder, path)

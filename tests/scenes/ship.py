@@ -44,12 +44,15 @@ def weights_of(bundle: Bundle, part: str) -> Iterator[tuple[str, int, str, bytes
 
     path = bundle.part(part).path
     graph, at = bundle.graph(part).read_bytes(), 0
+    read: dict[str, bytes] = {}
     for tensor in onnx.load(bundle.graph(part), load_external_data=False).graph.initializer:
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             place = {entry.key: entry.value for entry in tensor.external_data}
             begin, end = int(place["offset"]), int(place["offset"]) + int(place["length"])
             data = f"{path.rpartition('/')[0]}/{place['location']}"
-            yield data, begin, tensor.name, (bundle.folder / data).read_bytes()[begin:end]
+            if data not in read:
+                read[data] = (bundle.folder / data).read_bytes()
+            yield data, begin, tensor.name, read[data][begin:end]
         elif len(tensor.raw_data) >= LEAST_BYTES:
             at = graph.index(tensor.raw_data, at)
             yield path, at, tensor.name, tensor.raw_data
