@@ -36,7 +36,7 @@ def make(target: str, folder: Path = CHECKOUT) -> str:
     return f"make {target}" if _is_current(folder) else f'make -C "{folder}" {target}'
 
 
-def tested(*libraries: str, folder: Path = CHECKOUT) -> str:
+def in_tested_versions(*libraries: str, folder: Path = CHECKOUT) -> str:
     """A sentence that asks for the tested versions of these libraries."""
     first, last = ", ".join(libraries[:-1]), libraries[-1]
     where = CONSTRAINTS if is_checkout(folder) else f"{CONSTRAINTS} of latentc's sources"

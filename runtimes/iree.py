@@ -265,7 +265,9 @@ class IREE(Runtime):
             *(sys.executable, "-m", "iree.compiler.tools.scripts.iree_compile", imported, *flags, "-o", out / PROGRAM),
             *("--iree-scheduling-dump-statistics-format=json", f"--iree-scheduling-dump-statistics-file={planned}"),
         )
-        (out / MEMORY).write_text(json.dumps(_memory(planned, out / WEIGHTS, target)) + "\n", encoding="utf-8", newline="\n")
+        (out / MEMORY).write_text(
+            json.dumps(_memory(planned, out / WEIGHTS, target)) + "\n", encoding="utf-8", newline="\n"
+        )
         planned.unlink(missing_ok=True)
         imported.unlink()
 

@@ -284,7 +284,9 @@ class TensorRT(Runtime):
                 with _current(target.place):  # kernels are timed on this GPU
                     self._build(job, out, log, on_progress)
         if self.refits(target.options):
-            (out / WITHOUT_WEIGHTS).write_text(without_weights(job.graph, job.weights) + "\n", encoding="utf-8", newline="\n")
+            (out / WITHOUT_WEIGHTS).write_text(
+                without_weights(job.graph, job.weights) + "\n", encoding="utf-8", newline="\n"
+            )
         (out / MEMORY).write_text(json.dumps(log.memory) + "\n", encoding="utf-8", newline="\n")
 
     def _build(self, job: Job, out: Path, log: Any, on_progress: Progress) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import latentc
-from latentc.core.install import CHECKOUT, install, is_checkout, make, pip, tested
+from latentc.core.install import CHECKOUT, in_tested_versions, install, is_checkout, make, pip
 
 ROOT = Path(latentc.__file__).parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -34,7 +34,7 @@ def test_in_a_checkout(monkeypatch):
     assert pip("openvino", "serve") == 'pip install -c constraints.txt ".[openvino,serve]"'
     assert install("export") == 'Install it with: pip install -c constraints.txt ".[export]".'
     assert make("peers") == "make peers"
-    assert tested("diffusers") == "Install the version of diffusers that constraints.txt names."
+    assert in_tested_versions("diffusers") == "Install the version of diffusers that constraints.txt names."
 
 
 def test_beside_a_checkout(monkeypatch, tmp_path):
@@ -49,7 +49,7 @@ def test_without_a_checkout_nothing_names_its_files(installed):
     assert not is_checkout(installed)
     assert pip("openvino", "serve", folder=installed) == 'pip install "latentc[openvino,serve]"'
     assert make("peers", installed) == "make peers, in a checkout of latentc"
-    assert tested("torch", "diffusers", "transformers", folder=installed) == (
+    assert in_tested_versions("torch", "diffusers", "transformers", folder=installed) == (
         "Install the versions of torch, diffusers and transformers that constraints.txt of latentc's sources names."
     )
 

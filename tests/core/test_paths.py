@@ -94,4 +94,3 @@ def test_a_profile_with_windows_line_ends(tmp_path):
     (tmp_path / "mine.toml").write_bytes(text.replace(b"\n", b"\r\n"))
     mine, own = load_profile(tmp_path / "mine.toml"), load_profile("cpu-onnxruntime")
     assert mine.model_dump(exclude={"name", "source"}) == own.model_dump(exclude={"name", "source"})
-

@@ -1,6 +1,6 @@
 """Write `exported.tar.xz` and `references.tar.xz` of `scenes` from a bundle that `latentc export` made: `make graphs`.
 
-    python tests/scenes/ship.py BUNDLE
+python tests/scenes/ship.py BUNDLE
 """
 
 import hashlib

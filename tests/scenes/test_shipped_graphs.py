@@ -113,7 +113,8 @@ def test_a_damaged_archive_is_refused(size, tmp_path):
 
 
 @pytest.mark.parametrize("words", [["sd15"], ["scenes", "--size", "64"], ["scenes", "--lora", "a:1"]])
-def test_it_takes_no_other_checkpoint_and_no_options(words, command, tmp_path):
+def test_it_takes_no_other_checkpoint_and_no_options(words, command, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     code, _, err = command("export", *words, "--shipped-graphs", "-o", tmp_path / "b")
     assert code == 2
     assert "for scenes only, without other options" in " ".join(err.split())
