@@ -103,7 +103,7 @@ def references(bundle: Bundle) -> dict[str, bytes]:
     return {name: (bundle.folder / name).read_bytes() for name in names} | {MANIFEST: whole}
 
 
-def packed(files: dict[str, bytes]) -> bytes:
+def packed(files: dict[str, bytes], preset: int = 9 | lzma.PRESET_EXTREME) -> bytes:
     """The archive: the same files give the same bytes."""
     written = io.BytesIO()
     with tarfile.open(fileobj=written, mode="w", format=tarfile.USTAR_FORMAT) as tar:
@@ -111,7 +111,7 @@ def packed(files: dict[str, bytes]) -> bytes:
             entry = tarfile.TarInfo(name)
             entry.size = len(files[name])
             tar.addfile(entry, io.BytesIO(files[name]))
-    return lzma.compress(written.getvalue(), preset=9 | lzma.PRESET_EXTREME)
+    return lzma.compress(written.getvalue(), preset=preset)
 
 
 def main() -> None:

@@ -72,7 +72,7 @@ def test_with_references_it_is_the_bundle_of_the_export(exported, tmp_path, monk
     """As in a wheel: PyTorch's references are there, so it can be proved."""
     real = exported("scenes")
     monkeypatch.setattr(shipped, "REFERENCES", tmp_path / "references.tar.xz")
-    shipped.REFERENCES.write_bytes(ship.packed(ship.references(real)))
+    shipped.REFERENCES.write_bytes(ship.packed(ship.references(real), 0))
     made = export_shipped(tmp_path / "scenes.bundle")
     assert made.standing.word == "proved"
     assert made.digest == real.digest
@@ -80,7 +80,7 @@ def test_with_references_it_is_the_bundle_of_the_export(exported, tmp_path, monk
     other = ship.references(real)
     manifest = json.loads(other[MANIFEST])
     manifest["parts"]["unet"]["digest"] = "0" * 64
-    shipped.REFERENCES.write_bytes(ship.packed(other | {MANIFEST: json.dumps(manifest).encode()}))
+    shipped.REFERENCES.write_bytes(ship.packed(other | {MANIFEST: json.dumps(manifest).encode()}, 0))
     with pytest.raises(BundleError, match="has references of other graphs"):
         export_shipped(tmp_path / "other.bundle")
     assert not (tmp_path / "other.bundle").exists()
