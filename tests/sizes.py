@@ -1,6 +1,6 @@
 """Measure what the extras install, for the table of docs/installing.md: `make sizes`.
 
-Each set is installed from a wheel of this checkout into an environment of its own, in the versions of constraints.txt.
+A wheel of this checkout is installed into new environments, in the versions of constraints.txt.
 """
 
 import json
@@ -9,11 +9,13 @@ import subprocess
 import sys
 import tempfile
 import venv
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "install-sizes.json"
-SETS = ("onnxruntime", "openvino", "build,onnxruntime", "build,openvino")
+SETS = (("onnxruntime", "build,onnxruntime"), ("openvino", "build,openvino"))
+"""Extras that are installed one after another into one environment."""
 LARGEST = 6
 LEFT_OUT = (".venv", ".git", "*.bundle", "*.egg-info", "build", "demo", "__pycache__")
 
@@ -31,16 +33,18 @@ def bytes_of(path: Path) -> int:
     return sum(one.lstat().st_size for one in (path.rglob("*") if path.is_dir() else (path,)) if one.is_file())
 
 
-def measured(wheel: Path, extras: str) -> dict[str, object]:
-    """Bytes of everything that an extra installs, and of its largest packages; pip itself isn't counted."""
-    with tempfile.TemporaryDirectory() as folder:
-        python, packages = environment(Path(folder))
-        before = {path.name for path in packages.iterdir()}
-        pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*pip, "-c", ROOT / "constraints.txt", f"{wheel}[{extras}]"], check=True)
+def measured(wheel: Path, sets: Sequence[str], folder: Path) -> list[dict[str, object]]:
+    """Bytes of everything that extras install, and of the largest packages; pip itself isn't counted."""
+    python, packages = environment(folder)
+    before = {path.name for path in packages.iterdir()}
+    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-c", ROOT / "constraints.txt"]
+    rows: list[dict[str, object]] = []
+    for extras in sets:
+        subprocess.run([*pip, f"{wheel}[{extras}]"], check=True)
         found = {path.name: bytes_of(path) for path in packages.iterdir() if path.name not in before}
-    largest = sorted(found, key=lambda name: -found[name])[:LARGEST]
-    return {"extras": extras, "bytes": sum(found.values()), "largest": {name: found[name] for name in largest}}
+        largest = {name: found[name] for name in sorted(found, key=lambda name: -found[name])[:LARGEST]}
+        rows.append({"extras": extras, "bytes": sum(found.values()), "largest": largest})
+    return rows
 
 
 def source(folder: Path) -> Path:
@@ -53,7 +57,7 @@ def main() -> None:
         build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder]
         subprocess.run([*build, source(Path(folder))], check=True)
         (wheel,) = Path(folder).glob("latentc-*.whl")
-        rows = [measured(wheel, extras) for extras in SETS]
+        rows = [row for sets in SETS for row in measured(wheel, sets, Path(folder) / sets[0])]
         facts = {"python": sys.version.partition(" ")[0], "platform": sys.platform, "wheel_bytes": wheel.stat().st_size}
     RESULT.write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n", encoding="utf-8", newline="\n")
 
