@@ -60,8 +60,8 @@ sizes: $(READY)
 	$(BIN)/python tests/readme.py
 
 # List what is behind in constraints.txt, and run the tests with the newest versions, in an environment of its own.
-newest:
-	$(PYTHON) tests/newest.py
+newest: $(READY)
+	$(BIN)/python tests/newest.py
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("latentc needs Python 3.11 or later; use: make PYTHON=python3.x") if sys.version_info < (3, 11) else 0'
