@@ -8,7 +8,6 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..checkpoints import SHIPPED
 from ..compiler.build import Build, build
+from ..compiler.cases import install_referee
+from ..compiler.lower import prepares_graphs
 from ..core.bundle import Bundle, open_bundle
 from ..core.errors import LatentcError, RuntimeMissing
 from ..core.files import sha256, sha256_json, write_text
-from ..core.install import install
 from ..core.progress import Progress
 from ..core.request import Request
 from ..core.tensors import Array
@@ -74,8 +74,8 @@ def run_demo(folder: Path, on_progress: Progress) -> Demo:
 
     Results of an earlier run in `folder` are reused. Raises what `export`, `build` and `latentc run` raise.
     """
-    if find_spec("onnx_ir") is None:
-        raise RuntimeMissing(f"The demo builds engines, which requires onnx-ir. {install('build', 'onnxruntime')}")
+    if not prepares_graphs():
+        raise RuntimeMissing(f"The demo builds engines, which requires onnx-ir. {install_referee()}")
     bundle = _bundle(folder, on_progress)
     facts, rows = run_facts(), list[Measurement]()
     pictures: dict[str, Array] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -22,6 +23,11 @@ def pip(*extras: str, folder: Path = CHECKOUT) -> str:
     if _is_current(folder):
         return f'pip install -c {CONSTRAINTS} ".[{names}]"'
     return f'pip install -c "{folder / CONSTRAINTS}" "{folder}[{names}]"'
+
+
+def need(library: str) -> tuple[str, ...]:
+    """The extra of that name, unless the library is here: another flavour of ONNX Runtime would be overwritten."""
+    return () if find_spec(library) else (library,)
 
 
 def install(*extras: str) -> str:

@@ -26,7 +26,7 @@ from ..core.bundle import MANIFEST, Bundle, digest, graph_path, open_bundle, pro
 from ..core.errors import BundleError, CheckpointError, RuntimeMissing
 from ..core.files import fresh_folder, write_sealed
 from ..core.graph_rules import other_operators
-from ..core.install import install
+from ..core.install import install, need
 from ..core.kernels import cpu_kernels
 from ..core.manifest import Adopted, FileInfo, License, Manifest, Part, Source
 from ..core.model import Model
@@ -181,7 +181,7 @@ def installed() -> None:
         if find_spec(name) is None:
             raise RuntimeMissing(
                 f"Running graphs needs {', '.join(NEEDED)}, but {name} is not installed. "
-                f"{install('build', 'onnxruntime')}"
+                f"{install('build', *need('onnxruntime'))}"
             )
 
 

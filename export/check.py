@@ -14,7 +14,7 @@ import numpy as np
 
 from ..checkpoints.parts import PartSpec, as_part
 from ..core.errors import ParityError, RuntimeMissing
-from ..core.install import pip
+from ..core.install import need, pip
 from ..core.limits import threads
 from ..core.norms import stage_norms
 from ..core.records import GRAPH_DB, GraphFigure
@@ -57,7 +57,7 @@ def ready() -> None:
 def _lacking(name: str, why: str, instead: str = "") -> RuntimeMissing:
     return RuntimeMissing(
         f"An export needs {', '.join(NEEDED)}, but {name} cannot be imported ({why}). "
-        f"Install what is missing: {pip('export', 'onnxruntime')}. {instead}".rstrip()
+        f"Install what is missing: {pip('export', *need('onnxruntime'))}. {instead}".rstrip()
     )
 
 

@@ -15,6 +15,10 @@ from packaging.utils import canonicalize_name
 from PIL import Image
 
 import latentc
+from latentc.compiler import cases
+from latentc.compiler.cases import reference, shapes_of, stored_cases
+from latentc.core.bundle import open_bundle
+from latentc.core.errors import RuntimeMissing
 
 ROOT = Path(latentc.__file__).parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -61,7 +65,37 @@ def slim(without_modules):
 
 def run(*words, environment):
     command = [sys.executable, "-m", "latentc", *map(str, words)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_a_size_that_pytorch_did_not_compute_needs_what_builds_need(exported, tmp_path, monkeypatch):
+    """Neither references that came along nor a single timestep make an engine proved where a referee could run."""
+    bundle = open_bundle(shutil.copytree(exported("sd1").folder, tmp_path / "own.bundle"))
+    usual = shapes_of(stored_cases(bundle, "unet")[0].feeds)
+    timesteps = {}
+    for case in stored_cases(bundle, "unet"):
+        timesteps.setdefault(case.feeds["sample"].shape[2:], set()).add(float(case.feeds["timestep"][0]))
+    once = next(size for size, found in timesteps.items() if len(found) == 1)
+    assert (24, 8) not in timesteps
+    unknown, single = (usual | {"sample": (usual["sample"][0], 4, *size)} for size in ((24, 8), once))
+    monkeypatch.setenv("LATENTC_STATE", str(tmp_path / "here"))
+    assert "the exported graph in f32" in reference(bundle, "unet", unknown).origin
+    with monkeypatch.context() as patch:
+        patch.setattr(cases, "prepares_graphs", lambda: False)
+        assert "the exported graph in f32" in reference(bundle, "unet", unknown).origin, "this machine computed it"
+        patch.setenv("LATENTC_STATE", str(tmp_path / "elsewhere"))
+        for shape in (unknown, single):
+            with pytest.raises(RuntimeMissing, match=r"requires onnx-ir, .*\[build\]"):
+                reference(bundle, "unet", shape)
+        patch.setattr(cases, "REFEREES", {})
+        assert "the exported graph in f32" in reference(bundle, "unet", unknown).origin
+        assert reference(bundle, "unet", single).origin.endswith("at one timestep")
+
+
+def test_no_flavour_of_onnxruntime_is_overwritten(monkeypatch):
+    assert "[build]" in cases.install_referee()
+    monkeypatch.setattr(cases, "REFEREES", {})
+    assert "[build,onnxruntime]" in cases.install_referee()
 
 
 @pytest.mark.slow
