@@ -108,8 +108,9 @@ def export(
         bool,
         typer.Option(
             "--shipped-graphs",
-            help="For `scenes`, without PyTorch: use the exported graphs that ship with latentc. Wheels have PyTorch's "
-            "references too; without them, the bundle is self-consistent, not proved.",
+            help="For `scenes`, without PyTorch: use the exported graphs that ship with latentc. Wheels made by "
+            "`make wheel` in a checkout have PyTorch's references too; without them, the bundle is self-consistent, "
+            "not proved.",
         ),
     ] = False,
     quiet: Quiet = False,

@@ -21,8 +21,8 @@ from ..checkpoints import SHIPPED
 from ..checkpoints.stored import StoredTensor, read_header, stored_bytes
 from ..core.bundle import MANIFEST, Bundle, open_bundle, proof_digest
 from ..core.errors import BundleError, RuntimeMissing
-from ..core.files import fresh_folder, sha256, write_sealed
-from ..core.install import install
+from ..core.files import fresh_folder, sha256, sha256_json, write_sealed
+from ..core.install import install, make
 from ..core.manifest import Manifest, ShippedGraphs
 from ..core.progress import Progress, quiet
 from ..core.references import stored_at
@@ -34,7 +34,13 @@ from .export import info_of, versions_of
 NAME = "scenes"
 ARCHIVE = SHIPPED[NAME].parent / "exported.tar.xz"
 REFERENCES = ARCHIVE.with_name("references.tar.xz")
-"""PyTorch's references of the same export, with its whole manifest: in wheels, not in the repository."""
+"""PyTorch's references of the same export, with its whole manifest: in wheels made by `make wheel`, not in the
+repository.
+"""
+DEFINITION = "definition.sha256"
+"""In the archive of references: digest of the code that defined them."""
+DEFINED_IN = ("asked", "control", "hooks", "pictures", "reference", "scheduler", "style", "texts")
+"""Modules that define which references an export computes."""
 PLACES = "weights.json"
 """In the archive: by file of the bundle and of the checkpoint, the byte, tensor and form of each weight."""
 FORMS: Mapping[str, tuple[str, bool]] = {
@@ -95,6 +101,13 @@ def members(archive: Path) -> dict[str, bytes]:
         return {name: file.read() for name, file in read if file is not None}
 
 
+def definition() -> str:
+    """Digest of the code that defines references."""
+    here = Path(__file__).parent
+    paths = [*(here / f"{name}.py" for name in DEFINED_IN), here.parent / "core" / "references.py"]
+    return sha256_json([path.read_text(encoding="utf-8") for path in paths])
+
+
 def _read(archive: Path) -> tuple[Manifest, dict[str, bytes]]:
     """The manifest in an archive, and the other files."""
     try:
@@ -107,6 +120,10 @@ def _read(archive: Path) -> tuple[Manifest, dict[str, bytes]]:
 def _with_references(fresh: Path, exported: Manifest) -> Manifest:
     """Write PyTorch's references; the whole manifest of the export."""
     whole, stored = _read(REFERENCES)
+    if stored.pop(DEFINITION, b"").decode(errors="replace") != definition():
+        raise BundleError(
+            f"{REFERENCES} was made by another version of the export. {AGAIN} Or make it: {make('graphs')}."
+        )
     if {name: part.digest for name, part in whole.parts.items()} != {
         name: part.digest for name, part in exported.parts.items()
     }:

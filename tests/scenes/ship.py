@@ -17,8 +17,7 @@ from latentc.checkpoints.stored import read_header
 from latentc.core.bundle import MANIFEST, Bundle, open_bundle
 from latentc.core.external import parameter_of
 from latentc.core.files import sha256
-from latentc.export.shipped import ARCHIVE, FORMS, NAME, PLACES, REFERENCES, in_form
-from latentc.export.shipped import members as archived
+from latentc.export.shipped import ARCHIVE, DEFINITION, FORMS, NAME, PLACES, REFERENCES, definition, in_form
 
 MEASURED = ("psnr_db", "proved", "bf16_db")
 """Facts about a part that depend on PyTorch's outputs, which differ by CPU in the last bits."""
@@ -85,7 +84,7 @@ def stable(manifest: dict[str, Any]) -> dict[str, Any]:
         for name, part in manifest["parts"].items()
     }
     model = {key: value for key, value in manifest["model"].items() if key != "preview"}
-    names = ("family", "source", "components", "license", "notices", "trained_for", "files")
+    names = ("schema_version", "family", "source", "components", "license", "notices", "trained_for", "files")
     return {"parts": parts, "model": model} | {name: manifest[name] for name in names}
 
 
@@ -100,7 +99,8 @@ def references(bundle: Bundle) -> dict[str, bytes]:
     """The files of the archive of references by name, with the whole manifest."""
     names = [name for name in bundle.manifest.files if name.startswith("reference/")]
     whole = bundle.manifest.model_dump_json().encode()
-    return {name: (bundle.folder / name).read_bytes() for name in names} | {MANIFEST: whole}
+    files = {name: (bundle.folder / name).read_bytes() for name in names}
+    return files | {MANIFEST: whole, DEFINITION: definition().encode()}
 
 
 def packed(files: dict[str, bytes], preset: int = 9 | lzma.PRESET_EXTREME) -> bytes:
@@ -115,12 +115,10 @@ def packed(files: dict[str, bytes], preset: int = 9 | lzma.PRESET_EXTREME) -> by
 
 
 def main() -> None:
-    """Write the references, and the graphs if they differ."""
+    """Write the references and the graphs."""
     bundle = open_bundle(sys.argv[1])
     REFERENCES.write_bytes(packed(references(bundle)))
-    made = members(bundle)
-    if not ARCHIVE.is_file() or differing(made, archived(ARCHIVE)):
-        ARCHIVE.write_bytes(packed(made))
+    ARCHIVE.write_bytes(packed(members(bundle)))
 
 
 if __name__ == "__main__":

@@ -26,6 +26,9 @@ def test_they_are_what_the_export_writes(exported):
     now, then = json.loads(current[MANIFEST]), json.loads(kept[MANIFEST])
     preview = [pytest.approx(row, abs=1e-4) for row in then["model"]["preview"]]
     assert now["model"]["preview"] == preview
+    for figure, tolerance in (("psnr_db", 10), ("bf16_db", 2)):
+        wanted = {name: pytest.approx(part[figure], abs=tolerance) for name, part in then["parts"].items()}
+        assert {name: part[figure] for name, part in now["parts"].items()} == wanted
 
 
 def test_they_are_small_and_have_no_weights():
@@ -82,6 +85,10 @@ def test_with_references_it_is_the_bundle_of_the_export(exported, tmp_path, monk
     manifest["parts"]["unet"]["digest"] = "0" * 64
     shipped.REFERENCES.write_bytes(ship.packed(other | {MANIFEST: json.dumps(manifest).encode()}, 0))
     with pytest.raises(BundleError, match="has references of other graphs"):
+        export_shipped(tmp_path / "other.bundle")
+    shipped.REFERENCES.write_bytes(ship.packed(ship.references(real), 0))
+    monkeypatch.setattr(shipped, "definition", lambda: "of other code")
+    with pytest.raises(BundleError, match="was made by another version of the export"):
         export_shipped(tmp_path / "other.bundle")
     assert not (tmp_path / "other.bundle").exists()
 
