@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ from ..core.errors import LatentcError, RuntimeMissing
 from ..core.files import sha256, sha256_json, write_text
 from ..core.progress import Progress
 from ..core.request import Request
+from ..core.standing import Standing
 from ..core.tensors import Array
-from ..export.check import absent
 from ..export.export import export
 from ..export.shipped import ARCHIVE, REFERENCES, export_shipped
 from ..profiles import Profile, load_profile
@@ -67,6 +68,8 @@ class Demo:
     rows: tuple[Measurement, ...]
     skipped: dict[str, str]
     """Profiles that can't run on this machine, and why."""
+    standing: Standing
+    """What stands behind the bundle's figures."""
 
 
 def run_demo(folder: Path, on_progress: Progress) -> Demo:
@@ -97,7 +100,7 @@ def run_demo(folder: Path, on_progress: Progress) -> Demo:
     results = folder / "results.jsonl"
     results.unlink(missing_ok=True)
     append_records(results, rows)
-    return Demo(bundle.folder, sheet, results, tuple(rows), skipped)
+    return Demo(bundle.folder, sheet, results, tuple(rows), skipped, bundle.standing)
 
 
 def _bundle(folder: Path, on_progress: Progress) -> Bundle:
@@ -105,8 +108,9 @@ def _bundle(folder: Path, on_progress: Progress) -> Bundle:
     with latentc.
     """
     target, made_from = folder / f"{CHECKPOINT}.bundle", folder / f"{CHECKPOINT}.sha256"
-    make = export_shipped if absent() else partial(export, CHECKPOINT)
-    paths = [path for path in (ARCHIVE, REFERENCES) if absent() and path.is_file()]
+    without = find_spec("torch") is None
+    make = export_shipped if without else partial(export, CHECKPOINT)
+    paths = [path for path in (ARCHIVE, REFERENCES) if without and path.is_file()]
     paths += sorted(SHIPPED[CHECKPOINT].rglob("*.safetensors"))
     shipped = sha256_json([sha256(path) for path in paths])
     if target.exists() and made_from.exists() and made_from.read_text(encoding="utf-8") == shipped:
