@@ -59,7 +59,7 @@ sizes: $(READY)
 	$(BIN)/python tests/sizes.py
 	$(BIN)/python tests/readme.py
 
-# List what is behind in constraints.txt, and run the tests with the newest versions, in an environment of its own.
+# List what is behind in constraints.txt, of what is installed, and run the tests with the newest versions, in an environment of its own.
 newest: $(READY)
 	$(BIN)/python tests/newest.py
 

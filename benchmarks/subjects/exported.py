@@ -15,7 +15,11 @@ from ...core.install import make
 from ..line import Prepared
 
 STAMP = "latentc-baseline.json"
-MAKE = f"Create or complete its environment with: {make('peers')}."
+
+
+def create() -> str:
+    """A sentence on how to make its environment."""
+    return f"Create or complete its environment with: {make('peers')}."
 
 
 def exported(folder: Path, libraries: Sequence[str], export: Callable[[Path], None]) -> Prepared:

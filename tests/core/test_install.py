@@ -17,6 +17,7 @@ ROOMS = sorted({name.split(".")[1] for name in PROJECT["tool"]["setuptools"]["pa
 TARGETS = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split()
 OWN = re.compile(rf"""constraints\.txt|["']\.\[|latentc\[|\bmake ({"|".join(TARGETS)})\b(?!` in a checkout)""")
 """What only `core.install` may write into a message."""
+MADE = ("in_tested_versions", "install", "make", "pip")
 
 
 @pytest.fixture
@@ -62,6 +63,18 @@ def _messages(tree):
             yield node.lineno, node.value
 
 
+def _name(call):
+    return call.func.id if isinstance(call.func, ast.Name) else None
+
+
+def _at_import(node):
+    """Each node that an import evaluates."""
+    for child in ast.iter_child_nodes(node):
+        if not isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            yield child
+            yield from _at_import(child)
+
+
 @pytest.mark.parametrize("room", ROOMS)
 def test_every_instruction_is_made_in_one_place(room):
     extras = PROJECT["project"]["optional-dependencies"]
@@ -75,3 +88,6 @@ def test_every_instruction_is_made_in_one_place(room):
             if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in ("pip", "install"):
                 named = [one.value for one in call.args if isinstance(one, ast.Constant)]
                 assert set(named) <= extras.keys(), f"{path}:{call.lineno}"
+        if "subjects" not in path.parts:  # programs, not modules
+            early = [one.lineno for one in _at_import(tree) if isinstance(one, ast.Call) and _name(one) in MADE]
+            assert not early, f"{path}:{early}: the current folder may change until the message is shown"
