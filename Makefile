@@ -8,7 +8,7 @@ WHEELS := $(foreach name,gpu migraphx webgpu directml,$(VENV)/wheels/onnxruntime
 ALL_WHEELS := $(WHEELS) $(VENV)/wheels/onnxruntime-macos/.ready
 WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test all-tests quick quick-tests check types readme wheels peers npm ray web software-gpu clean
+.PHONY: demo test all-tests quick quick-tests check types readme wheels peers npm ray web graphs wheel sizes newest software-gpu clean
 
 demo: $(READY)
 	$(BIN)/latentc demo
@@ -38,9 +38,30 @@ check: $(READY)
 types: $(READY)
 	$(BIN)/pyright
 
+# Export scenes, and replace the graphs of it that ship without weights (scenes/exported.tar.xz), and the
+# references for wheels.
+graphs: $(READY)
+	rm -rf $(VENV)/scenes.bundle
+	$(BIN)/latentc export scenes -o $(VENV)/scenes.bundle
+	$(BIN)/python tests/scenes/ship.py $(VENV)/scenes.bundle
+
+# A wheel with the references of scenes, in dist/.
+wheel: graphs
+	rm -rf build
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps -w dist .
+
 # Generate the tables of README.md and docs/ from result files and profiles.
 readme: $(READY)
 	$(BIN)/python tests/readme.py
+
+# Measure what the extras install, for docs/installing.md: downloads 0.5 GB.
+sizes: $(READY)
+	$(BIN)/python tests/sizes.py
+	$(BIN)/python tests/readme.py
+
+# List what is behind in constraints.txt, of what is installed, and run the tests with the newest versions, in an environment of its own.
+newest: $(READY)
+	$(BIN)/python tests/newest.py
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("latentc needs Python 3.11 or later; use: make PYTHON=python3.x") if sys.version_info < (3, 11) else 0'
@@ -143,7 +164,7 @@ $(SOFTWARE)/.ready: $(READY)
 		{ echo "SwiftShader comes from Debian's package chromium-common, which needs apt-get and dpkg."; exit 1; }
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-		-e '.[onnxruntime-webgpu]' pytest pytest-xdist
+		-e '.[build,onnxruntime-webgpu]' pytest pytest-xdist
 	cd $(@D) && apt-get download --quiet chromium-common && dpkg -x chromium-common_*.deb debian && rm chromium-common_*.deb
 	@touch $@
 

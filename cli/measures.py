@@ -27,8 +27,8 @@ def bench(
     against: Annotated[
         str,
         typer.Option(
-            help="Baselines, separated by commas: torch-eager, torch-compile, diffusers; after `make peers` also "
-            "optimum-openvino, optimum-onnxruntime, openvino-genai."
+            help="Baselines, separated by commas: torch-eager, torch-compile, diffusers; after `make peers` in a "
+            "checkout also optimum-openvino, optimum-onnxruntime, openvino-genai."
         ),
     ] = "",
     size: Annotated[

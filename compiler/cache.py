@@ -205,7 +205,7 @@ def _damaged(bundle: Bundle, artifact: Artifact) -> Path | None:
     for name, info in artifact.files.items():
         path = bundle.engines / artifact.name / name
         try:
-            check_path(bundle.folder, str(path.relative_to(bundle.folder)))
+            check_path(bundle.folder, path.relative_to(bundle.folder).as_posix())
             if not is_whole(path, info):
                 return path
         except (BundleError, PointerError):

@@ -19,7 +19,7 @@ from ..core.bundle import AGAIN, Bundle, check_whole, checked_graph
 from ..core.engine import Engine
 from ..core.errors import BundleError, RuntimeMissing
 from ..core.files import sha256, sha256_json, unwritable
-from ..core.install import install
+from ..core.install import install, pip
 from ..core.manifest import Part, TensorInfo
 from ..core.model import Model
 from ..core.progress import Progress, quiet
@@ -35,7 +35,7 @@ from ..runtimes import Target, runtime
 from ..runtimes.base import files_in
 from ..sampling.wires import resized
 from .cache import KEPT, incomplete, is_whole, locked
-from .lower import lowered, needed_passes
+from .lower import lowered, needed_passes, prepares_graphs
 from .scratch import scratch_folder
 from .targets import job_of
 from .traces import EXACT_SHARE
@@ -357,11 +357,16 @@ def shape_referee(bundle: Bundle) -> str | None:
     """The runtime that acts as referee for other shapes; None where none is installed, and for a package, which has no
     weights to run.
     """
-    return (
-        None
-        if bundle.manifest.packaged
-        else next((name for name in REFEREES if not runtime(name).missing("CPU")), None)
-    )
+    return None if bundle.manifest.packaged else _installed_referee()
+
+
+def _installed_referee() -> str | None:
+    return next((name for name in REFEREES if not runtime(name).missing("CPU")), None)
+
+
+def install_referee() -> str:
+    """A sentence that says what to install for a referee: no ONNX Runtime where it would overwrite another flavour."""
+    return install("build") if _installed_referee() else install("build", "onnxruntime")
 
 
 def _make_reference(bundle: Bundle, part: str, cases: list[Case], path: Path) -> None:
@@ -369,8 +374,14 @@ def _make_reference(bundle: Bundle, part: str, cases: list[Case], path: Path) ->
     name = shape_referee(bundle)
     if name is None:
         raise RuntimeMissing(
-            f"The bundle has no reference of {part} at {shapes_of(cases[0].feeds)}, and neither "
-            f"{' nor '.join(REFEREES)} is installed to compute one. {install('onnxruntime')}"
+            f"The bundle has no reference of {part} at {shapes_of(cases[0].feeds)}, and nothing "
+            f"is installed to compute one. {install_referee()}"
+        )
+    if not prepares_graphs():
+        raise RuntimeMissing(
+            f"The bundle has no reference of {part} at {shapes_of(cases[0].feeds)} from PyTorch or from this machine, "
+            "and computing one requires onnx-ir, which is not installed; install it, or run `latentc build` on this "
+            f"machine in an environment that has it: {pip('build')}."
         )
     with refereed(bundle, part, name) as (origin, engine):
         arrays = {f"{case.name}/out.{key}": array for case in cases for key, array in engine.run(case.feeds).items()}

@@ -26,7 +26,7 @@ from ..runtimes import Target, runtime
 from ..runtimes.base import files_in
 from .cache import Parity
 from .cases import (
-    REFEREES,
+    install_referee,
     read_stored,
     refereed,
     reference,
@@ -36,7 +36,7 @@ from .cases import (
     stored_origin,
     stored_shape,
 )
-from .lower import LOWERING_VERSION, lowered, needed_passes
+from .lower import LOWERING_VERSION, lowered, needed_passes, prepares_graphs
 from .scratch import scratch_folder
 from .targets import job_of
 
@@ -133,7 +133,8 @@ def check_graphs(bundle: Bundle, parts: Iterable[str], on_progress: Progress = q
     """
     keys = {part: graph_key(bundle.part(part).digest, _fixed(bundle, part)) for part in parts}
     figures = {part: found for part, key in keys.items() if (found := recall(key, GraphFigure))}
-    if (unknown := [part for part in keys if part not in figures]) and shape_referee(bundle) is not None:
+    unknown = [part for part in keys if part not in figures]
+    if unknown and shape_referee(bundle) is not None and prepares_graphs():
         verify_files(bundle, [name for part in unknown for name in (*bundle.files(part), stored_at(part))])
         answers = quarantined(
             f"{__name__}:run_graphs",
@@ -168,7 +169,7 @@ def _exported(bundle: Bundle, part: str) -> float:
     if info.measured_for != proof_digest(info.digest, _fixed(bundle, part)):
         raise RuntimeMissing(
             f"The graph of {part} was changed since its export, so it must be {bundle.standing.verb} in f32, and "
-            f"neither {' nor '.join(REFEREES)} is installed to run it. {install('onnxruntime')}"
+            f"nothing is installed to run it. {install_referee()}"
         )
     return info.psnr_db
 
@@ -300,7 +301,7 @@ def measure_typed(bundle: Bundle, part: str, target: Target) -> Parity:
         able = _able(target.recipe.graph)
         raise RuntimeMissing(
             f"This machine has no {target.device}, so {part} must be {bundle.standing.verb} on the CPU in "
-            f"{target.recipe.graph}. That requires {' or '.join(able)}. {install(able[-1])}"
+            f"{target.recipe.graph}. That requires {' or '.join(able)}. {install('build', able[-1])}"
         )
     adapter = runtime(name)
     run_by, key = _typed_key(bundle, part, target, name)

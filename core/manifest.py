@@ -9,7 +9,7 @@ from pydantic import Field, StringConstraints, model_validator
 
 from .model import Finite, Model, Role
 from .record import Record, unless
-from .standing import FUSED, PROVED, SELF_CONSISTENT, Standing
+from .standing import FUSED, PROVED, SELF_CONSISTENT, SHIPPED_GRAPHS, Standing
 from .wires import MAX_LENGTH, TIMESTEP
 
 SCHEMA_VERSION = 4
@@ -67,10 +67,10 @@ class Part(Record):
     psnr_db: float
     """PSNR of the ONNX graph, run unmodified in f32 at export, against PyTorch: the worst of its references. For an
     adopted part, against the graph that it was adopted from, run as it is; 0 where that cannot be run. For a part of a
-    fused bundle, against itself."""
+    fused bundle, or of one of shipped graphs, against itself."""
     proved: Annotated[str | None, Field(exclude_if=unless(None))] = None
     """Digest of the graph, weights and references that `psnr_db` was measured with: `proof_digest`. None for a part of
-    an adopted or fused bundle."""
+    a bundle without PyTorch's references."""
     compared: Annotated[str | None, Field(exclude_if=unless(None))] = None
     """The same digest for a part with which no PyTorch was compared."""
     bf16_db: Annotated[float, Field(ge=0, le=200)]
@@ -121,6 +121,15 @@ class Fusion(Record):
     """Digest of the bundle."""
 
 
+class ShippedGraphs(Record):
+    """The graphs that ship with latentc, without PyTorch's references."""
+
+    statement: str
+    """What does not stand behind the bundle, in sentences."""
+    psnr_db: dict[str, Finite]
+    """PSNR of each graph against PyTorch, when it was exported, keyed by part."""
+
+
 class AdapterSource(Record):
     """A LoRA or another adapter that the weights were fused with."""
 
@@ -163,6 +172,8 @@ class Source(Record):
     fused: Annotated[Fusion | None, Field(exclude_if=unless(None))] = None
     """Set if a bundle was fused with adapters, so that no PyTorch reference stands behind it."""
 
+    graphs: Annotated[ShippedGraphs | None, Field(exclude_if=unless(None))] = None
+    """Set if the graphs ship with latentc, so that no PyTorch reference stands behind it."""
     adapters: Annotated[tuple[AdapterSource, ...], Field(max_length=64, exclude_if=unless(()))] = ()
     """Adapters that the weights were fused with."""
 
@@ -301,7 +312,9 @@ class Manifest(Record):
         """What stands behind its figures, and the words for that."""
         if self.source.adopted is not None:
             return SELF_CONSISTENT
-        return PROVED if self.source.fused is None else FUSED
+        if self.source.fused is not None:
+            return FUSED
+        return PROVED if self.source.graphs is None else SHIPPED_GRAPHS
 
     @model_validator(mode="after")
     def _skipped_exist(self) -> Manifest:
@@ -314,5 +327,5 @@ class Manifest(Record):
     @model_validator(mode="after")
     def _parts_stand_alike(self) -> Manifest:
         if any((part.proved is not None) != (self.standing is PROVED) for part in self.parts.values()):
-            raise ValueError("the parts of an adopted or fused bundle, and of no other, should be compared, not proved")
+            raise ValueError("only the parts of a bundle without PyTorch's references should be compared, not proved")
         return self

@@ -26,7 +26,7 @@ from ..core.bundle import MANIFEST, Bundle, digest, graph_path, open_bundle, pro
 from ..core.errors import BundleError, CheckpointError, RuntimeMissing
 from ..core.files import fresh_folder, write_sealed
 from ..core.graph_rules import other_operators
-from ..core.install import install
+from ..core.install import install, need
 from ..core.kernels import cpu_kernels
 from ..core.manifest import Adopted, FileInfo, License, Manifest, Part, Source
 from ..core.model import Model
@@ -34,12 +34,12 @@ from ..core.progress import Progress, quiet
 from ..core.quarantine import quarantined
 from ..core.record import in_a_line
 from ..core.records import GRAPH_DB
-from ..core.references import DRAWINGS, DRAWN, stored_at
+from ..core.references import stored_at
 from ..core.standing import SELF_CONSISTENT
 from ..core.tensors import psnr_db
 from ..core.version import __version__
 from .edges import Fit, adapt, fit, is_narrow
-from .export import check_size, checked_facts, info_of, versions_of, write_configs, write_json
+from .export import check_size, checked_facts, info_of, versions_of, write_configs
 from .scheduler import settle
 from .sessions import CpuSession
 from .weights import DATA, INLINE_BYTES, parameters, write
@@ -154,18 +154,13 @@ def adopt_apart(
             trained_for=checkpoint.trained_for,
         )
 
-    (place / "reference").mkdir()
     bundle = Bundle(place, manifest(facts, hashed))
     references = OwnReferences(bundle, on_progress)
     facts = references.measure_patch(facts)
     check_size(facts, str(graphs.folder))
     bundle = Bundle(place, manifest(facts, hashed))
     references.bundle = bundle
-    stored = references.compute()
-    for name, arrays in stored.items():
-        np.savez(place / stored_at(name), allow_pickle=False, **arrays)
-    np.savez(place / DRAWN, allow_pickle=False, **references.drawn)
-    write_json(place / DRAWINGS, references.made().model_dump(mode="json"))
+    references.write(place)
     for name, one in fits.items():
         on_progress(f"{name}: compare with the file", None)
         figure, why = _original_db(one, references.samples[name], narrow[name])
@@ -174,7 +169,7 @@ def adopt_apart(
         update = {"psnr_db": figure, "compared": proof_digest(parts[name].digest, fixed.sha256)}
         parts[name] = parts[name].model_copy(update=update)
     on_progress("digest", None)
-    paths = {str(path.relative_to(place)): path for path in sorted(place.rglob("*")) if path.is_file()}
+    paths = {path.relative_to(place).as_posix(): path for path in sorted(place.rglob("*")) if path.is_file()}
     files = {name: hashed.get(name) or info_of(path) for name, path in paths.items()}
     write_sealed(place / MANIFEST, manifest(facts, files).model_dump(mode="json"))
     return {}
@@ -185,7 +180,8 @@ def installed() -> None:
     for name in NEEDED:
         if find_spec(name) is None:
             raise RuntimeMissing(
-                f"Running graphs needs {', '.join(NEEDED)}, but {name} is not installed. {install('onnxruntime')}"
+                f"Running graphs needs {', '.join(NEEDED)}, but {name} is not installed. "
+                f"{install('build', *need('onnxruntime'))}"
             )
 
 
@@ -241,7 +237,7 @@ def _source(graphs: Graphs, infos: Mapping[str, FileInfo]) -> Source:
     files: dict[str, FileInfo] = {}
     for path, info in infos.items():
         inside = Path(path).is_relative_to(graphs.folder)
-        files[str(Path(path).relative_to(graphs.folder)) if inside else path] = info
+        files[Path(path).relative_to(graphs.folder).as_posix() if inside else path] = info
     return Source(
         kind="onnx",
         location=graphs.checkpoint.source.location,
@@ -276,7 +272,7 @@ def _write_part(found: Fit, place: Path, hashed: dict[str, FileInfo]) -> tuple[P
     path = place / graph_path(spec.name)
     path.parent.mkdir()
     write(model, path.parent)
-    own = {str(one.relative_to(place)): one for one in (path, path.with_name(DATA)) if one.exists()}
+    own = {one.relative_to(place).as_posix(): one for one in (path, path.with_name(DATA)) if one.exists()}
     hashed |= {name: info_of(one) for name, one in own.items()}
     part = Part(
         path=graph_path(spec.name),

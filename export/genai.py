@@ -105,7 +105,7 @@ def convert(bundle: Bundle | Path | str, folder: Path | str, on_progress: Progre
         index = bundle.json(INDEX)
         write_json(fresh / INDEX, {**index, "vae": AUTOENCODER, "scheduler": ["diffusers", config["_class_name"]]})
         about = ABOUT.format(location=manifest.source.location, scheduler=config["_class_name"])
-        (fresh / "OPENVINO.md").write_text(about, encoding="utf-8")
+        (fresh / "OPENVINO.md").write_text(about, encoding="utf-8", newline="\n")
     return Converted(folder, parts, config["_class_name"], notices)
 
 

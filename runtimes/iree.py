@@ -56,7 +56,7 @@ SCOPE = "model"
 INLINE_NUMBERS = 64
 """Weights with fewer numbers than this stay in the program."""
 
-INSTALL = install("iree")
+EXTRA = "iree"
 CPU, VULKAN = "CPU", "Vulkan"
 THREADS = "threads"
 BASELINE = "vp_android_baseline_2022"
@@ -129,7 +129,7 @@ class IREE(Runtime):
         try:
             _runtime()
         except ImportError as exc:
-            return f"IREE's runtime is not installed ({first_line(exc)}). {INSTALL}"
+            return f"IREE's runtime is not installed ({first_line(exc)}). {install(EXTRA)}"
         if reason := _unknown(device):
             return reason
         if device == CPU:
@@ -163,18 +163,18 @@ class IREE(Runtime):
         try:
             import_module("iree.compiler")
         except ImportError as exc:
-            return f"IREE's compiler is not installed ({first_line(exc)}). {INSTALL}"
+            return f"IREE's compiler is not installed ({first_line(exc)}). {install(EXTRA)}"
         versions = {name: metadata.version(f"iree-base-{name}") for name in ("compiler", "runtime")}
         if len(set(versions.values())) > 1:
             return (
                 f"IREE's compiler has version {versions['compiler']} and its runtime {versions['runtime']}; both must "
-                f"be the same. {INSTALL}"
+                f"be the same. {install(EXTRA)}"
             )
         return self.missing(device) if _is_vulkan(device) else _unknown(device)
 
     def versions(self) -> dict[str, str]:
         """The version of compiler and runtime, which are released together."""
-        with border(RuntimeMissing, "IREE cannot be loaded", INSTALL):
+        with border(RuntimeMissing, "IREE cannot be loaded", install(EXTRA)):
             return {"iree": metadata.version("iree-base-runtime")}
 
     def device(self, device: str) -> dict[str, str]:
@@ -234,7 +234,7 @@ class IREE(Runtime):
         if reason := self.unbuildable(target.place):
             raise RuntimeMissing(reason)
         write_names(job, out)
-        (out / WITHOUT_WEIGHTS).write_text(_digest(job) + "\n", encoding="utf-8")
+        (out / WITHOUT_WEIGHTS).write_text(_digest(job) + "\n", encoding="utf-8", newline="\n")
         imported, planned = out / "imported.mlir", out / "planned.json"
         on_progress(f"{job.part}: import", None)
         graph, weights = job.graph, job.weights
@@ -265,7 +265,9 @@ class IREE(Runtime):
             *(sys.executable, "-m", "iree.compiler.tools.scripts.iree_compile", imported, *flags, "-o", out / PROGRAM),
             *("--iree-scheduling-dump-statistics-format=json", f"--iree-scheduling-dump-statistics-file={planned}"),
         )
-        (out / MEMORY).write_text(json.dumps(_memory(planned, out / WEIGHTS, target)) + "\n", encoding="utf-8")
+        (out / MEMORY).write_text(
+            json.dumps(_memory(planned, out / WEIGHTS, target)) + "\n", encoding="utf-8", newline="\n"
+        )
         planned.unlink(missing_ok=True)
         imported.unlink()
 

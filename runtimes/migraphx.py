@@ -195,7 +195,9 @@ class MIGraphX(Runtime):
             result=out / PROGRAM,
         )
         if not here:
-            (out / CROSSED).write_text(" ".join(_device_flags(target, here=False)) + "\n", encoding="utf-8")
+            (out / CROSSED).write_text(
+                " ".join(_device_flags(target, here=False)) + "\n", encoding="utf-8", newline="\n"
+            )
 
     def load(self, artifact: Path, target: Target, files: Mapping[str, int]) -> Engine:
         """Load the program onto the GPU."""

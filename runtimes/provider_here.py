@@ -24,7 +24,7 @@ from .machine import machine, shut
 from .placement import fault, plugged
 from .providers import PROVIDERS, Provider
 
-INSTALL = install("onnxruntime")
+EXTRA = "onnxruntime"
 
 
 def why_not(place: str, *, elsewhere: bool) -> str | None:
@@ -33,7 +33,7 @@ def why_not(place: str, *, elsewhere: bool) -> str | None:
     try:
         has: list[str] = library().get_available_providers()
     except ModuleNotFoundError as exc:
-        return f"ONNX Runtime is not installed ({first_line(exc)}). {INSTALL}"
+        return f"ONNX Runtime is not installed ({first_line(exc)}). {install(EXTRA)}"
     except Exception as exc:  # a damaged installation may raise anything
         return _damage(f"cannot be loaded ({first_line(exc)})")
     if len(flavours()) > 1:

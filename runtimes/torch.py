@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 SOURCE = "source.json"
 COMPILE, THREADS = "compile", "threads"
-INSTALL = install("export")
+EXTRA = "export"
 LIBRARIES = ("torch", "diffusers", "transformers")
 DEVICES = {"CPU": "cpu", "CUDA": "cuda"}
 """Devices, and their names in PyTorch."""
@@ -91,9 +91,9 @@ class Torch(Runtime):
         try:
             torch = import_module("torch")
         except Exception as exc:  # mismatched libraries raise OSError and more
-            return f"PyTorch cannot be loaded ({first_line(exc)}). {INSTALL}"
+            return f"PyTorch cannot be loaded ({first_line(exc)}). {install(EXTRA)}"
         if absent := [name for name in LIBRARIES if find_spec(name) is None]:
-            return f"The torch runtime also requires {' and '.join(absent)}. {INSTALL}"
+            return f"The torch runtime also requires {' and '.join(absent)}. {install(EXTRA)}"
         name, number = numbered(device)
         if name not in DEVICES or (number is not None and name == "CPU"):
             return f"latentc does not support device {device!r} through PyTorch. {suggest(device, list(DEVICES))}"
@@ -113,7 +113,7 @@ class Torch(Runtime):
 
     def versions(self) -> dict[str, str]:
         """Versions of PyTorch, diffusers and transformers."""
-        with border(RuntimeMissing, "The torch runtime cannot be used", INSTALL):
+        with border(RuntimeMissing, "The torch runtime cannot be used", install(EXTRA)):
             return {name: metadata.version(name) for name in LIBRARIES}
 
     def places(self, device: str) -> dict[int, str]:
@@ -154,7 +154,7 @@ class Torch(Runtime):
             part=job.part,
             digest=_digest(checkpoint, _spec(checkpoint, job.part, job.target)),
         )
-        (out / SOURCE).write_text(reference.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        (out / SOURCE).write_text(reference.model_dump_json(indent=2) + "\n", encoding="utf-8", newline="\n")
 
     def load(self, artifact: Path, target: Target, files: Mapping[str, int]) -> Engine:
         """Open the checkpoint and load the component. Raises `CheckpointError` where it was moved or changed."""

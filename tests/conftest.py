@@ -272,6 +272,31 @@ def adopted(shared, optimum):
     return lambda family: open_bundle(shared(f"{family}-adopted", lambda folder: adopt(optimum(family), folder)))
 
 
+@pytest.fixture(scope="session")
+def without_modules(tmp_path_factory):
+    """`without_modules(*names)`: the environment of processes in which importing these top-level modules fails."""
+
+    def make(*names):
+        folder = tmp_path_factory.mktemp("blocked")
+        (folder / "sitecustomize.py").write_text(
+            "import sys\nfrom importlib.machinery import PathFinder\n"
+            f"NAMES = {sorted(names)}\n"
+            "class Hiding(PathFinder):\n"
+            "    @classmethod\n"
+            "    def find_spec(cls, name, path=None, target=None):\n"
+            "        return None if name.partition('.')[0] in NAMES else PathFinder.find_spec(name, path, target)\n"
+            "sys.meta_path = [Hiding if one is PathFinder else one for one in sys.meta_path]\n"
+        )
+        path = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
+        environment = {**os.environ, "PYTHONPATH": path}
+        command = [sys.executable, "-c", f"import {names[0]}"]
+        blocked = subprocess.run(command, env=environment, capture_output=True, check=False)
+        assert b"No module named" in blocked.stderr
+        return environment
+
+    return make
+
+
 @pytest.fixture
 def own_bundle(exported, tmp_path, monkeypatch):
     """`own_bundle(family)`: a copy without engines, to change at will, on a machine that proved nothing but exports."""

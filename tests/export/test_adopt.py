@@ -1,7 +1,6 @@
 """Folders of ONNX graphs from other tools become bundles, and what can't become one is refused before any work."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -102,22 +101,9 @@ def test_what_a_bundle_records(adopted, optimum):
     assert "proved" not in json.dumps(json.loads((opened.folder / "latentc.json").read_text()))
 
 
-def test_nothing_of_pytorch_is_imported(optimum, tmp_path):
+def test_nothing_of_pytorch_is_imported(optimum, without_modules, tmp_path):
     """Neither by the command nor by the processes that it starts: importing it there is an error."""
-    block = tmp_path / "block"
-    block.mkdir()
-    (block / "sitecustomize.py").write_text(
-        "import sys\n"
-        "class Refusing:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name.partition('.')[0] in ('torch', 'diffusers', 'transformers', 'safetensors', 'onnxscript'):\n"
-        "            raise ImportError(f'{name} is blocked')\n"
-        "sys.meta_path.insert(0, Refusing())\n"
-    )
-    path = os.pathsep.join([str(block), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": path}
-    blocked = subprocess.run([sys.executable, "-c", "import torch"], env=environment, capture_output=True, check=False)
-    assert b"blocked" in blocked.stderr
+    environment = without_modules("torch", "diffusers", "transformers", "safetensors", "onnxscript")
     command = [sys.executable, "-m", "latentc", "adopt", str(optimum("sd1")), "-o", str(tmp_path / "b"), "--json"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
