@@ -83,8 +83,8 @@ def work(tmp_path, monkeypatch):
 
 
 def call(name, seconds=20.0, **arguments):
-    told = {key: arguments.pop(key) for key in ("memory_bytes", "mapped_bytes", "on_progress") if key in arguments}
-    return quarantined(f"quarantine_work:{name}", arguments, seconds=seconds, what="The first run of unet", **told)
+    settings = {key: arguments.pop(key) for key in ("memory_bytes", "mapped_bytes", "on_progress") if key in arguments}
+    return quarantined(f"quarantine_work:{name}", arguments, seconds=seconds, what="The first run of unet", **settings)
 
 
 def alive(pid: int) -> bool:
