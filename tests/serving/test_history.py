@@ -205,7 +205,7 @@ def test_a_write_that_fails_fails_no_job(gate, tmp_path, monkeypatch, caplog, br
 def test_images_before_one_that_cannot_be_written_have_ids(tmp_path, monkeypatch, caplog):
     entered = iter([7, 8])
 
-    def enter(self, image, drawing, about):
+    def enter(self, image, drawing, about, source):
         if (found := next(entered, None)) is None:
             raise OSError(28, "No space left on device")
         return found

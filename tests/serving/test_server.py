@@ -267,7 +267,7 @@ def test_a_first_image_that_fails(gate, monkeypatch):
 def test_every_queue_is_closed_before_one_is_waited_for(gate, monkeypatch):
     service = serve({"a": gate, "b": gate})
     first, second = (model.queue for model in service.models.values())
-    monkeypatch.setattr(first, "close", lambda _: second.submit(ImageJob(asking("x", 1))))
+    monkeypatch.setattr(first, "join", lambda _: second.submit(ImageJob(asking("x", 1))))
     with pytest.raises(ApiError, match="shutting down"):
         service.close()
 
