@@ -3,6 +3,7 @@
 import gc
 import hashlib
 import json
+import logging
 import os
 import shutil
 import signal
@@ -94,8 +95,12 @@ def settle() -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def settled():
-    """Before each file."""
+    """Before each file; and after it, the root logger's level is as it was, which some libraries change."""
     settle()
+    level = logging.root.level
+    yield
+    logging.disable(logging.NOTSET)
+    logging.root.setLevel(level)
 
 
 def contents(folder: Path) -> dict[str, list]:
@@ -437,8 +442,10 @@ def no_hang():
 
 
 @pytest.fixture
-def place():
-    """`place(path, kind)`: put one of `PLACES` or `JSON` where a file should be, until the test ends."""
+def place(tmp_path):
+    """`place(path, kind)`: put one of `PLACES` or `JSON` where a file should be, until the test ends (before `tmp_path`
+    is removed).
+    """
     moved = []
 
     def put(path, kind):

@@ -188,7 +188,8 @@ def test_it_ends_with_what_it_started(tmp_path, how):
 
 
 PARENT = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 from latentc.core.quarantine import quarantined
 quarantined("quarantine_work:sleep", {"pid_file": sys.argv[1]}, seconds=60)
 """
