@@ -102,6 +102,6 @@ def _how(variant: Profile, lacking: Collection[tuple[Precision, ...]]) -> str:
     """What lets a device compute in what it lacks; empty where nothing does."""
     if variant.runtime != "onnxruntime" or numbered(variant.device)[0] != "TensorRT":
         return ""
-    switch = {("f32",): f"{TF32_OVERRIDE}=0", ("tf32",): f"no {TF32_OVERRIDE}=0"}
+    switch: dict[tuple[Precision, ...], str] = {("f32",): f"{TF32_OVERRIDE}=0", ("tf32",): f"no {TF32_OVERRIDE}=0"}
     ways = [switch[wishes] for wishes in sorted(lacking) if wishes in switch]
     return f" unless the environment has {' and '.join(ways)}: run this trial a second time" if ways else ""
