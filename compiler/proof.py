@@ -257,7 +257,8 @@ def _advice(profile: Profile, want: Wanted) -> str:
     if runtime(profile.runtime).precisions(device) == (want.target.precision,):
         return (
             f"{device} computes in {want.target.precision} only: export again with a component made for it (for SDXL: "
-            "--vae madebyollin/sdxl-vae-fp16-fix), or use another device"
+            "--vae madebyollin/sdxl-vae-fp16-fix), or without the part (for T5 of Stable Diffusion 3: --without-t5), "
+            "or use another device"
         )
     return f"Give {want.part} a wider type under [precision]"
 
