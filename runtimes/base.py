@@ -249,6 +249,9 @@ class Facts:
     `Target.device` is without the number."""
     libraries: tuple[str, ...] = ()
     """Distributions whose versions affect the artifact."""
+    variables: tuple[str, ...] = ()
+    """Names of variables in the environment that change what its libraries compute, or what these begin with; those of
+    kinds of devices are in `environment`."""
     precisions: tuple[Precision, ...] = ("f32",)
     """Precisions in which its devices compute."""
     options: Mapping[str, Kind] = field(default_factory=dict[str, Kind])

@@ -165,6 +165,7 @@ class ONNXRuntime(Runtime):
 
     facts = Facts(
         title="ONNX Runtime",
+        variables=("ORT_",),
         devices=tuple(PROVIDERS),
         options=OPTIONS,
         at_load=AT_LOAD,

@@ -297,7 +297,9 @@ def settings(target: Target, cache: Path) -> dict[str, str]:
             f"{provider.name} ignores {' and '.join(ignored)} where the device has a number, such as {target.place}. "
             "Remove one of them."
         )
-    if target.precision == "f32" and (lower := [name for name in asked if asked[name] == provider.lowers.get(name)]):
+    if target.recipe.dtype == "float32" and (
+        lower := [name for name in asked if asked[name] == provider.lowers.get(name)]
+    ):
         raise ProfileError(
             f"{' and '.join(f'{name} = {asked[name]}' for name in lower)} lets {provider.name} compute in f16 what the "
             "profile wants in f32. Remove it, or give it to parts in f16 only, under [part_options]."
