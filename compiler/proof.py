@@ -144,6 +144,8 @@ def engine_key(bundle: Bundle, adapter: Runtime, artifact: Artifact, device: str
     }
     if variables := environment(adapter, device):
         facts["environment"] = variables
+    if code := adapter.compiled(bundle.engines / artifact.name, device):
+        facts["compiled"] = code
     return record_key("engine", facts)
 
 

@@ -373,6 +373,13 @@ class Runtime(Protocol):
         """
         return {} if device == "CPU" else drivers()
 
+    def compiled(self, artifact: Path, device: str) -> str:
+        """Digest of code that was compiled for the device when an engine was loaded, and that is kept outside of its
+        folder `artifact`; empty where there is none. With other code, the engine is proved again.
+        """
+        del artifact, device
+        return ""
+
     def precisions(self, device: str) -> tuple[Precision, ...]:
         """Precisions in which the device computes natively through this runtime."""
         del device
