@@ -27,6 +27,7 @@ from ..core.request import TINY
 from ..core.version import __version__
 from ..profiles import Profile
 from ..runtimes import Runtime, runtime
+from ..runtimes.environment import environment
 from ..sampling.draw import SCHEDULER, host_files, load_host
 from ..sampling.wires import SOURCES
 from .cache import Artifact, Parity
@@ -131,7 +132,7 @@ def engine_key(bundle: Bundle, adapter: Runtime, artifact: Artifact, device: str
 
     The device is the profile's, with its number.
     """
-    facts = {
+    facts: dict[str, object] = {
         "engine": artifact.key,
         "referee": made_reference(bundle, artifact.part, artifact.fields.fixed),
         "files": {name: info.sha256 for name, info in artifact.files.items()},
@@ -141,6 +142,10 @@ def engine_key(bundle: Bundle, adapter: Runtime, artifact: Artifact, device: str
         "latents": bundle.manifest.model.latents_input,
         "read": bundle.manifest.model.read_of(artifact.part),
     }
+    if variables := environment(adapter, device):
+        facts["environment"] = variables
+    if code := adapter.compiled(bundle.engines / artifact.name, device):
+        facts["compiled"] = code
     return record_key("engine", facts)
 
 
@@ -257,7 +262,8 @@ def _advice(profile: Profile, want: Wanted) -> str:
     if runtime(profile.runtime).precisions(device) == (want.target.precision,):
         return (
             f"{device} computes in {want.target.precision} only: export again with a component made for it (for SDXL: "
-            "--vae madebyollin/sdxl-vae-fp16-fix), or use another device"
+            "--vae madebyollin/sdxl-vae-fp16-fix), or without the part (for T5 of Stable Diffusion 3: --without-t5), "
+            "or use another device"
         )
     return f"Give {want.part} a wider type under [precision]"
 

@@ -165,6 +165,7 @@ class ONNXRuntime(Runtime):
 
     facts = Facts(
         title="ONNX Runtime",
+        variables=("ORT_",),
         devices=tuple(PROVIDERS),
         options=OPTIONS,
         at_load=AT_LOAD,
@@ -236,14 +237,20 @@ class ONNXRuntime(Runtime):
             return {number: f"{name}{NUMBERED}{number}" for number in hip.numbers_of(provider.architecture)}
         return None if provider.numbered else {0: name}
 
+    def model(self, device: str) -> dict[str, str]:
+        """The kernel's name and the memory of an AMD GPU; `device` has the names of others."""
+        name, number = numbered(device)
+        provider = PROVIDERS[name]
+        return hip.model(provider.architecture, number) if provider.vendor == "AMD" else {}
+
     def drivers(self, device: str) -> dict[str, str]:
-        """The GPU's driver; Vulkan's drivers, or the GPU's number, where a provider makes code through Vulkan or
-        DirectX; the system's version for Core ML, which is part of it.
+        """The GPU's driver, and the model of AMD's; Vulkan's drivers, or the GPU's number, where a provider makes code
+        through Vulkan or DirectX; the system's version for Core ML, which is part of it.
         """
         name, number = numbered(device)
         provider = PROVIDERS[name]
         if provider.vendor == "AMD":
-            return hip.drivers()
+            return hip.drivers() | self.model(device)
         if provider.system == "Darwin":
             return {"macos": platform.mac_ver()[0]}
         more = {} if number is None or provider.vendor else {DEVICE_ID: str(number)}

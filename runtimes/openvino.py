@@ -140,6 +140,7 @@ class OpenVINO(Runtime):
 
     facts = Facts(
         title="OpenVINO",
+        variables=("DNNL_", "ONEDNN_", "OV_"),
         revision=2,
         at_load=AT_LOAD,
         threads=THREADS,

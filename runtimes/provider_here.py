@@ -101,19 +101,17 @@ def _no_amd(provider: Provider, number: int | None) -> str | None:
     if number is None:
         return None
     try:
-        found = hip.gpu_at(number).architecture
+        hip.number_of(architecture, number)
     except RuntimeMissing as exc:
         return str(exc)
-    if architecture in (None, found):
-        return None
-    return f"GPU {number} is a {found}, not a {architecture}. Write the number of a {architecture}, or leave it out."
+    return None
 
 
 def amd_gpu(provider: Provider, number: int | None) -> str:
     """Architecture and driver of the AMD GPU that a provider opens, or of all where HIP can't be used."""
     gpus = [gpu for gpu in machine().gpus if gpu.vendor == "AMD"]
     try:
-        opened = hip.gpu_at(hip.number_of(provider.architecture) if number is None else number).architecture
+        opened = hip.gpu_at(hip.number_of(provider.architecture, number)).architecture
     except RuntimeMissing:
         return "; ".join(f"{gpu.architecture or gpu.name} {gpu.driver}" for gpu in gpus) or "unknown"
     return f"{opened} {next((gpu.driver for gpu in gpus), '')}".strip()

@@ -32,6 +32,7 @@ from ..core.tensors import Array
 from .base import COUNTS, NUMBERED, CheckpointOrigin, Facts, Job, Runtime, Target, numbered
 from .border import ENOUGH, REBUILD, border, first_line
 from .cuda import TF32_OVERRIDE
+from .environment import READ
 from .host import HostEngine
 from .weights import weights_in
 
@@ -46,6 +47,11 @@ SOURCE = "source.json"
 COMPILE, THREADS = "compile", "threads"
 EXTRA = "export"
 LIBRARIES = ("torch", "diffusers", "transformers")
+VARIABLES = (
+    *("ATEN_CPU_CAPABILITY", "DNNL_", "MKL_CBWR", "MKL_DISABLE_FAST_MM", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_"),
+    *("PYTORCH_MIOPEN_", "PYTORCH_TUNABLEOP_", "TORCHINDUCTOR_", "TORCH_ALLOW_TF32_", "TORCH_BLAS_", "TORCH_CUDNN_"),
+    *("TORCH_LINALG_", "TORCH_LINEAR_", "TORCH_MKLDNN_", "TORCH_ROCM_", *READ["hip"]),  # CUDA may be an AMD GPU
+)
 DEVICES = {"CPU": "cpu", "CUDA": "cuda"}
 """Devices, and their names in PyTorch."""
 
@@ -75,6 +81,7 @@ class Torch(Runtime):
 
     facts = Facts(
         title="The torch runtime",
+        variables=VARIABLES,
         devices=tuple(DEVICES),
         numbered=True,
         libraries=LIBRARIES,

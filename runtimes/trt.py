@@ -44,7 +44,7 @@ from .cuda import (
 )
 from .host import HostEngine, zeros
 from .ranges import bounds
-from .trt_cache import read_cache, timing_path
+from .trt_cache import compiled_digest, read_cache, timing_path
 from .trt_log import logger
 from .trt_plan import LoadedPlan
 from .trt_refit import refitted
@@ -247,6 +247,16 @@ class TensorRT(Runtime):
             with suppress(RuntimeMissing):  # the device isn't here
                 return found | {"gpu": gpu_name(_chosen(device, capabilities()))}
         return found
+
+    def compiled(self, artifact: Path, device: str) -> str:
+        """The code that TensorRT for RTX compiled for the plan and the GPU, in the state folder."""
+        if not self._is.builds_elsewhere:
+            return ""
+        try:
+            chosen = _chosen(device, capabilities())
+            return compiled_digest(artifact / PLAN, self.versions()[self._is.name], chosen)
+        except (RuntimeMissing, OSError):  # neither the GPU nor its code is here, or the plan was removed
+            return ""
 
     def precisions(self, device: str) -> tuple[Precision, ...]:
         """f32 and f16 on every GPU: it computes in the types of the graph. TF32 from Ampere on. No f32 where the
