@@ -102,7 +102,7 @@ def schedule(
         ramp=name if name is not None and parted(name)[1] else None,
     )  # fmt: skip
     chosen = {
-        "shift": shift_at(checked, tokens),
+        **({key: shift_at(checked, tokens) for key in ("shift", "flow_shift")} if checked.use_dynamic_shifting else {}),
         "strength": strength if sampler.build is lcm else 1.0,
         "eta": eta or 0.0,
         "timesteps": None if timesteps is None else tuple(timesteps),
@@ -296,8 +296,9 @@ def _of_name(name: str, config: Mapping[str, object]) -> tuple[Sampler, dict[str
         )
     sampler = rows[base]
     ramps = {key: key == asked for key in RAMPS.values() if key in sampler.keys}
-    shift = {"flow_shift": config.get("shift", config.get("flow_shift", 1.0))}
-    return sampler, {**sampler.asks, **ramps, **levels, **(shift if "flow_shift" in sampler.keys else {})}
+    shift = config.get("shift", config.get("flow_shift", 1.0))
+    shifts = {key: shift for key in ("shift", "flow_shift") if key in sampler.keys}
+    return sampler, {**sampler.asks, **ramps, **levels, **shifts}
 
 
 def _hint(name: str) -> str:
