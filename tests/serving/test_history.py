@@ -185,6 +185,7 @@ def test_a_crash_leaves_no_broken_entry(gate, tmp_path):
 @pytest.mark.parametrize("broken", ["file", "row"])
 def test_a_write_that_fails_fails_no_job(gate, tmp_path, monkeypatch, caplog, broken):
     caplog.set_level("WARNING", "latentc.serving")  # some libraries raise the root logger's level
+
     def failing(*_):
         raise OSError(28, "No space left on device") if broken == "file" else sqlite3.OperationalError("full")
 
