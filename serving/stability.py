@@ -45,7 +45,7 @@ RATIOS = ("16:9", "1:1", "21:9", "2:3", "3:2", "4:5", "5:4", "9:16", "9:21")
 MAX_GROWTH = 100
 """Largest `grow_mask` in pixels, as in Stability's reference."""
 
-_SPECIAL = re.compile(r"([\\()\[\]])")
+_SPECIAL = str.maketrans({mark: f"\\{mark}" for mark in "\\()[]"})
 _PROMPT = re.compile(r"text_prompts\[([0-9]{1,3})\]\[(text|weight)\]")
 
 
@@ -233,7 +233,7 @@ def _prompts(given: object) -> dict[str, Any]:
         weight = _number(cast("dict[str, Any]", one).get("weight", 1), "text_prompts")
         if not weight:
             continue
-        plain = _SPECIAL.sub(r"\\\1", text)
+        plain = text.translate(_SPECIAL)
         sides[weight > 0].append(plain if abs(weight) == 1 else f"({plain}:{abs(weight):g})")
     if not sides[True]:
         raise ApiError(400, "text_prompts has no text of positive weight. Pass one.", param="text_prompts")
