@@ -8,6 +8,7 @@ Sources: https://github.com/kserve/open-inference-protocol and the binary tensor
 
 from __future__ import annotations
 
+import asyncio
 import json
 import struct
 from collections.abc import Mapping
@@ -99,7 +100,7 @@ def router(service: Service) -> APIRouter:
         job = await service.submit(asked, model=name, api=NAME, owner=http.state.owner, store=store)
         result = await service.result(job, http)
         about = {"seed": result.request.seed, "notices": "\n".join(result.notices)}
-        return _answer(name, header.get("id"), np.ascontiguousarray(result.images), about, as_bytes=as_bytes)
+        return await asyncio.to_thread(_answer, name, header.get("id"), result.images, about, as_bytes=as_bytes)
 
     return routes
 
@@ -208,6 +209,7 @@ def _answer(
     model: str, name: object, images: NDArray[np.uint8], about: Mapping[str, Any], *, as_bytes: bool
 ) -> Response:
     """The answer with the images; `about` are its parameters."""
+    images = np.ascontiguousarray(images)
     output: dict[str, Any] = {"name": OUTPUT, "datatype": "UINT8", "shape": list(images.shape)}
     whole: dict[str, Any] = {"model_name": model, "model_version": "1", "outputs": [output], "parameters": dict(about)}
     if isinstance(name, str):
