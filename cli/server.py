@@ -109,6 +109,8 @@ def serve(
     access = Access(tokens(token_file), [*LOCAL, *hosts] if host in LOCAL or hosts else None)
     if host not in LOCAL and not access.tokens:
         say(f"note: whoever reaches {host} may use this server. Pass --token-file to ask for a token.", err=True)
+        if access.hosts is None:
+            say("note: so may web pages that its users open (DNS rebinding). Pass --allow-host NAME.", err=True)
     opened = named(bundles)
     if on_ray is not None and (device is not None or memory_gb is not None):
         raise RequestError("Ray places replicas, and keeps them loaded. Leave --device and --memory out.")

@@ -80,7 +80,7 @@ def router(service: Service) -> APIRouter:
 
     @routes.post("/v1/jobs")
     async def submit(http: HttpRequest) -> Response:
-        sent = asked(await json_fields(http))
+        sent = await asyncio.to_thread(asked, await json_fields(http))  # decodes base64
         job = await service.submit(
             sent.request,
             model=sent.model,

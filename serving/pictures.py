@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from io import BytesIO
 from typing import Any
 
 import numpy as np
 from fastapi import APIRouter, Response
+from fastapi.responses import JSONResponse
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -44,6 +46,16 @@ async def files(
     `quality` is that of JPEG, and of WebP below 100, which is lossless otherwise.
     """
     return await asyncio.to_thread(_files, service.added.signer, job.source, result, kind, quality, indices)
+
+
+async def json_answer(build: Callable[[], Any]) -> JSONResponse:
+    """The answer in JSON of what `build` returns, both made in another thread: with images, it has megabytes."""
+    return await asyncio.to_thread(lambda: JSONResponse(build()))
+
+
+def base64_of(content: bytes) -> str:
+    """A file as a text in base64."""
+    return base64.b64encode(content).decode()
 
 
 def _files(

@@ -7,7 +7,6 @@ only. The requests are those of `webui`.
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 import logging
 import time
@@ -15,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import psutil
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 from fastapi import Request as HttpRequest
 from pydantic import ValidationError
 
@@ -29,7 +28,7 @@ from ..sampling.draw import drawing_digest
 from ..sampling.schedulers.settings import LEVELS, RAMPS
 from .bodies import json_fields
 from .errors import ApiError, route_class
-from .pictures import files, plain_file, unfinished
+from .pictures import base64_of, files, json_answer, plain_file, unfinished
 from .queue import ImageJob
 from .service import ServedModel, Service
 from .webui import VERSION, Img2Img, Txt2Img, WebUiAsked, content, pictures, translated
@@ -89,11 +88,11 @@ def router(service: Service) -> APIRouter:
     state = _Open(next(iter(service.models)))
 
     @routes.post("/txt2img")
-    async def txt2img(http: HttpRequest) -> dict[str, Any]:
+    async def txt2img(http: HttpRequest) -> Response:
         return await _generated(service, state, http, Txt2Img)
 
     @routes.post("/img2img")
-    async def img2img(http: HttpRequest) -> dict[str, Any]:
+    async def img2img(http: HttpRequest) -> Response:
         return await _generated(service, state, http, Img2Img)
 
     @routes.get("/progress")
@@ -185,7 +184,7 @@ def router(service: Service) -> APIRouter:
         fields = await json_fields(http)
         if not isinstance(text := fields.get("image"), str):
             raise ApiError(422, "image is missing. Pass the bytes of a PNG, in base64.")
-        return await asyncio.to_thread(_info_in, content(text, "image"))
+        return await asyncio.to_thread(_info_in, text)
 
     for name in EMPTY:
         routes.add_api_route(f"/{name}", _nothing, methods=["GET"])
@@ -196,7 +195,7 @@ async def _nothing() -> list[Any]:
     return []
 
 
-async def _generated(service: Service, state: _Open, http: HttpRequest, kind: type[Txt2Img]) -> dict[str, Any]:
+async def _generated(service: Service, state: _Open, http: HttpRequest, kind: type[Txt2Img]) -> Response:
     """The answer of `txt2img` or `img2img`."""
     fields = await json_fields(http)
     try:
@@ -224,7 +223,7 @@ async def _generated(service: Service, state: _Open, http: HttpRequest, kind: ty
         if isinstance(body, Img2Img):
             given = await asyncio.to_thread(pictures, body, asked.request)
             if service.added.signer is not None:
-                source = content((body.init_images or [""])[0], "init_images")
+                source = await asyncio.to_thread(content, (body.init_images or [""])[0], "init_images")
         job = await service.submit(
             asked.request,
             model=model.name,
@@ -250,7 +249,9 @@ async def _generated(service: Service, state: _Open, http: HttpRequest, kind: ty
     images = await files(service, job, result, "png") if body.send_images is not False else []
     about = _info(model, asked, result)
     shown = {name: value for name, value in fields.items() if name not in ("init_images", "mask")}
-    return {"images": [_text(one) for one in images], "parameters": shown, "info": json.dumps(about)}
+    return await json_answer(
+        lambda: {"images": [base64_of(one) for one in images], "parameters": shown, "info": json.dumps(about)}
+    )
 
 
 def _interrupt(service: Service, task: _Task) -> None:
@@ -315,7 +316,7 @@ def _progress(service: Service, task: _Task | None, without_image: bool) -> dict
     share = done / total
     image = None
     if step is not None and not without_image and service.shows_previews(job.model):
-        image = _text(plain_file(service.models[job.model].pipeline.preview(step)[0], "png"))
+        image = base64_of(plain_file(service.models[job.model].pipeline.preview(step)[0], "png"))
     place = service.position(job)
     return {
         "progress": max(share, 0.001),  # 0 means that nothing is generated
@@ -385,15 +386,14 @@ def _schedules() -> dict[str, str]:
     }
 
 
-def _info_in(picture: bytes) -> dict[str, Any]:
-    """The text in a picture, as `png-info` answers it; empty for one without. Raises `RequestError` for other files."""
+def _info_in(text: str) -> dict[str, Any]:
+    """The text in a picture in base64, as `png-info` answers it; empty for one without. Raises `RequestError` for other
+    files.
+    """
+    picture = content(text, "image")
     load_picture(picture)
     try:
         shown = read(picture)
     except RequestError:
         return {"info": "", "items": {}, "parameters": {}}
     return {"info": shown.text, "items": {"parameters": shown.text}, "parameters": pairs_of(shown.text)}
-
-
-def _text(content: bytes) -> str:
-    return base64.b64encode(content).decode()

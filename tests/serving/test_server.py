@@ -209,6 +209,8 @@ def test_who_may_ask(guarded, headers, status):
 def test_probes_need_no_token(guarded):
     """And those who fetch an image by its URL have none."""
     assert [guarded.get(path).status_code for path in ("/livez", "/readyz", "/metrics")] == [200, 200, 401]
+    pod = {"host": "10.1.2.3:8000"}  # as Kubernetes' probes state it
+    assert [guarded.get(path, headers=pod).status_code for path in ("/livez", "/readyz", "/")] == [200, 200, 403]
     fields = {"prompt": "x", **FIELDS, "response_format": "url"}
     answer = guarded.post(GENERATIONS, json=fields, headers={"authorization": "Bearer secret"})
     assert guarded.get(answer.json()["data"][0]["url"]).status_code == 200
