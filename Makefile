@@ -8,7 +8,7 @@ WHEELS := $(foreach name,gpu migraphx webgpu directml,$(VENV)/wheels/onnxruntime
 ALL_WHEELS := $(WHEELS) $(VENV)/wheels/onnxruntime-macos/.ready
 WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test all-tests quick quick-tests check types readme wheels peers npm software-gpu emulated-arm clean
+.PHONY: demo test all-tests quick quick-tests check types readme wheels peers npm ray web graphs wheel sizes newest software-gpu emulated-arm clean
 
 demo: $(READY)
 	$(BIN)/latentc demo
@@ -38,9 +38,30 @@ check: $(READY)
 types: $(READY)
 	$(BIN)/pyright
 
+# Export scenes, and replace the graphs of it that ship without weights (scenes/exported.tar.xz), and the
+# references for wheels.
+graphs: $(READY)
+	rm -rf $(VENV)/scenes.bundle
+	$(BIN)/latentc export scenes -o $(VENV)/scenes.bundle
+	$(BIN)/python tests/scenes/ship.py $(VENV)/scenes.bundle
+
+# A wheel with the references of scenes, in dist/.
+wheel: graphs
+	rm -rf build
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps -w dist .
+
 # Generate the tables of README.md and docs/ from result files and profiles.
 readme: $(READY)
 	$(BIN)/python tests/readme.py
+
+# Measure what the extras install, for docs/installing.md: downloads 0.5 GB.
+sizes: $(READY)
+	$(BIN)/python tests/sizes.py
+	$(BIN)/python tests/readme.py
+
+# List what is behind in constraints.txt, of what is installed, and run the tests with the newest versions, in an environment of its own.
+newest: $(READY)
+	$(BIN)/python tests/newest.py
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("latentc needs Python 3.11 or later; use: make PYTHON=python3.x") if sys.version_info < (3, 11) else 0'
@@ -109,6 +130,29 @@ $(PEERS)/npm/.ready: $(READY)
 	npm install --silent --no-audit --no-fund --prefix $(@D) openai@6 stability-ai@0.7.0
 	@touch $@
 
+# Ray beside the packages of `.venv`, to test `serve --on ray`: 0.4 GB.
+RAY := $(VENV)/ray
+
+ray: $(RAY)/.ready
+	$(RAY)/bin/python -m pytest tests/serving/test_ray.py
+
+$(RAY)/.ready: $(READY)
+	$(BIN)/python -m venv $(@D)
+	$(BIN)/python -c "import site; print(site.getsitepackages()[0])" > $$(echo $(@D)/lib/python*/site-packages)/latentc.pth
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "$$(grep ^ray== constraints.txt)"
+	@touch $@
+
+# onnxruntime-web, to test the page of `latentc package --for web` in Chromium: npm comes with Node.js; 30 MB.
+web: $(VENV)/web/.ready
+	$(BIN)/pytest tests/package/test_web.py tests/package/test_web_modules.py
+
+$(VENV)/web/.ready: package/onnxruntime_web.py $(READY)
+	@command -v npm >/dev/null || { echo "npm isn't installed: it comes with Node.js."; exit 1; }
+	mkdir -p $(@D)
+	npm pack --silent --pack-destination $(@D) \
+		onnxruntime-web@$$(sed -n 's/^NAME, VERSION.*"\(.*\)"$$/\1/p' package/onnxruntime_web.py)
+	@touch $@
+
 # A software GPU (SwiftShader from Debian's chromium-common) and an environment for WebGPU: about 0.5 GB.
 SOFTWARE := $(VENV)/software-gpu
 
@@ -120,7 +164,7 @@ $(SOFTWARE)/.ready: $(READY)
 		{ echo "SwiftShader comes from Debian's package chromium-common, which needs apt-get and dpkg."; exit 1; }
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-		-e '.[onnxruntime-webgpu]' pytest pytest-xdist
+		-e '.[build,onnxruntime-webgpu]' pytest pytest-xdist
 	cd $(@D) && apt-get download --quiet chromium-common && dpkg -x chromium-common_*.deb debian && rm chromium-common_*.deb
 	@touch $@
 

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ..core.errors import RequestError, RuntimeMissing
-from ..core.install import pip
+from ..core.install import make, pip
 from ..core.record import suggest
 from ..profiles import Profile
 
@@ -128,5 +128,5 @@ def python_of(baseline: Baseline, peers: Path) -> Path:
         return Path(sys.executable)
     python = peers / baseline.environment / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     if not python.exists():
-        raise RuntimeMissing(f"{baseline.name} has no environment on this machine. Create it with: make peers.")
+        raise RuntimeMissing(f"{baseline.name} has no environment on this machine. Create it with: {make('peers')}.")
     return python

@@ -25,7 +25,7 @@ from .energy import joules, read_counters
 from .line import Imported, Loaded, Prepared, Timed
 from .meaning import require_scenes
 from .others import other_cores, taken
-from .plan import PATIENCE, Plan, requests_of
+from .plan import Plan, requests_of
 from .process import Process
 from .records import Draw, Likeness, Measurement, Memory, OnDevice, PartParity, Startup, Vram, append_records
 from .referee import check_suite, compare, understand
@@ -156,7 +156,7 @@ def _measure(
                     if not plan.apart:
                         _start(contender, stack, sampler, on_progress)
         before = taken(_living(contenders, sampler))
-        for look in range(PATIENCE):  # few checks: each one may take noise for stability
+        for look in range(plan.patience):  # few checks: each one may take noise for stability
             _draw_in_turn(contenders, plan, look * plan.repeat, sampler, awake, on_progress)
             running = [contender for contender in contenders if contender.error is None]
             # The null profile takes a millisecond, so its time is noisy: nothing waits until it is stable.
@@ -184,7 +184,7 @@ def _draw_in_turn(
     for index in range(done, done + plan.repeat):
         for contender in contenders:
             if contender.error is None:
-                on_progress(f"round {index + 1}: {contender.subject.name}", index / (PATIENCE * plan.repeat))
+                on_progress(f"round {index + 1}: {contender.subject.name}", index / (plan.patience * plan.repeat))
                 with reason(contender), awake(contender):
                     contender.draws.append(_draw(contender))
                     if plan.apart:

@@ -7,6 +7,8 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,17 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..checkpoints import SHIPPED
 from ..compiler.build import Build, build
+from ..compiler.cases import install_referee
+from ..compiler.lower import prepares_graphs
 from ..core.bundle import Bundle, open_bundle
 from ..core.errors import LatentcError, RuntimeMissing
 from ..core.files import sha256, sha256_json, write_text
 from ..core.progress import Progress
 from ..core.request import Request
+from ..core.standing import Standing
 from ..core.tensors import Array
 from ..export.export import export
+from ..export.shipped import ARCHIVE, REFERENCES, export_shipped
 from ..profiles import Profile, load_profile
 from ..runtimes import runtime
 from .quality import picture_psnr_db
@@ -62,6 +68,8 @@ class Demo:
     rows: tuple[Measurement, ...]
     skipped: dict[str, str]
     """Profiles that can't run on this machine, and why."""
+    standing: Standing
+    """What stands behind the bundle's figures."""
 
 
 def run_demo(folder: Path, on_progress: Progress) -> Demo:
@@ -69,6 +77,8 @@ def run_demo(folder: Path, on_progress: Progress) -> Demo:
 
     Results of an earlier run in `folder` are reused. Raises what `export`, `build` and `latentc run` raise.
     """
+    if not prepares_graphs():
+        raise RuntimeMissing(f"The demo builds engines, which requires onnx-ir. {install_referee()}")
     bundle = _bundle(folder, on_progress)
     facts, rows = run_facts(), list[Measurement]()
     pictures: dict[str, Array] = {}
@@ -90,17 +100,23 @@ def run_demo(folder: Path, on_progress: Progress) -> Demo:
     results = folder / "results.jsonl"
     results.unlink(missing_ok=True)
     append_records(results, rows)
-    return Demo(bundle.folder, sheet, results, tuple(rows), skipped)
+    return Demo(bundle.folder, sheet, results, tuple(rows), skipped, bundle.standing)
 
 
 def _bundle(folder: Path, on_progress: Progress) -> Bundle:
-    """The demo's bundle, exported again if the shipped weights changed."""
+    """The demo's bundle, exported again if the shipped weights changed. Without PyTorch, its graphs are those that ship
+    with latentc.
+    """
     target, made_from = folder / f"{CHECKPOINT}.bundle", folder / f"{CHECKPOINT}.sha256"
-    shipped = sha256_json([sha256(path) for path in sorted(SHIPPED[CHECKPOINT].rglob("*.safetensors"))])
+    without = find_spec("torch") is None
+    make = export_shipped if without else partial(export, CHECKPOINT)
+    paths = [path for path in (ARCHIVE, REFERENCES) if without and path.is_file()]
+    paths += sorted(SHIPPED[CHECKPOINT].rglob("*.safetensors"))
+    shipped = sha256_json([sha256(path) for path in paths])
     if target.exists() and made_from.exists() and made_from.read_text(encoding="utf-8") == shipped:
         return open_bundle(target)
     shutil.rmtree(target, ignore_errors=True)
-    bundle = export(CHECKPOINT, target, on_progress=on_progress)
+    bundle = make(target, on_progress=on_progress)
     write_text(made_from, shipped)
     return bundle
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from ..core.bundle import Bundle
 from ..core.engine import Clocked, DeviceUse, Engine, Run
-from ..core.manifest import Role
+from ..core.model import Role
 from ..core.request import Fitted, Request
 from ..core.tensors import Array
 from ..pipelines.engines import EngineProvider

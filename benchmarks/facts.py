@@ -19,22 +19,20 @@ from ..core.telemetry import switch_off_events
 from ..runtimes import cuda, hip
 from ..runtimes.border import first_line
 from ..runtimes.diagnose import diagnose
+from ..runtimes.environment import every_environment
 from ..runtimes.iree import DYLIB
 from ..runtimes.machine import amd_gpus, machine
 
 VARIABLES = (
     "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "CUDA_MODULE_LOADING", "CUDA_LAUNCH_BLOCKING", "CUDA_CACHE_DISABLE",
-    "NVIDIA_TF32_OVERRIDE", "NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES", "ORT_DISABLE_FLASH_ATTENTION",
-    "ORT_DISABLE_MEMORY_EFFICIENT_ATTENTION", "ORT_TENSORRT_FP16_ENABLE",
-    "ORT_TENSORRT_INT8_ENABLE", "ORT_TENSORRT_BF16_ENABLE", "ORT_MIGRAPHX_FP16_ENABLE", "ORT_MIGRAPHX_BF16_ENABLE",
-    "ORT_MIGRAPHX_FP8_ENABLE", "ORT_MIGRAPHX_INT8_ENABLE", "ORT_MIGRAPHX_EXHAUSTIVE_TUNE", "MIGRAPHX_DISABLE_FAST_GELU",
-    "MIGRAPHX_ENABLE_NHWC", "MIGRAPHX_ENABLE_CK", "MIGRAPHX_MLIR_USE_SPECIFIC_OPS", "HIP_VISIBLE_DEVICES",
-    "ROCR_VISIBLE_DEVICES", "HSA_OVERRIDE_GFX_VERSION", "HSA_ENABLE_SDMA", "GPU_DEVICE_ORDINAL", "MIOPEN_FIND_MODE",
-    "IREE_HIP_DYLIB_PATH", "OPENVINO_LOG_LEVEL", "OV_CPU_CAPABILITY", "VK_ICD_FILENAMES", "VK_DRIVER_FILES",
+    "NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES", "HIP_VISIBLE_DEVICES",
+    "ROCR_VISIBLE_DEVICES", "HSA_ENABLE_SDMA", "GPU_DEVICE_ORDINAL",
+    "IREE_HIP_DYLIB_PATH", "OPENVINO_LOG_LEVEL", "VK_ICD_FILENAMES", "VK_DRIVER_FILES",
     "MESA_VK_DEVICE_SELECT", "PYTORCH_CUDA_ALLOC_CONF", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "MKL_NUM_THREADS",
     "KMP_AFFINITY", "GOMP_CPU_AFFINITY", "LD_LIBRARY_PATH",
 )  # fmt: skip
-"""Environment variables that change what drivers and libraries do. No others are read: they may be secrets."""
+"""Environment variables that change what drivers and libraries do. Beside these, only those that are part of proofs are
+read (`runtimes.environment`): others may be secrets."""
 
 OUTPUT = "dxdiag.xml"
 """The file that dxdiag writes: it prints nothing."""
@@ -69,7 +67,7 @@ def machine_facts(folder: Path) -> str:
     here, states = machine(), diagnose()
     write_text(folder / "machine.json", here.model_dump_json(indent=1) + "\n")
     write_text(folder / "runtimes.json", json.dumps([asdict(one) for one in states], indent=1) + "\n")
-    set_here = {name: os.environ[name] for name in sorted(VARIABLES) if name in os.environ}
+    set_here = {name: os.environ[name] for name in sorted(VARIABLES) if name in os.environ} | every_environment()
     write_text(folder / "environment.json", json.dumps(set_here, indent=1) + "\n")
     packages = sorted({f"{one.name}=={one.version}" for one in metadata.distributions() if one.name})
     write_text(folder / "packages.txt", "\n".join(packages) + "\n")

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..compiler.parity import REFEREES
+from ..compiler.cases import REFEREES
 from ..core.bundle import Bundle
 from ..core.errors import LatentcError, RequestError, RuntimeMissing
 from ..core.install import pip

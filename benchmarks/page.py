@@ -57,7 +57,7 @@ def page(sections: Sequence[Section], title: str | None = None) -> str:
     )
     given: dict[str, Any] = {one.__name__: one for one in named} | {"sections": sections}
     given |= {"UNSTABLE": UNSTABLE, "AMPLIFIED": AMPLIFIED, "STAGES": STAGE_NAMES, "MEMORY": MEMORY_NAMES}
-    return _template().render(given, OVERVIEW=TABLES["Overview"], title=title or page_title(sections))
+    return template("page.html").render(given, OVERVIEW=TABLES["Overview"], title=title or page_title(sections))
 
 
 def page_title(sections: Sequence[Section]) -> str:
@@ -69,7 +69,8 @@ def page_title(sections: Sequence[Section]) -> str:
 
 
 @cache
-def _template() -> Template:
+def template(name: str) -> Template:
+    """A template of this folder, which escapes all values."""
     made = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -79,7 +80,7 @@ def _template() -> Template:
     )
     made.tests["failed"] = _failed
     made.filters["number"] = _number
-    return made.get_template("page.html")
+    return made.get_template(name)
 
 
 def _failed(value: Any) -> bool:

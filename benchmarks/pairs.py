@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, cast
 
-from ..core.manifest import ROLE_NAMES
+from ..core.model import ROLE_NAMES
+from ..core.recipes import RECIPES, Precision
 from ..profiles import Profile
 from ..runtimes import runtime
 from ..runtimes.base import numbered
+from ..runtimes.cuda import TF32_OVERRIDE
 
 Change = dict[str, Any]
 
@@ -40,7 +42,7 @@ PAIRS: Mapping[tuple[str, str], Mapping[str, Change]] = {
     ("onnxruntime", "TensorRT"): {
         **_both("trt_cuda_graph_enable", "graph", "no-graph"),
         **OPSETS,
-        "vae-f16": VAE["vae-f16"],  # the environment chooses between f32 and TF32
+        **VAE,  # the environment chooses between f32 and TF32: one of them is left out, with the reason
     },
     ("onnxruntime", "MIGraphX"): {**HALF_OR_SINGLE, **_both("migraphx_exhaustive_tune", "exhaustive", "not-tuned")},
     ("onnxruntime", "DirectML"): HALF_OR_SINGLE,
@@ -76,19 +78,30 @@ def _changed(old: Any, new: Any) -> Any:
     return {**old, **cast("dict[str, Any]", new)} if isinstance(new, dict) else new
 
 
-def _comes_to(profile: Profile) -> tuple[object, ...]:
-    """What a profile sets, whether it says so or leaves it to a default. Of several precisions, the preferred one."""
-    precision = {role: profile.wishes(role, role)[0] for role in ROLE_NAMES}
+def _comes_to(profile: Profile, has: Collection[Precision] = tuple(RECIPES)) -> tuple[object, ...]:
+    """What a profile sets, whether it says so or leaves it to a default. Of several precisions, the first of `has`."""
+    precision = {role: next((one for one in profile.wishes(role, role) if one in has), None) for role in ROLE_NAMES}
     return profile.opset, precision, {name: value for name, value in profile.options.items() if value is not False}
 
 
-def beyond(variant: Profile) -> str | None:
-    """Why a device can't be given a variant: a precision that it doesn't compute in; None where it can. The runtime
-    must work on this machine.
+def beyond(variant: Profile, profile: Profile) -> str | None:
+    """Why a device can't be given a variant of a profile: a precision that it doesn't compute in, or because the
+    profile itself comes to the same there; None where it can. The runtime must work on this machine.
     """
     has = runtime(variant.runtime).precisions(variant.device)
     lacking = {wishes for role in ROLE_NAMES if not set(wishes := variant.wishes(role, role)) & set(has)}
-    if not lacking:
-        return None
-    what = ", ".join(sorted(" or ".join(wishes) for wishes in lacking))
-    return f"{variant.name} was left out: {variant.device} does not compute in {what}"
+    if lacking:
+        what = ", ".join(sorted(" or ".join(wishes) for wishes in lacking))
+        return f"{variant.name} was left out: {variant.device} does not compute in {what}{_how(variant, lacking)}"
+    if _comes_to(variant, has) == _comes_to(profile, has):
+        return f"{variant.name} was left out: it is what {profile.name} comes to on this machine"
+    return None
+
+
+def _how(variant: Profile, lacking: Collection[tuple[Precision, ...]]) -> str:
+    """What lets a device compute in what it lacks; empty where nothing does."""
+    if variant.runtime != "onnxruntime" or numbered(variant.device)[0] != "TensorRT":
+        return ""
+    switch: dict[tuple[Precision, ...], str] = {("f32",): f"{TF32_OVERRIDE}=0", ("tf32",): f"no {TF32_OVERRIDE}=0"}
+    ways = [switch[wishes] for wishes in sorted(lacking) if wishes in switch]
+    return f" unless the environment has {' and '.join(ways)}: run this trial a second time" if ways else ""

@@ -19,7 +19,7 @@ SEED = 7
 REPEAT = 6
 """Fewest repetitions for which a 95 % confidence interval of the median exists."""
 PATIENCE = 3
-"""Times are measured in up to so many rounds of `repeat` repetitions, until all are stable."""
+"""Times are measured in up to so many rounds of repetitions, until all are stable."""
 
 LIMIT_SECONDS = 3600.0
 
@@ -35,7 +35,8 @@ class Plan:
     batches: tuple[int, ...] = (1,)
     steps: int = 20
     repeat: int = REPEAT
-    """Least number of measured repetitions; up to `PATIENCE` times as many until the times are stable."""
+    """Least number of measured repetitions; up to `patience` times as many until the times are stable."""
+    patience: int = PATIENCE
     prompt: str = PROMPT
     files: Files = field(default_factory=Files)
     """The images of the request."""

@@ -313,7 +313,7 @@ def json_file(name: str, old: str, new: str) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         text = (folder / name).read_text(encoding="utf-8")
         assert old in text, f"{name} does not contain {old!r}"
-        (folder / name).write_text(text.replace(old, new, 1), encoding="utf-8")
+        (folder / name).write_text(text.replace(old, new, 1), encoding="utf-8", newline="\n")
 
     return change
 
@@ -332,7 +332,7 @@ def _json(name: str, change: Callable[[dict[str, Any]], Any]) -> Callable[[Path]
     def planted(folder: Path) -> None:
         read = json.loads((folder / name).read_text(encoding="utf-8"))
         change(read)
-        (folder / name).write_text(json.dumps(read, ensure_ascii=False), encoding="utf-8")
+        (folder / name).write_text(json.dumps(read, ensure_ascii=False), encoding="utf-8", newline="\n")
 
     return planted
 

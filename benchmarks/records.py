@@ -300,7 +300,7 @@ class Measurement(ResultRecord):
     """Whether each measured repetition was the second run of a new process, with no other in memory. `startup`, `first`
     and `memory` (except its peaks) are the first process's; `warmup` has the first runs of the others."""
     environment: dict[str, str] = Field(default={})
-    """Environment variables that affect the number and placement of threads."""
+    """Environment variables that affect the number and placement of threads, or what libraries compute."""
     model: MeasuredModel
     subject: Subject
     request: Request

@@ -14,10 +14,11 @@ from ..compiler.flops import count_flops
 from ..core import shapes
 from ..core.bundle import Bundle, checked_graph
 from ..core.errors import LatentcError
-from ..core.manifest import Role
+from ..core.model import Role
 from ..core.request import Request
 from ..core.version import __version__
 from ..pipelines.complete import size_and_seed
+from ..runtimes.environment import every_environment
 from ..runtimes.machine import machine
 from .contender import Contender
 from .records import THREADS, Measurement, StageName, Work, model_of
@@ -146,7 +147,7 @@ def run_facts(apart: bool = False) -> dict[str, Any]:
         "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "other_cores": None,
         "apart": apart,
-        "environment": {name: os.environ[name] for name in CORES if name in os.environ},
+        "environment": {name: os.environ[name] for name in CORES if name in os.environ} | every_environment(),
     }
 
 

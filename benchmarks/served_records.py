@@ -117,7 +117,7 @@ def append_served(path: Path, row: ServedMeasurement | None = None) -> None:
     """Append a line, or none, to a file of results. Raises `LatentcError` if it can't be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
+        with path.open("a", encoding="utf-8", newline="\n") as file:
             file.write("" if row is None else row.model_dump_json(exclude_none=True) + "\n")
     except OSError as exc:
         raise LatentcError(unwritable(path, exc, "Choose another file.")) from exc

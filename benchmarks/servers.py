@@ -261,7 +261,7 @@ def main() -> None:
         rows = compared(given)
     except LatentcError as exc:
         sys.exit(str(exc))
-    with given.output.open("a", encoding="utf-8") as file:
+    with given.output.open("a", encoding="utf-8", newline="\n") as file:
         file.writelines(row.model_dump_json(exclude_none=True) + "\n" for row in rows)
     sys.stdout.write(markdown(rows))
 

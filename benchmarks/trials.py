@@ -25,7 +25,6 @@ from ..compiler.targets import job_of, wanted
 from ..core.bundle import Bundle, checked_graph, open_bundle
 from ..core.errors import LatentcError, RuntimeMissing
 from ..core.files import sha256, write_text
-from ..core.install import pip
 from ..core.recipes import Precision
 from ..core.request import Request
 from ..core.units import sized
@@ -351,7 +350,7 @@ def measure(
 def measure_pairs(profile: Profile, family: str, session: Session) -> str:
     """A profile and the same with one thing changed, run alternately on one device."""
     require(profile)
-    refused = {one.name: reason for one in pairs_of(profile) if (reason := beyond(one))}
+    refused = {one.name: reason for one in pairs_of(profile) if (reason := beyond(one, profile))}
     chosen = [one for one in pairs_of(profile) if one.name not in refused]
     if not chosen:
         raise RuntimeMissing("; ".join(refused.values()))
@@ -446,7 +445,7 @@ def contract(name: str, session: Session, python: str = sys.executable) -> str:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     log.info("%s\n%s", done.stdout, done.stderr)
     if "No module named pytest" in done.stderr:
-        raise RuntimeMissing(f"pytest is not installed. Install it with: {pip('dev')}.")
+        raise RuntimeMissing("pytest is not installed. Install it with: pip install pytest.")
     lines = [line for line in done.stdout.splitlines() if line.strip()] or [done.stderr[-400:]]
     if done.returncode == NO_TESTS or (" skipped" in lines[-1] and " passed" not in lines[-1]):
         raise RuntimeMissing(next((line for line in lines if line.startswith("SKIPPED")), lines[-1]))

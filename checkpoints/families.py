@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..core.errors import CheckpointError
-from ..core.manifest import Task
+from ..core.model import Task
 from ..core.wires import MASK, MASKED, MODE, ZEROS, Wire
 
 Config = dict[str, Any]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Union, cast, get_args, get_origin, get_ty
 
 from ..core.errors import CheckpointError, RuntimeMissing
 from ..core.external import Kept
-from ..core.install import pip
+from ..core.install import in_tested_versions, pip
 from ..core.record import in_a_line, shown
 from .adapters.fuse import Edit, apart, fuse, too_large
 from .bounds import flat
@@ -268,6 +268,6 @@ def _restore_positions(module: torch.nn.Module) -> None:
                 setattr(owner, name, torch.arange(buffer.shape[-1]).expand(1, -1))
             elif buffer.is_meta:
                 raise CheckpointError(
-                    f"{type(owner).__name__} has a buffer {name!r} that no checkpoint stores. Install the versions of "
-                    "transformers and diffusers that constraints.txt names."
+                    f"{type(owner).__name__} has a buffer {name!r} that no checkpoint stores. "
+                    f"{in_tested_versions('transformers', 'diffusers')}"
                 )

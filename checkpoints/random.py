@@ -139,6 +139,7 @@ def _write_facts(family: Family, folder: Path, size: str, seed: int) -> None:
         f"{family.title}, size {size}, written by `latentc`'s `new_checkpoint`. They were not trained, so the images "
         "are meaningless. They are for testing and benchmarking.\n",
         encoding="utf-8",
+        newline="\n",
     )
     if family.processor is not None:
         (folder / family.processor).mkdir()
@@ -152,7 +153,7 @@ def _write_facts(family: Family, folder: Path, size: str, seed: int) -> None:
 
 
 def _write_json(path: Path, content: Config) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8", newline="\n")
 
 
 def _write_weights(

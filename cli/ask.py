@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from ..core.bundle import Bundle, verify_files
 from ..core.errors import RequestError, ShapeError
-from ..core.presets import SETS
+from ..core.presets import SETS, own_preset, with_own
 from ..core.reading import parse_json, read_small
 from ..core.request import Fused, Request
 from ..pipelines.complete import check
@@ -100,13 +100,16 @@ def ask(
     """Build one request per prompt, or with an `image` and no prompt, one for the image.
 
     `file` has one prompt per line, or with `.jsonl` one request per line as a JSON object; `-` is standard input.
-    Fields in `given` override those of the file, which override those stored in the image. The list is empty if there
-    is no prompt. Raises `RequestError` for the first invalid request.
+    Fields in `given` override those of the file, which override those stored in the image. A preset in a file of its
+    own replaces what it stands for in both. The list is empty if there is no prompt. Raises `RequestError` for the
+    first invalid request.
     """
     base: dict[str, Any] = shown.request.model_dump() if shown else {}
     if shown and shown.request.refine_from is None:  # it was made without a refiner
         base["refine_from"] = 1.0
     given = {name: value for name, value in given.items() if value is not None}
+    if (own := own_preset(given.get("preset"))) is not None:
+        given = with_own(own.fields, {name: value for name, value in given.items() if name != "preset"})
     if "scheduler" in given:
         check_name(given["scheduler"])
     asked: list[tuple[str, dict[str, Any]]] = [("", {"prompt": prompt}) for prompt in prompts]
@@ -122,7 +125,10 @@ def ask(
         with _of_many(number, len(asked), place):
             if "prompt" not in {**base, **one} and not image:
                 raise RequestError("Invalid request: prompt: field required.")
-            request = Request.model_validate(over(over(base, one), given))
+            fields = over(base, one)
+            if own is not None:
+                fields = {name: value for name, value in fields.items() if name not in (*SETS, "preset")}
+            request = Request.model_validate(over(fields, given))
             if request.scheduler is not None:
                 check_name(request.scheduler)
         requests.append(request)

@@ -94,8 +94,9 @@ def show_demo(outcome: Demo, as_json: bool) -> None:
     """Print the demo's table, and where its images are."""
     if as_json:
         rows = [json.loads(row.model_dump_json(exclude_none=True)) for row in outcome.rows]
-        places = {"bundle": outcome.bundle, "sheet": outcome.sheet, "results": outcome.results}
-        say(json_text({**places, "rows": rows, "skipped": outcome.skipped}))
+        facts = {"bundle": outcome.bundle, "sheet": outcome.sheet, "results": outcome.results}
+        facts |= {"standing": outcome.standing.word}
+        say(json_text({**facts, "rows": rows, "skipped": outcome.skipped}))
         return
     console = Screen(highlight=False)
     if found := columns.table("Demo", Section(outcome.rows)):
@@ -103,6 +104,9 @@ def show_demo(outcome: Demo, as_json: bool) -> None:
     console.print(columns.NOTES["Demo"], markup=False)
     for name, reason in outcome.skipped.items():
         console.print(f"{name} was skipped: {reason}", markup=False)
+    console.print(f"Engines of this bundle are {outcome.standing.word}.", markup=False)
+    if outcome.standing.statement:
+        console.print(outcome.standing.statement, markup=False)
     console.print(f"The images are in {outcome.sheet}; the bundle is {outcome.bundle}.", markup=False)
     console.print(f"To write an HTML report: latentc report {outcome.results} -o report", markup=False)
     served = outcome.rows[-1].subject.name  # the first row is PyTorch, which the others are compared with

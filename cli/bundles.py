@@ -104,16 +104,39 @@ def export(
     ] = None,
     embedding: Embeddings = None,
     lora: Loras = None,
+    shipped_graphs: Annotated[
+        bool,
+        typer.Option(
+            "--shipped-graphs",
+            help="For `scenes`, without PyTorch: use the exported graphs that ship with latentc. Wheels made by "
+            "`make wheel` in a checkout have PyTorch's references too; without them, the bundle is self-consistent, "
+            "not proved.",
+        ),
+    ] = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Export a checkpoint to a bundle of ONNX graphs, and compare each graph with PyTorch."""
     from ..checkpoints.adapters.open import strengths
+    from ..checkpoints.open import SHIPPED
     from ..checkpoints.original_mmdit import in_folder
     from ..export.export import export as run_export
+    from ..export.shipped import export_shipped
     from . import show
     from .progress import shown
 
+    if shipped_graphs:
+        others = (
+            *(revision, prediction, spacing, zero_snr, size, scheduler, variant, vae, unet, controlnet, ip_adapter),
+            *(image_encoder, tiny_vae, refiner, text_encoders, embedding, lora, without_t5 or None),
+        )
+        if checkpoint not in SHIPPED or any(one is not None for one in others):
+            names = " or ".join(SHIPPED)
+            raise typer.BadParameter(f"It is for {names} only, without other options.", param_hint="--shipped-graphs")
+        with shown(quiet or as_json) as tell:
+            bundle = export_shipped(output, tell)
+        show.bundle(bundle, as_json)
+        return
     replaced = {name: place for name, place in (("vae", vae), ("unet", unet)) if place is not None}
     texts = in_folder(text_encoders) if text_encoders is not None else {}
     if without_t5:
@@ -275,7 +298,10 @@ def plan(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Predict the build time, disk space and memory that a profile needs, and whether it fits."""
+    """Predict the build time, disk space and memory that a profile needs, and whether it fits.
+
+    With --memory, the exit code is 1 where an image does not fit.
+    """
     from ..compiler.plan import plan as run_plan
     from ..core.bundle import open_bundle
     from .choose import choose, sized

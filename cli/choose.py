@@ -9,6 +9,7 @@ from ..compiler.packaged import usual_profile
 from ..compiler.targets import with_threads
 from ..core.bundle import open_bundle
 from ..core.errors import ProfileError
+from ..core.presets import own_preset
 from ..core.reading import is_regular
 from ..profiles import Profile, load_profile
 
@@ -56,3 +57,9 @@ def choose_one(
         return with_device(choose(None, threads, sequential=sequential, bundle=bundle)[0], device)
     one = with_device(with_threads(load_profile(name), threads), device)
     return one.sequentially() if sequential else one
+
+
+def profile_in(preset: str | None) -> str | None:
+    """The profile that a preset's file names; None for any other preset. Raises `RequestError` for an invalid file."""
+    own = own_preset(preset)
+    return own.profile if own else None

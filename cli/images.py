@@ -94,6 +94,14 @@ def run(
             "image, which keeps its size.",
         ),
     ] = None,
+    mask_blur: Annotated[
+        int | None,
+        typer.Option(
+            metavar="PIXELS",
+            help="Deviation of a Gaussian blur of --mask, by which the result is mixed with the image. Default: a "
+            "border of about 4 pixels inside of the mask.",
+        ),
+    ] = None,
     strength: Annotated[
         float | None,
         typer.Option(
@@ -217,7 +225,11 @@ def run(
     count: Annotated[int | None, typer.Option(help="Images per prompt, with consecutive seeds. Default: 1.")] = None,
     preset: Annotated[
         str | None,
-        typer.Option(help="Scheduler and steps by one name: exact, balanced, fast or draft, from the slowest on."),
+        typer.Option(
+            metavar="NAME|FILE",
+            help="Scheduler and steps by one name: exact, balanced, fast or draft, from the slowest on; or a .toml "
+            "file that `latentc tune` wrote, which also names the profile.",
+        ),
     ] = None,
     scheduler: Annotated[
         str | None, typer.Option(help="Scheduler, such as euler or dpm++2m-karras. Default: the bundle's.")
@@ -281,7 +293,7 @@ def run(
     from ..checkpoints.adapters.open import strengths
     from ..core.request import MOTION
     from .ask import ask, numbers, parse_sides, parse_size, stated
-    from .choose import choose_one
+    from .choose import choose_one, profile_in
     from .draw import draw
 
     if not (prompts or prompt_file or picture or image):
@@ -313,6 +325,7 @@ def run(
         "fill": fill,
         "outpaint": parse_sides(outpaint),
         "crop": crop,
+        "mask_blur": mask_blur,
         **dict(zip(SCALES, (image_guidance, refine_from, aesthetic_score, negative_aesthetic_score), strict=True)),
         **dict(zip(("hires", "hires_strength", "hires_steps"), (hires, hires_strength, hires_steps), strict=True)),
         "control_scale": control_scale,
@@ -325,7 +338,7 @@ def run(
     requests = ask(prompts or [], prompt_file, stored, values, image=image is not None)
     draw(
         bundle,
-        choose_one(profile, threads, device=device, sequential=sequential, bundle=bundle),
+        choose_one(profile or profile_in(preset), threads, device=device, sequential=sequential, bundle=bundle),
         requests,
         output,
         image=image,

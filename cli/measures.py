@@ -27,8 +27,8 @@ def bench(
     against: Annotated[
         str,
         typer.Option(
-            help="Baselines, separated by commas: torch-eager, torch-compile, diffusers; after `make peers` also "
-            "optimum-openvino, optimum-onnxruntime, openvino-genai."
+            help="Baselines, separated by commas: torch-eager, torch-compile, diffusers; after `make peers` in a "
+            "checkout also optimum-openvino, optimum-onnxruntime, openvino-genai."
         ),
     ] = "",
     size: Annotated[
@@ -235,6 +235,84 @@ def compare(
     if len(results) != 2:
         context.fail(f"`compare` takes two files, the old results and the new results; got {len(results)}.")
     compare_two(results[0], results[1], effect, as_json)
+
+
+def tune(
+    bundle: Folder,
+    floor: Annotated[
+        str,
+        typer.Option(
+            help="Least quality: a median PSNR against the best images, such as 35dB; for `scenes` also a loss of "
+            "scene_score, such as score:0.01."
+        ),
+    ],
+    profile: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--profile",
+            "-p",
+            help="Profile names or .toml files, separated by commas or by repeating the option. The one that computes "
+            "most exactly generates the best images. Default: the profile that `latentc doctor` recommends.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Preset to write. Beside it are the page (.html) and the measurements (.jsonl), from which the same "
+            "command goes on.",
+        ),
+    ] = Path("tuned.toml"),
+    steps: Annotated[
+        str, typer.Option(help="Numbers of steps to try; the largest generates the best images.")
+    ] = "20,15,12,10,8,6",
+    schedulers: Annotated[
+        str | None,
+        typer.Option(
+            help="Schedulers to try, separated by commas; own is the checkpoint's. Default: own, and dpm++2m if it "
+            "fits the model."
+        ),
+    ] = None,
+    pictures: Annotated[int, typer.Option(help="Images of a candidate to choose by, and as many to report on.")] = 16,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale. Default: 7.5, for `scenes` 4.")] = None,
+    prompts: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Prompts, as for `run`: every other one to choose by, the rest to report on. Default: a fixed suite.",
+        ),
+    ] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Time to take, with the timing of the profiles, which is not cut short. Default: until all that can "
+            "be chosen is compared.",
+        ),
+    ] = None,
+    build: Annotated[bool, typer.Option("--build", help="Build engines that do not exist.")] = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Find the fastest profile, scheduler and number of steps that meet a quality, and write them as a preset for
+    `latentc run`; exit 1 if none does.
+    """
+    from ..benchmarks.tune_plan import Tuning
+    from .tune import parse_floor, parse_steps, profiles_of, read_prompts, run_tune
+
+    plan = Tuning(
+        profiles_of(profile, bundle),
+        parse_floor(floor),
+        steps=parse_steps(steps),
+        schedulers=tuple(name.strip() for name in schedulers.split(",")) if schedulers is not None else None,
+        pictures=pictures,
+        guidance=guidance,
+        prompts=read_prompts(prompts),
+        minutes=minutes,
+        build=build,
+    )
+    run_tune(bundle, plan, output, quiet=quiet, as_json=as_json)
 
 
 def demo(

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+import typer
+
 from ..compiler.budget import budget_bytes, plan_budget, typical_request
 from ..compiler.plan import BuildPlan
 from ..compiler.priced import EnginePlan
@@ -54,7 +56,16 @@ def budget_answer(bundle: Bundle, profile: Profile, memory_gb: float | None, siz
 
 
 def show(plans: Sequence[BuildPlan], as_json: bool, fitted: Sequence[Fitted | str | None]) -> None:
-    """Print predictions, figures of existing engines, what does not fit, and how an image fits into a budget."""
+    """Print predictions, figures of existing engines, what does not fit, and how an image fits into a budget.
+
+    Raises `typer.Exit` with code 1 where an image does not fit into a budget.
+    """
+    _show(plans, as_json, fitted)
+    if any(isinstance(memory, str) for memory in fitted):
+        raise typer.Exit(1)
+
+
+def _show(plans: Sequence[BuildPlan], as_json: bool, fitted: Sequence[Fitted | str | None]) -> None:
     if as_json:
         emit([_plain(one) | _plain_budget(memory) for one, memory in zip(plans, fitted, strict=True)])
         return

@@ -6,7 +6,7 @@ Packages are imported inside the function, so that `latentc --help` stays fast.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -67,7 +67,7 @@ def serve(
     image_cost: Annotated[float, typer.Option(min=0, max=1e6, help="Credits of an image.")] = 0,
     step_cost: Annotated[
         float,
-        typer.Option(min=0, max=1e6, help="Credits of each step of an image that is asked for, by millions of pixels."),
+        typer.Option(min=0, max=1e6, help="Credits of each step that is computed of an image, by millions of pixels."),
     ] = 0,
     prompt_model: Annotated[
         str | None,
@@ -126,20 +126,52 @@ def serve(
             "the CPU cores; --threads is the number of each. Default: one for each --device.",
         ),
     ] = None,
+    most_replicas: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=MOST_REPLICAS,
+            help="Processes that there may be: another one is started when jobs have waited for 5 s, and ended after a "
+            "minute without work. Default: as many as --replicas.",
+        ),
+    ] = None,
+    on: Annotated[
+        Literal["ray"] | None,
+        typer.Option(
+            "--on", help="ray: replicas are actors of Ray, on the nodes of a cluster. Default: processes here."
+        ),
+    ] = None,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Address of the Ray for --on ray, such as ray-head:6379. Default: that of RAY_ADDRESS, or a new one "
+            "on this machine.",
+        ),
+    ] = None,
+    ray_gpus: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=64, help="GPUs of each replica of --on ray, such as 0.5. Default: 1 for GPUs' profiles."
+        ),
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Serve bundles over HTTP: a page, jobs, and the APIs of OpenAI, the AUTOMATIC1111 web UI, Stability and KServe."""
     from ..checkpoints.adapters.open import strengths
-    from ..core.errors import RuntimeMissing
+    from ..core.errors import RequestError, RuntimeMissing
     from ..core.install import install
     from .choose import choose_one
 
     try:
         from ..serving.limits import Limits
         from .additions import AdditionOptions
+        from .server import OnRay
         from .server import serve as run
     except ImportError as exc:
         raise RuntimeMissing(f"Serving needs {exc.name}, which is not installed. {install('serve')}") from exc
+    if on is None and (ray_address, ray_gpus) != (None, None):
+        raise RequestError("--ray-address and --ray-gpus say how Ray is used. Pass --on ray too.")
     pixels = round(megapixels * 1e6)
     limits = Limits(queue=queue, batch=batch, steps=steps, pixels=pixels, count=count, job_seconds=timeout)
     chosen = AdditionOptions(
@@ -161,8 +193,10 @@ def serve(
         choose_one(profile, threads, bundle=bundles[0]),
         device=device,
         replicas=replicas,
+        most_replicas=most_replicas,
+        on_ray=None if on is None else OnRay(ray_address, ray_gpus),
         memory_gb=memory,
-        share_cores=threads is None,
+        threads=threads,
         host=host,
         port=port,
         limits=limits,

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import Thread
-from types import FrameType
+from types import FrameType, TracebackType
 
 import uvicorn
 
@@ -29,6 +32,8 @@ from ..serving.errors import ApiError
 from ..serving.guard import LOCAL, Access
 from ..serving.limits import Limits
 from ..serving.opened import OpenModel
+from ..serving.ray import Cluster
+from ..serving.replica import Begin, spawned
 from ..serving.replicas import Replicas
 from ..serving.residents import Residents, check_each
 from ..serving.service import Service
@@ -42,6 +47,15 @@ TOKEN_BYTES = 1 << 16
 MOST_CONNECTIONS = 512
 SEND_SECONDS = 30
 """Within which answers are sent after the last job."""
+
+
+@dataclass(frozen=True)
+class OnRay:
+    """Where replicas are actors of Ray."""
+
+    address: str | None = None
+    gpus: float | None = None
+    """GPUs of each replica; None is one, or none for a profile of CPUs."""
 
 
 class _Server(uvicorn.Server):
@@ -70,8 +84,10 @@ def serve(
     *,
     device: str | None = None,
     replicas: int | None = None,
+    most_replicas: int | None = None,
+    on_ray: OnRay | None = None,
     memory_gb: float | None = None,
-    share_cores: bool = True,
+    threads: int | None = None,
     host: str,
     port: int,
     limits: Limits,
@@ -85,39 +101,83 @@ def serve(
 ) -> None:
     """Open the bundles, and serve them until SIGTERM or Ctrl-C.
 
-    With several `replicas`, each bundle is opened in as many processes, which share the CPU's cores if `share_cores`.
-    They are spread over the devices of `device`, by default one on each. With `memory_gb`, bundles are loaded when they
-    are asked for, within this memory.
+    With several `replicas`, each bundle is opened in as many processes, of `threads` each, or which share the CPU's
+    cores. They are spread over the devices of `device`, by default one on each. While jobs wait, there are more, up to
+    `most_replicas`. With `on_ray`, they are actors of Ray. With `memory_gb`, bundles are loaded when they are asked
+    for, within this memory.
     """
     access = Access(tokens(token_file), [*LOCAL, *hosts] if host in LOCAL or hosts else None)
     if host not in LOCAL and not access.tokens:
         say(f"note: whoever reaches {host} may use this server. Pass --token-file to ask for a token.", err=True)
+        if access.hosts is None:
+            say("note: so may web pages that its users open (DNS rebinding). Pass --allow-host NAME.", err=True)
     opened = named(bundles)
-    profiles = spread(profile, device, replicas)
-    if len(profiles) > 1 and share_cores:
-        profiles = [with_share(one, len(profiles)) for one in profiles]
-    sizes = check_memory(opened, profiles, together=memory_gb is None)
-    residents = None
+    if on_ray is not None and (device is not None or memory_gb is not None):
+        raise RequestError("Ray places replicas, and keeps them loaded. Leave --device and --memory out.")
+    least, profiles = scaled(profile, device, replicas, most_replicas)
+    residents, sizes = None, dict[str, int]()
+    if on_ray is None:
+        if crowded := crowd_notice(profiles):
+            say(crowded, err=True)
+        if len(profiles) > 1 and threads is None:
+            profiles = [with_share(one, cores() // len(profiles)) for one in profiles]
+        sizes = check_memory(opened, profiles, together=memory_gb is None)
     if memory_gb is not None:
         residents = Residents(budget_bytes(memory_gb))
         check_each(sizes, residents.budget)
-    listening = _listen(host, port)
+    listening, services = _listen(host, port), list[Service]()
     with listening, ExitStack() as stack:
+        stack.push(partial(_leave, services))  # last of all, also after an error
+        begins: dict[str, Begin] = dict.fromkeys(opened, spawned)
+        if on_ray is not None:
+            cluster = stack.enter_context(closing(Cluster(on_ray.address)))
+            share = threads or cluster.threads(len(profiles) * len(opened))
+            profiles = [with_share(one, share) for one in profiles]
+            needed = {name: needs(one, profiles[0], share, on_ray.gpus) for name, one in opened.items()}
+            if lacks := cluster.lacks([one for one in needed.values() for _ in range(least)]):
+                say(lacks, err=True)
+            begins = {name: cluster.begin(one) for name, one in needed.items()}
         added = stack.enter_context(additions(chosen or AdditionOptions()))
         with shown(quiet) as tell:
             pipelines: dict[str, OpenModel] = {}
+            engines = stack.enter_context(ExitStack())
             for name, bundle in opened.items():
                 openings = [
                     Opening(bundle, one, adapters, tuple(embeddings), loaded=residents is None) for one in profiles
                 ]
-                pipelines[name] = one = stack.enter_context(
-                    closing(openings[0].open(tell) if len(openings) == 1 else Replicas(name, openings, tell))
+                pipelines[name] = one = engines.enter_context(
+                    closing(
+                        openings[0].open(tell)
+                        if len(openings) == 1 and on_ray is None
+                        else Replicas(name, openings, tell, least=least, begin=begins[name])
+                    )
                 )
                 if residents is not None:
                     residents.add(name, one, sizes[name])
         service = service_of(pipelines, limits, added, residents)
-        stack.callback(service.close, 0)
-        _run(service, access, listening, drain_seconds, quiet=quiet)
+        services.append(service)
+        try:
+            _run(service, access, listening, drain_seconds, quiet=quiet)
+        finally:
+            service.close(0)
+            if service.hung:  # to close an engine that computes would wait for it, or crash
+                engines.pop_all()
+
+
+def _leave(
+    services: Sequence[Service],
+    _: type[BaseException] | None,
+    error: BaseException | None,
+    __: TracebackType | None,
+) -> None:
+    """End the process at once if a batch was given up: it would wait for its threads, or crash."""
+    if not any(service.hung for service in services):
+        return
+    if isinstance(error, Exception):
+        say(f"error: {error}", err=True)
+    say("error: An image was given up that did not end, so the engines were not closed.", err=True)
+    sys.stdout.flush()
+    os._exit(1)
 
 
 def _run(service: Service, access: Access, listening: socket.socket, seconds: float, *, quiet: bool) -> None:
@@ -178,10 +238,45 @@ def named(bundles: Sequence[Path]) -> dict[str, Bundle]:
     return found
 
 
-def with_share(profile: Profile, replicas: int) -> Profile:
+def crowd_notice(profiles: Sequence[Profile]) -> str | None:
+    """What is said of more replicas than this machine has cores, where they compute on its CPU; None otherwise."""
+    count, held = len(profiles), cores()
+    if count <= held or runtime(profiles[0].runtime).threads_option(profiles[0].device) is None:
+        return None
+    return (
+        f"note: {count} replicas share {counted(held, 'core')}, so each image takes longer, and memory is needed "
+        f"{count} times. No more than --replicas {held} are of use here."
+    )
+
+
+def with_share(profile: Profile, threads: int) -> Profile:
     """The profile with a replica's share of the cores, at least one thread, where its device computes in threads."""
     option = runtime(profile.runtime).threads_option(profile.device)
-    return profile if option is None else with_threads(profile, max(1, cores() // replicas))
+    return profile if option is None else with_threads(profile, max(1, threads))
+
+
+def scaled(profile: Profile, device: str | None, replicas: int | None, most: int | None) -> tuple[int, list[Profile]]:
+    """How many replicas there are at first, and the profile of each that there may be. Raises `ProfileError` for fewer
+    of these, and as `spread` does.
+    """
+    first = spread(profile, device, replicas)
+    if most is None:
+        return len(first), first
+    if most < len(first):
+        raise ProfileError(f"--most-replicas is {most}, but {len(first)} are started. Raise it, or leave it out.")
+    return len(first), spread(profile, device, most)
+
+
+def needs(bundle: Bundle, profile: Profile, threads: int, gpus: float | None) -> dict[str, float]:
+    """What a replica of a bundle needs, by Ray's names: its cores, its share of a GPU, and the memory that is predicted
+    for its engines.
+    """
+    found, in_threads = plan(bundle, profile), runtime(profile.runtime).threads_option(profile.device) is not None
+    return {
+        "num_cpus": threads if in_threads else 1,
+        "num_gpus": (0 if found.on_host else 1) if gpus is None else gpus,
+        "memory": found.held_bytes if found.on_host else 0,
+    }
 
 
 def spread(profile: Profile, device: str | None, replicas: int | None) -> list[Profile]:

@@ -388,6 +388,7 @@ def doctor(machine: Machine, states: Sequence[RuntimeState], advised: Profile | 
     console.print(found, "")
     if advised:
         console.print(f"Recommended: --profile {advised.name} ({advised.title}).", markup=False)
+        console.print("It is chosen by the hardware: `latentc tune` measures which one is fastest.", markup=False)
     else:
         console.print("No profile works on this machine yet: install one of the runtimes above.")
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from ..core.bundle import Bundle
 from ..core.errors import RequestError
-from ..core.manifest import Model
+from ..core.model import Model
 from ..core.recipes import RECIPES
 from ..core.request import REFINE_FROM, STRENGTH, TINY, Fitted, Request
 from ..core.shapes import size_complaint

@@ -62,6 +62,8 @@ class Parity(Record):
     """What computed the reference: PyTorch at export, or a runtime that ran the exported graph in f32 at this shape."""
     worst: str = ""
     """Output and reference with the lowest PSNR, such as `out_sample of whole.0`."""
+    worst_timestep: Annotated[float | None, Field(exclude_if=lambda value: value is None)] = None
+    """Timestep of that reference; None for a part without."""
     graph_run_by: str | None = None
     """Set where the engine's device was absent: the figures are those of its graph, run on the CPU by this runtime."""
     compared_on: str | None = None
@@ -203,7 +205,7 @@ def _damaged(bundle: Bundle, artifact: Artifact) -> Path | None:
     for name, info in artifact.files.items():
         path = bundle.engines / artifact.name / name
         try:
-            check_path(bundle.folder, str(path.relative_to(bundle.folder)))
+            check_path(bundle.folder, path.relative_to(bundle.folder).as_posix())
             if not is_whole(path, info):
                 return path
         except (BundleError, PointerError):

@@ -17,8 +17,10 @@ from ..core.request import Request
 from ..core.tensors import Array
 from ..core.wires import TIMESTEP
 from ..runtimes import Calibration, Target, runtime
-from ..sampling.draw import draw, latent_shape, load_host
-from ..sampling.noise import added_noise, initial_noise
+from ..sampling.draw import Host, draw, image_shape, latent_shape, load_host
+from ..sampling.given import Given
+from ..sampling.image import Pixels
+from ..sampling.noise import added_noise, image_noise, initial_noise
 from .cases import REFEREES, cases_in, refereed, stored_drawings
 from .traces import EXACT_SHARE, KINDS, TRACES, Trace
 
@@ -28,13 +30,21 @@ def uncalibrated(bundle: Bundle, part: str) -> str | None:
     model = bundle.manifest.model
     if part not in bundle.drawing or part in (*model.refiner_parts, model.tiny_decoder):
         return "Calibration generates images from prompts, which does not call this part."
-    if model.tasks[0] != "text" or model.takes_style or model.controls:
-        return "Calibration generates images from prompts, and this model reads images too."
+    if model.tasks[0] not in ("text", "inpaint") or model.takes_style or model.controls:
+        return "Calibration generates images from prompts, or inpaints them, and this model reads other images too."
     return None
 
 
+def exact_below(bundle: Bundle, part: str) -> float | None:
+    """The timestep below which an int8 denoiser's calls are computed exactly; None for other parts."""
+    if not bundle.part(part).takes(TIMESTEP):
+        return None
+    return EXACT_SHARE * _levels(load_host(bundle))
+
+
 def calibration(bundle: Bundle, part: str, target: Target, floor_db: float, on_progress: Progress) -> Calibration:
-    """Generate the images of `TRACES` with f32 engines of the exported graphs, and record the calls of a part.
+    """Generate the images of `TRACES` with f32 engines of the exported graphs, and record the calls of a part. A model
+    for inpainting changes the image before.
 
     A denoiser is also called with noise alone at every level, as its proof does. Its calls in the last `EXACT_SHARE` of
     the noise levels are computed exactly, so that they are not recorded. Raises `RuntimeMissing` where no runtime is
@@ -69,10 +79,10 @@ class _Recorder:
             raise RuntimeMissing(f"Calibrating {part} requires {' or '.join(REFEREES)}. {install('onnxruntime')}")
         self._referee, self._files, self._engines = able[0], ExitStack(), dict[str, Engine]()
         self._calls: list[Case] = []
-        levels = int(self._host.scheduler.get("num_train_timesteps", 1000))
-        self._first = levels - 1
-        self.exact_below = EXACT_SHARE * levels if bundle.part(part).takes(TIMESTEP) else None
-        """The timestep below which a denoiser's calls are computed exactly."""
+        self._image: Pixels | None = None
+        """The last image."""
+        self._first = _levels(self._host) - 1
+        self.exact_below = exact_below(bundle, part)
 
     def __enter__(self) -> _Recorder:
         return self
@@ -86,7 +96,8 @@ class _Recorder:
         host, request, below = self._host, self._request(trace), self.exact_below
         shape = latent_shape(host.model, request)
         start, noise = initial_noise(trace.seed, shape), added_noise(trace.seed, shape)
-        draw(host, request, self._engine, start=start, noise=noise)
+        given = self._given(trace, request) if host.model.inpaints else None
+        self._image = draw(host, request, self._engine, start=start, noise=noise, given=given).images[0]
         if below is None:
             return [*self._calls], []
         walk, engine, sample = [*self._calls], self._engines[self._part], host.model.latents_input
@@ -96,9 +107,17 @@ class _Recorder:
         engine.run({**last, TIMESTEP: np.full_like(last[TIMESTEP], below)})
         if not trace.guided:
             kept = [call.feeds[TIMESTEP] for at, call in enumerate(served) if trace.keeps(at, len(served))]
+            alone = added_noise(trace.seed, last[sample].shape)  # of what a model reads beside the latents too
             for time in (np.full_like(last[TIMESTEP], self._first), *kept):
-                engine.run({**last, sample: noise(), TIMESTEP: time})
+                engine.run({**last, sample: alone(), TIMESTEP: time})
         return served, [*self._calls]
+
+    def _given(self, trace: Trace, request: Request) -> Given:
+        """What is inpainted: the last image, or grey."""
+        width, height = self._size
+        image = np.full((height, width, 3), 128, np.uint8) if self._image is None else self._image
+        noise = image_noise(trace.seed, image_shape(self._host.model, request))
+        return Given(image, noise, trace.mask(width, height))
 
     def _request(self, trace: Trace) -> Request:
         drawings, _ = stored_drawings(self._bundle)
@@ -107,6 +126,7 @@ class _Recorder:
         return Request(
             prompt=trace.prompt, steps=trace.steps, guidance=trace.guidance, seed=trace.seed,
             width=width, height=height, variant=variants.get(self._part),
+            strength=1.0 if self._host.model.inpaints else None,
             scheduler=drawings.drawings[0].request.scheduler,
         )  # fmt: skip
 
@@ -134,6 +154,11 @@ class _Kept:
 
     def close(self) -> None:
         self._engine.close()
+
+
+def _levels(host: Host) -> int:
+    """Number of noise levels."""
+    return int(host.scheduler.get("num_train_timesteps", 1000))
 
 
 def _size(bundle: Bundle, part: str, target: Target) -> tuple[int, int]:

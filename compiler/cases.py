@@ -6,7 +6,7 @@ that PyTorch did not compute at export.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,8 +19,9 @@ from ..core.bundle import AGAIN, Bundle, check_whole, checked_graph
 from ..core.engine import Engine
 from ..core.errors import BundleError, RuntimeMissing
 from ..core.files import sha256, sha256_json, unwritable
-from ..core.install import install
-from ..core.manifest import Model, Part, TensorInfo
+from ..core.install import install, pip
+from ..core.manifest import Part, TensorInfo
+from ..core.model import Model
 from ..core.progress import Progress, quiet
 from ..core.reading import read_arrays
 from ..core.recipes import Pass
@@ -29,13 +30,15 @@ from ..core.records import recall, record_key, remember
 from ..core.references import CHANGES, DRAWINGS, DRAWN, ENDS, Case, Drawings, changed, stored_at, text_pairs, unpack
 from ..core.shapes import FREE, filled, is_of
 from ..core.tensors import Array
+from ..core.wires import TIMESTEP
 from ..runtimes import Target, runtime
 from ..runtimes.base import files_in
 from ..sampling.wires import resized
 from .cache import KEPT, incomplete, is_whole, locked
-from .lower import lowered, needed_passes
+from .lower import lowered, needed_passes, prepares_graphs
 from .scratch import scratch_folder
 from .targets import job_of
+from .traces import EXACT_SHARE
 
 ORIGIN = "made by"
 """Key of the origin beside the outputs of a stored reference: no output has this name."""
@@ -51,6 +54,9 @@ FIRSTS = ("whole", "single")
 
 TIMESTEPS = 3
 """A denoiser is compared at this many timesteps at least."""
+
+CHOICE = 2
+"""Increased when other cases are chosen for a size that PyTorch didn't compute."""
 
 Arrays = dict[str, Array]
 InputShapes = Mapping[str, tuple[int, ...]]
@@ -135,13 +141,17 @@ def reference(bundle: Bundle, part: str, shape: InputShapes | None, on_progress:
         return Fixed(stored, cases)
     fitting = _fitting(bundle.part(part), cases, shape)
     missing = _missing(cases, fitting, shape, bundle.manifest.model.latents_input)
-    if not missing:
+    late = _late(cases, (*fitting, *missing))
+    if not missing and not late:
         return Fixed(stored, fitting)
     kept = kept_reference(bundle, part, shape)
     _check_packaged(bundle, kept)
-    if _lacks(fitting) and fitting and shape_referee(bundle) is None and not kept.is_file():
-        return Fixed(f"{stored}, at one timestep", fitting)
-    asked = _stretched(bundle, part, missing, shape, usual=cases[0])
+    if fitting and shape_referee(bundle) is None and not kept.is_file():
+        if _lacks(fitting):
+            return Fixed(f"{stored}, at one timestep", fitting)
+        if not missing:
+            return Fixed(f"{stored}, at the timesteps of its images", fitting)
+    asked = _stretched(bundle, part, [*missing, *late], shape, usual=cases[0])
     origin, made = _refereed(bundle, part, asked, shape, on_progress)
     return Fixed(f"{stored}; {origin}" if fitting else origin, (*fitting, *made))
 
@@ -163,8 +173,9 @@ def made_reference(bundle: Bundle, part: str, shape: InputShapes | None) -> str 
 def needs_referee(bundle: Bundle, part: str, shape: InputShapes) -> bool:
     """Whether `reference` would run a referee for a shape."""
     cases = stored_cases(bundle, part)
-    missing = _missing(cases, _fitting(bundle.part(part), cases, shape), shape, bundle.manifest.model.latents_input)
-    return bool(missing) and not kept_reference(bundle, part, shape).is_file()
+    fitting = _fitting(bundle.part(part), cases, shape)
+    missing = _missing(cases, fitting, shape, bundle.manifest.model.latents_input)
+    return bool(missing or _late(cases, (*fitting, *missing))) and not kept_reference(bundle, part, shape).is_file()
 
 
 def _fitting(info: Part, cases: tuple[Case, ...], shape: InputShapes) -> tuple[Case, ...]:
@@ -173,7 +184,7 @@ def _fitting(info: Part, cases: tuple[Case, ...], shape: InputShapes) -> tuple[C
 
 def _lacks(fitting: tuple[Case, ...]) -> bool:
     """Whether there are no cases, or, for a denoiser, too few timesteps."""
-    timesteps = {float(case.feeds["timestep"][0]) for case in fitting if "timestep" in case.feeds}
+    timesteps = {_timestep(case) for case in fitting if TIMESTEP in case.feeds}
     return not fitting or 0 < len(timesteps) < TIMESTEPS
 
 
@@ -195,6 +206,30 @@ def _missing(cases: tuple[Case, ...], fitting: tuple[Case, ...], shape: InputSha
     return asked
 
 
+def _late(cases: tuple[Case, ...], has: Sequence[Case]) -> list[Case]:
+    """Of the calls that belong to no drawing, the nearest on both sides of the timestep below which an int8 engine has
+    an exact model; only those of a side on which `has` has none as near.
+    """
+    ends = sorted((case for case in cases if case.drawing == ENDS), key=_timestep)
+    if not ends:
+        return []
+    first, last = _timestep(ends[0]), _timestep(ends[-1])
+    middle = first + EXACT_SHARE * (last - first)
+    below, above = ([case for case in ends if (_timestep(case) < middle) == side] for side in (True, False))
+    known = {_timestep(case) for case in has}
+
+    def is_near(case: Case) -> bool:
+        low, high = sorted((middle, _timestep(case)))
+        return any(low <= one <= high for one in known)
+
+    return [case for case in (*below[-1:], *above[:1]) if not is_near(case)]
+
+
+def _timestep(case: Case) -> float:
+    """The timestep of a denoiser's case."""
+    return float(case.feeds[TIMESTEP][0])
+
+
 def _firsts(cases: tuple[Case, ...]) -> list[Case]:
     """The first case, and the first calls of a guided and an unguided drawing."""
     firsts = {
@@ -207,7 +242,7 @@ def _ends(cases: tuple[Case, ...], latents: str) -> list[Case]:
     """The first case; for a denoiser also the first calls of a guided and an unguided drawing, three calls from the
     first to the last timestep, and two that differ by their text alone, or by the images of ControlNets.
     """
-    ends = sorted((case for case in cases if case.drawing == ENDS), key=lambda case: float(case.feeds["timestep"][0]))
+    ends = sorted((case for case in cases if case.drawing == ENDS), key=_timestep)
     pairs = {changed(ends[one], ends[other]): (one, other) for one, other in reversed(text_pairs(ends, latents))}
     places = (0, len(ends) // 2, -1, *(place for pair in pairs.values() for place in pair))
     chosen = {id(ends[index]): ends[index] for index in places} if ends else {}
@@ -314,7 +349,7 @@ class _Made(Record):
 def kept_reference(bundle: Bundle, part: str, shape: InputShapes) -> Path:
     """Where the outputs are stored that a referee computed for a shape."""
     fixed = bundle.manifest.files[stored_at(part)].sha256
-    key = sha256_json([bundle.part(part).digest, fixed, {name: list(each) for name, each in shape.items()}])
+    key = sha256_json([CHOICE, bundle.part(part).digest, fixed, {name: list(each) for name, each in shape.items()}])
     return bundle.engines / f"reference-{part}-{key[:16]}.npz"
 
 
@@ -322,11 +357,16 @@ def shape_referee(bundle: Bundle) -> str | None:
     """The runtime that acts as referee for other shapes; None where none is installed, and for a package, which has no
     weights to run.
     """
-    return (
-        None
-        if bundle.manifest.packaged
-        else next((name for name in REFEREES if not runtime(name).missing("CPU")), None)
-    )
+    return None if bundle.manifest.packaged else _installed_referee()
+
+
+def _installed_referee() -> str | None:
+    return next((name for name in REFEREES if not runtime(name).missing("CPU")), None)
+
+
+def install_referee() -> str:
+    """A sentence that says what to install for a referee: no ONNX Runtime where it would overwrite another flavour."""
+    return install("build") if _installed_referee() else install("build", "onnxruntime")
 
 
 def _make_reference(bundle: Bundle, part: str, cases: list[Case], path: Path) -> None:
@@ -334,8 +374,14 @@ def _make_reference(bundle: Bundle, part: str, cases: list[Case], path: Path) ->
     name = shape_referee(bundle)
     if name is None:
         raise RuntimeMissing(
-            f"The bundle has no reference of {part} at {shapes_of(cases[0].feeds)}, and neither "
-            f"{' nor '.join(REFEREES)} is installed to compute one. {install('onnxruntime')}"
+            f"The bundle has no reference of {part} at {shapes_of(cases[0].feeds)}, and nothing "
+            f"is installed to compute one. {install_referee()}"
+        )
+    if not prepares_graphs():
+        raise RuntimeMissing(
+            f"The bundle has no reference of {part} at {shapes_of(cases[0].feeds)} from PyTorch or from this machine, "
+            "and computing one requires onnx-ir, which is not installed; install it, or run `latentc build` on this "
+            f"machine in an environment that has it: {pip('build')}."
         )
     with refereed(bundle, part, name) as (origin, engine):
         arrays = {f"{case.name}/out.{key}": array for case in cases for key, array in engine.run(case.feeds).items()}

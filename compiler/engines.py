@@ -25,6 +25,7 @@ from ..core.units import counted
 from ..profiles import Profile
 from ..runtimes import Runtime
 from ..runtimes.base import PLACEMENT
+from ..runtimes.environment import environment
 from .apart import Measured, measured_apart
 from .budget import fit
 from .cache import Artifact, Parity, built_profiles, damage, find, incomplete, is_whole, load_engine, loadable
@@ -230,8 +231,15 @@ class Engines:
         return (
             f"The engines for profile {self.profile.name} are not {self.bundle.standing.verb} on this machine yet "
             f"({', '.join(dict.fromkeys(lacking)) or 'the whole step'}). The first `latentc run` or `latentc build` "
-            "compares them with the references, once."
+            f"compares them with the references, once.{self._variables()}"
         )
+
+    def _variables(self) -> str:
+        """A sentence on what the environment changes; empty where it changes nothing."""
+        found = environment(self._adapter, self.profile.device)
+        if not found:
+            return ""
+        return f" With other values of {', '.join(found)} in the environment, they are compared again."
 
     def _engine_key(self, artifact: Artifact) -> str:
         return engine_key(self.bundle, self._adapter, artifact, self.profile.device)

@@ -15,7 +15,7 @@ import numpy as np
 from ..core.bundle import Bundle
 from ..core.errors import BundleError, ParityError
 from ..core.images import pixels_sha256
-from ..core.manifest import Model
+from ..core.model import Model
 from ..core.record import shown
 from ..core.references import (
     DRAWINGS,

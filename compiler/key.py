@@ -40,8 +40,8 @@ class Key(Record):
     """Length of the prompt embeddings of one chunk, for an engine of every size where it isn't CLIP's 77."""
 
     calibration: dict[str, str | float] | None = None
-    """Of a recipe that is calibrated: digest of the `traces` that are recorded, and the floor, `floor_db`, by which
-    layers are chosen that stay exact."""
+    """Of a recipe that is calibrated: digests of the `traces` that are recorded, and of how exact `layers` are
+    chosen, with the floor, `floor_db`, by which they are."""
 
     @field_validator("device")
     @classmethod

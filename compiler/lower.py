@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -35,6 +36,11 @@ LOWERING_VERSION = 6
 
 INLINE_BYTES = 512 * 2**20
 """New weights above this size are written to a separate file: a graph file is limited to 2 GB."""
+
+
+def prepares_graphs() -> bool:
+    """Whether onnx-ir is installed, which lowering needs."""
+    return find_spec("onnx_ir") is not None
 
 
 def needed_passes(adapter: Runtime, target: Target, weights: str = "f32") -> tuple[Pass, ...]:

@@ -29,11 +29,10 @@ from .lower import lowered, needed_passes
 from .parity import is_exported_here, measure_typed
 from .proof import prove_engine
 from .targets import Wanted, floor_db, job_of, wanted
+from .traces import LACKING_DB
 
-LACKING_DB = 12.0
-"""How far an int8 engine may be below its floor to be built again with more exact layers, and how much further these
-go in all. One that is further off has a fault.
-"""
+WEIGHTS_MAPPED = 2
+"""How often a compiler maps the weights: ONNX Runtime does once to read them, and once to write its own graph."""
 
 WEIGHTS_MAPPED = 2
 """How often a compiler maps the weights: ONNX Runtime does once to read them, and once to write its own graph."""
@@ -150,10 +149,12 @@ def _proved(bundle: Bundle, adapter: Runtime, want: Wanted, folder: Path, on_pro
 
 
 def _stricter(given: Calibration, floor: float, parity: Parity) -> Calibration | None:
-    """What to build an int8 engine with again; None where it reaches its floor, or exact layers can't be the reason."""
+    """What to build an int8 engine with again; None where it reaches its floor, or more exact layers would not help."""
     lacking = floor - parity.psnr_db
     if not 0 < lacking < LACKING_DB or given.floor_db - floor > LACKING_DB:
         return None
+    if parity.worst_timestep is not None and parity.worst_timestep < (given.exact_below or 0):
+        return None  # that call is exact
     return replace(given, floor_db=given.floor_db + lacking + 1)
 
 

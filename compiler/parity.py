@@ -21,11 +21,12 @@ from ..core.records import GRAPH_DB, GraphFigure, graph_key, recall, record_key,
 from ..core.references import CHANGES, IDS, TABLE, Case, changed, stored_at, text_pairs
 from ..core.shapes import filled
 from ..core.tensors import Array, change_db, cosine, psnr_db
+from ..core.wires import TIMESTEP
 from ..runtimes import Target, runtime
 from ..runtimes.base import files_in
 from .cache import Parity
 from .cases import (
-    REFEREES,
+    install_referee,
     read_stored,
     refereed,
     reference,
@@ -35,7 +36,7 @@ from .cases import (
     stored_origin,
     stored_shape,
 )
-from .lower import LOWERING_VERSION, lowered, needed_passes
+from .lower import LOWERING_VERSION, lowered, needed_passes, prepares_graphs
 from .scratch import scratch_folder
 from .targets import job_of
 
@@ -84,7 +85,8 @@ def measure(part: str, engine: Engine, origin: str, cases: Iterable[Case], laten
         for name, wanted in case.outputs.items():
             figure = psnr_db(wanted, found[name])
             if figure < worst.psnr_db:
-                worst = worst.model_copy(update={"psnr_db": round(figure, 2), "worst": f"{name} of {case.name}"})
+                at = {"worst": f"{name} of {case.name}", "worst_timestep": _timestep(case)}
+                worst = worst.model_copy(update={"psnr_db": round(figure, 2), **at})
             alike = round(cosine(wanted, found[name]), 6)
             if not alike >= worst.cosine:
                 worst = worst.model_copy(update={"cosine": alike})
@@ -101,6 +103,11 @@ def measure(part: str, engine: Engine, origin: str, cases: Iterable[Case], laten
 def _answer(case: Case) -> str:
     """The denoiser's only output."""
     return next(iter(case.outputs))
+
+
+def _timestep(case: Case) -> float | None:
+    """A denoiser's timestep; None for other parts."""
+    return float(case.feeds[TIMESTEP][0]) if TIMESTEP in case.feeds else None
 
 
 def check_outputs(part: str, case: Case, found: dict[str, Array], by: str) -> None:
@@ -126,7 +133,8 @@ def check_graphs(bundle: Bundle, parts: Iterable[str], on_progress: Progress = q
     """
     keys = {part: graph_key(bundle.part(part).digest, _fixed(bundle, part)) for part in parts}
     figures = {part: found for part, key in keys.items() if (found := recall(key, GraphFigure))}
-    if (unknown := [part for part in keys if part not in figures]) and shape_referee(bundle) is not None:
+    unknown = [part for part in keys if part not in figures]
+    if unknown and shape_referee(bundle) is not None and prepares_graphs():
         verify_files(bundle, [name for part in unknown for name in (*bundle.files(part), stored_at(part))])
         answers = quarantined(
             f"{__name__}:run_graphs",
@@ -161,7 +169,7 @@ def _exported(bundle: Bundle, part: str) -> float:
     if info.measured_for != proof_digest(info.digest, _fixed(bundle, part)):
         raise RuntimeMissing(
             f"The graph of {part} was changed since its export, so it must be {bundle.standing.verb} in f32, and "
-            f"neither {' nor '.join(REFEREES)} is installed to run it. {install('onnxruntime')}"
+            f"nothing is installed to run it. {install_referee()}"
         )
     return info.psnr_db
 
@@ -293,7 +301,7 @@ def measure_typed(bundle: Bundle, part: str, target: Target) -> Parity:
         able = _able(target.recipe.graph)
         raise RuntimeMissing(
             f"This machine has no {target.device}, so {part} must be {bundle.standing.verb} on the CPU in "
-            f"{target.recipe.graph}. That requires {' or '.join(able)}. {install(able[-1])}"
+            f"{target.recipe.graph}. That requires {' or '.join(able)}. {install('build', able[-1])}"
         )
     adapter = runtime(name)
     run_by, key = _typed_key(bundle, part, target, name)

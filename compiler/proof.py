@@ -27,9 +27,11 @@ from ..core.request import TINY
 from ..core.version import __version__
 from ..profiles import Profile
 from ..runtimes import Runtime, runtime
+from ..runtimes.environment import environment
 from ..sampling.draw import SCHEDULER, host_files, load_host
 from ..sampling.wires import SOURCES
 from .cache import Artifact, Parity
+from .calibrate import exact_below
 from .cases import made_reference, reference, stored_drawings
 from .host_check import check_host
 from .parity import measure
@@ -130,7 +132,7 @@ def engine_key(bundle: Bundle, adapter: Runtime, artifact: Artifact, device: str
 
     The device is the profile's, with its number.
     """
-    facts = {
+    facts: dict[str, object] = {
         "engine": artifact.key,
         "referee": made_reference(bundle, artifact.part, artifact.fields.fixed),
         "files": {name: info.sha256 for name, info in artifact.files.items()},
@@ -140,6 +142,10 @@ def engine_key(bundle: Bundle, adapter: Runtime, artifact: Artifact, device: str
         "latents": bundle.manifest.model.latents_input,
         "read": bundle.manifest.model.read_of(artifact.part),
     }
+    if variables := environment(adapter, device):
+        facts["environment"] = variables
+    if code := adapter.compiled(bundle.engines / artifact.name, device):
+        facts["compiled"] = code
     return record_key("engine", facts)
 
 
@@ -232,8 +238,19 @@ def check_floor(bundle: Bundle, profile: Profile, want: Wanted, parity: Parity, 
             "it again."
         )
     raise ParityError(
-        f"{agrees}; profile {profile.name} requires {floor:.0f} dB. The engine will not be used. {advice}, or lower "
-        "[parity_db] if this accuracy is enough."
+        f"{agrees}; profile {profile.name} requires {floor:.0f} dB.{_exact_call(bundle, want, parity)} The engine "
+        f"will not be used. {advice}, or lower [parity_db] if this accuracy is enough."
+    )
+
+
+def _exact_call(bundle: Bundle, want: Wanted, parity: Parity) -> str:
+    """A sentence on the worst call of an int8 engine, where that call is not in int8; else nothing."""
+    below = exact_below(bundle, want.part) if want.target.recipe.calibrated else None
+    if below is None or parity.worst_timestep is None or parity.worst_timestep >= below:
+        return ""
+    return (
+        f" That call, at timestep {parity.worst_timestep:g}, is one of those below {below:g} that are exact in "
+        f"{want.target.precision}, so more exact layers would not help."
     )
 
 
@@ -245,7 +262,8 @@ def _advice(profile: Profile, want: Wanted) -> str:
     if runtime(profile.runtime).precisions(device) == (want.target.precision,):
         return (
             f"{device} computes in {want.target.precision} only: export again with a component made for it (for SDXL: "
-            "--vae madebyollin/sdxl-vae-fp16-fix), or use another device"
+            "--vae madebyollin/sdxl-vae-fp16-fix), or without the part (for T5 of Stable Diffusion 3: --without-t5), "
+            "or use another device"
         )
     return f"Give {want.part} a wider type under [precision]"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 
 from ..core.bundle import Bundle
-from ..core.manifest import Model
+from ..core.model import Model
 from ..profiles import ANY, Profile
 from .cache import HEADER, Artifact, find
 from .targets import fixed_sizes, static_sizes, wanted

@@ -9,20 +9,20 @@ from pathlib import Path
 
 from ..core.bundle import Bundle
 from ..core.errors import ProfileError, RuntimeMissing
-from ..core.manifest import ROLE_NAMES, Model, Role
+from ..core.model import ROLE_NAMES, Model, Role
 from ..core.recipes import RECIPES, Precision
 from ..core.record import suggest
 from ..core.shapes import Setting, embedding_length, freed, shape_of, size_complaint, sizes
 from ..profiles import ANY, OWN, Profile
-from ..runtimes import RUNTIMES, CheckpointOrigin, Job, Runtime, Target, distribution, runtime
+from ..runtimes import RUNTIMES, CheckpointOrigin, Job, Runtime, Target, distribution, quantize, runtime
 from ..runtimes.base import COUNTS, NUMBERED, TOGETHER, misfit, numbered
 from ..runtimes.ranges import CHUNKS
 from ..sampling.pixels import frame_chunks
+from . import traces
 from .cache import Parity, folder_name
 from .key import Key
 from .lower import LOWERING_VERSION, weights_of
 from .refused import Refusal, refusal
-from .traces import DIGEST
 
 USUAL_LENGTH = 77
 """Length of the prompt embeddings of one chunk of CLIP: engines for another length have it in their key."""
@@ -84,9 +84,7 @@ def wanted(bundle: Bundle, profile: Profile, *, to_run: bool) -> tuple[Runtime, 
             options={name: value for name, value in target.options.items() if name not in adapter.facts.at_load},
             opset=profile.opset if adapter.facts.reads_onnx else None,
             lowering=LOWERING_VERSION if adapter.facts.reads_onnx else None,
-            calibration={"traces": DIGEST, "floor_db": profile.parity_db[target.precision]}
-            if target.recipe.calibrated
-            else None,
+            calibration=_calibration(profile, target) if target.recipe.calibrated else None,
             length=length if target.shape is None and length != USUAL_LENGTH else None,  # ranges of free sizes
         )
         return Wanted(name, target, fields)
@@ -97,6 +95,12 @@ def wanted(bundle: Bundle, profile: Profile, *, to_run: bool) -> tuple[Runtime, 
         own = [target for part, target in asked if part == name]
         found += _accepted(bundle, profile, wishes, own, partial(want, name))
     return adapter, tuple(found)
+
+
+def _calibration(profile: Profile, target: Target) -> dict[str, str | float]:
+    """What an engine of a recipe that is calibrated depends on; see `Key.calibration`."""
+    floor = profile.parity_db[target.precision]
+    return {"traces": traces.digest(), "layers": quantize.digest(), "floor_db": floor}
 
 
 def _accepted(

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..core.files import sha256_json
 
 
@@ -21,6 +24,13 @@ class Trace:
         """Whether a call of the denoiser has a second row."""
         return self.guidance > 1
 
+    def mask(self, width: int, height: int) -> NDArray[np.uint8]:
+        """What a model for inpainting generates, white, [height, width]."""
+        top, bottom, left, right = AREAS[self.seed % len(AREAS)]
+        eighths = np.zeros((8, 8), np.uint8)
+        eighths[top:bottom, left:right] = 255
+        return eighths[np.arange(height) * 8 // height][:, np.arange(width) * 8 // width]
+
     def keeps(self, call: int, calls: int) -> bool:
         """Whether one of the calls is used: the first, the last, and every third between, others in each trace."""
         return call in (0, calls - 1) or (call + self.seed) % 3 == 0
@@ -29,6 +39,10 @@ class Trace:
 KINDS = ((4, 9.0), (12, 1.0), (8, 5.0))
 """Steps, and the scale of guidance, which traces take in turn. Few steps with much guidance give the largest values,
 and many steps the latest timesteps; without guidance a call takes half the time."""
+
+AREAS = ((0, 8, 0, 8), (0, 8, 0, 4), (2, 6, 2, 6), (4, 8, 0, 8))
+"""What a model for inpainting generates, in turn: first and last row and column, in eighths of an image. It begins with
+the whole image, and then changes parts of the one before."""
 
 PROMPTS = (
     "a large white lighthouse on the right on a beach at night",
@@ -66,8 +80,15 @@ EXACT_SHARE = 0.1
 """Share of the noise levels, the lowest, at which a denoiser's calls are computed exactly. Rounding in the last calls
 costs most: no later call corrects it."""
 
-REVISION = 2
+LACKING_DB = 12.0
+"""How far an int8 engine may be below its floor to be built again with more exact layers, and how much further these
+go in all. One that is further off has a fault.
+"""
+
+REVISION = 3
 """Increased when other calls are recorded for the same traces."""
 
-DIGEST = sha256_json([REVISION, EXACT_SHARE, *(asdict(one) for one in TRACES)])[:16]
-"""Part of the key of an engine that is calibrated."""
+
+def digest() -> str:
+    """What an engine that is calibrated depends on here; part of its key."""
+    return sha256_json([REVISION, EXACT_SHARE, LACKING_DB, AREAS, *(asdict(one) for one in TRACES)])[:16]

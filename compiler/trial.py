@@ -19,7 +19,7 @@ from pydantic import ConfigDict
 from ..core.bundle import Bundle
 from ..core.engine import EngineOf, Run
 from ..core.errors import BundleError, ShapeError
-from ..core.manifest import Model
+from ..core.model import Model
 from ..core.record import Record
 from ..core.references import (
     CONTROL_ARRAY,

@@ -30,7 +30,8 @@ from pydantic import ValidationError
 from .errors import BundleError
 from .files import SEAL, sha256, sha256_json, unwritable
 from .graph_rules import check_graph
-from .manifest import SCHEMA_VERSION, FileInfo, Manifest, Part, Role
+from .manifest import SCHEMA_VERSION, FileInfo, Manifest, Part
+from .model import Role
 from .reading import (
     CONFIG_BYTES,
     INFINITE,
@@ -287,6 +288,8 @@ def check_path(folder: Path, name: str) -> None:
     Source: the four CVEs of ONNX external data (2022-25882, 2024-27318, 2026-34446, 2026-34447).
     """
     path = folder / name
+    if "\\" in name:
+        raise BundleError(f"{shown(name)} is not a valid file name in {folder}: it has a backslash. {AGAIN}")
     try:
         out = leads_out(folder, name)
         linked = not out and path.is_symlink() and not _stays(folder, path)
@@ -413,7 +416,7 @@ def plain_files(bundle: Bundle, name: str, files: Mapping[str, Path]) -> Path:
         raise BundleError(f"{place} is a link, so files would be written to its target. Remove it.")
     try:
         for below, each in files.items():
-            check_path(bundle.folder, str(each.relative_to(bundle.folder)))
+            check_path(bundle.folder, each.relative_to(bundle.folder).as_posix())
             real, plain = each.resolve(), place / below
             if not _same(plain, real):
                 plain.parent.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, cast
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -29,6 +29,11 @@ class Record(BaseModel):
     """Names of fields in other tools, in lower case without underscores, mapped to the name here, or to a hint if there
     is no such field. They take precedence over similar names: `guidance_scale` is `guidance`, not `guidance_rescale`.
     """
+
+
+def unless(default: object) -> Callable[[object], bool]:
+    """Leave a field out of the manifest if it has its default, so that digests of older bundles stay as they are."""
+    return lambda value: value == default
 
 
 def complaints(exc: ValidationError, model: type[BaseModel]) -> str:

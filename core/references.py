@@ -24,7 +24,7 @@ from .tensors import Array
 from .wires import CONTROL_IMAGE, IMAGE_TOKENS, TIMESTEP
 
 if TYPE_CHECKING:
-    from .manifest import Model
+    from .model import Model
 
 DRAWINGS = "reference/drawings.json"
 DRAWN = "reference/drawings.npz"

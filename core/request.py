@@ -67,6 +67,7 @@ _OTHER_NAMES = {
     "hires_steps": "hrsecondpasssteps hrsteps secondpasssteps",
     "fill": "inpaintingfill maskedcontent fillmode",
     "crop": "paddingmaskcrop inpaintfullrespadding maskedareapadding maskpadding onlymaskedpadding",
+    "mask_blur": "maskblurx maskblury blurfactor",
     "outpaint": "outpainting expand extend padding",
     "did you mean 'width' and 'height'": "size resolution imagesize dimensions",
     "pass the image to the pipeline, or with --image: a request has only its digest": "image initimage inputimage",
@@ -115,6 +116,8 @@ HIRES_STRENGTH = 0.7
 MOTION = {"fps": 7, "motion_bucket_id": 127, "noise_aug_strength": 0.02}
 """Defaults of what a model with motion takes, as in diffusers' StableVideoDiffusionPipeline."""
 MAX_STEPS = 1000
+MAX_BLUR = 64
+"""As in the AUTOMATIC1111 web UI."""
 Pixels = Annotated[int, Field(ge=0, le=MAX_SIDE)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Side = Annotated[int, Field(ge=64, le=MAX_SIDE, multiple_of=8)]
@@ -191,7 +194,9 @@ class Request(Record):
     `strength` is for image to image, where an image is passed to the pipeline: the share of the steps that are run on
     it, from near 0 (the image hardly changes) to 1 (little of it is left); None is 0.8 if there is an image, and 1 with
     a mask (inpainting). `fill` replaces the masked area of the image before it is noised, at a strength below 1: by
-    `noise`, random latents, or by `edge`, the colours around it; None keeps what is there. `outpaint` extends the image
+    `noise`, random latents, or by `edge`, the colours around it; None keeps what is there. `mask_blur` is the deviation
+    in pixels of the mask of a Gaussian blur, by whose shares the result is mixed with the image; None is a border of
+    about 4 pixels inside of the masked area. `outpaint` extends the image
     by pixels on the left, the top, the right and the bottom, and generates them, with or without a mask. `crop`
     generates only the mask's area with a margin of this many pixels, at the request's size, and pastes it into the
     image, whose size the result has.
@@ -268,6 +273,7 @@ class Request(Record):
     fill: Literal["noise", "edge"] | None = Field(default=None, exclude_if=_is_none)
     outpaint: tuple[Pixels, Pixels, Pixels, Pixels] | None = Field(default=None, exclude_if=_is_none)
     crop: Pixels | None = Field(default=None, exclude_if=_is_none)
+    mask_blur: int | None = Field(default=None, exclude_if=_is_none, ge=0, le=MAX_BLUR)
     image_guidance: float | None = Field(default=None, exclude_if=_is_none, ge=1.0, le=100.0, allow_inf_nan=False)
     refine_from: float | None = Field(default=None, exclude_if=_is_none, gt=0.0, le=1.0, allow_inf_nan=False)
     aesthetic_score: Score | None = Field(default=None, exclude_if=_is_none)

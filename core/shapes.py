@@ -9,7 +9,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from .errors import ShapeError
-from .manifest import Dim, Model, Role, TensorInfo
+from .manifest import Dim, TensorInfo
+from .model import Model, Role
 from .wires import ZEROS
 
 FREE = -1

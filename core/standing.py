@@ -65,6 +65,18 @@ FUSED = replace(
     ),
 )
 
+SHIPPED_GRAPHS = replace(
+    SELF_CONSISTENT,
+    reference="the shipped graph",
+    when="when the bundle was made",
+    again="Make the bundle again.",
+    statement=(
+        "The graphs of this bundle ship with latentc. An export compared them with PyTorch, but no PyTorch reference "
+        "stands behind the bundle. Its engines are self-consistent at best: they agree with these graphs, run without "
+        "optimization. With PyTorch, `latentc export scenes` makes a proved bundle."
+    ),
+)
+
 SWAPPED_STATEMENT = (
     "Adapters were swapped in at run time, and no PyTorch reference stands behind the changed engines. They are "
     "self-consistent: they agree with the fused graphs, run without optimization."

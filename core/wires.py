@@ -17,7 +17,8 @@ from pydantic import Field, StringConstraints
 from .record import Record, shown
 
 if TYPE_CHECKING:
-    from .manifest import Role, TensorInfo
+    from .manifest import TensorInfo
+    from .model import Role
 
     class Called(Protocol):
         """A part, exported or about to be exported."""

@@ -10,7 +10,7 @@ Graphs from elsewhere are run in a separate process, because a library that runs
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
@@ -26,19 +26,21 @@ from ..core.bundle import MANIFEST, Bundle, digest, graph_path, open_bundle, pro
 from ..core.errors import BundleError, CheckpointError, RuntimeMissing
 from ..core.files import fresh_folder, write_sealed
 from ..core.graph_rules import other_operators
-from ..core.install import install
+from ..core.install import install, need
 from ..core.kernels import cpu_kernels
-from ..core.manifest import Adopted, FileInfo, License, Manifest, Model, Part, Source
+from ..core.manifest import Adopted, FileInfo, License, Manifest, Part, Source
+from ..core.model import Model
 from ..core.progress import Progress, quiet
 from ..core.quarantine import quarantined
 from ..core.record import in_a_line
 from ..core.records import GRAPH_DB
-from ..core.references import DRAWINGS, DRAWN, stored_at
+from ..core.references import stored_at
 from ..core.standing import SELF_CONSISTENT
 from ..core.tensors import psnr_db
 from ..core.version import __version__
 from .edges import Fit, adapt, fit, is_narrow
-from .export import check_size, checked_facts, info_of, versions_of, write_configs, write_json
+from .expand import EXPANSIONS, MICROSOFT, expand
+from .export import check_size, checked_facts, info_of, versions_of, write_configs
 from .scheduler import settle
 from .sessions import CpuSession
 from .weights import DATA, INLINE_BYTES, parameters, write
@@ -50,6 +52,16 @@ ADVICE = "The graphs may be damaged: download them again, or export the model to
 
 ORIGINAL_DB = {None: GRAPH_DB, "float16": 40.0, "bfloat16": 30.0}
 """PSNR that a rewritten graph must reach against the file's own, run as it is, by the type in which that computes."""
+
+
+@dataclass(frozen=True)
+class Computed:
+    """How a file's graph computes."""
+
+    narrow: str | None
+    """The type, where it is narrower than f32."""
+    expanded: tuple[str, ...]
+    """Operators for GPUs that standard ones replaced."""
 
 
 def adopt(
@@ -126,10 +138,10 @@ def adopt_apart(
     parts: dict[str, Part] = {}
     exporters: dict[str, str] = {}
     hashed: dict[str, FileInfo] = {}
-    narrow: dict[str, str | None] = {}
+    computed: dict[str, Computed] = {}
     for name, one in fits.items():
         on_progress(f"{name}: rewrite", None)
-        parts[name], exporters[name], narrow[name] = _write_part(one, place, hashed)
+        parts[name], exporters[name], computed[name] = _write_part(one, place, hashed)
     facts = facts.with_clip_skip({name: {tensor.name for tensor in part.outputs} for name, part in parts.items()})
     plain = (one.model_copy(update={"hides": False}) for one in facts.text_encoders)  # ids have no such meaning there
     facts = facts.model_copy(update={"text_encoders": tuple(plain)})
@@ -153,27 +165,22 @@ def adopt_apart(
             trained_for=checkpoint.trained_for,
         )
 
-    (place / "reference").mkdir()
     bundle = Bundle(place, manifest(facts, hashed))
     references = OwnReferences(bundle, on_progress)
     facts = references.measure_patch(facts)
     check_size(facts, str(graphs.folder))
     bundle = Bundle(place, manifest(facts, hashed))
     references.bundle = bundle
-    stored = references.compute()
-    for name, arrays in stored.items():
-        np.savez(place / stored_at(name), allow_pickle=False, **arrays)
-    np.savez(place / DRAWN, allow_pickle=False, **references.drawn)
-    write_json(place / DRAWINGS, references.made().model_dump(mode="json"))
+    references.write(place)
     for name, one in fits.items():
         on_progress(f"{name}: compare with the file", None)
-        figure, why = _original_db(one, references.samples[name], narrow[name])
+        figure, why = _original_db(one, references.samples[name], computed[name])
         notices += [why] if why else []
         fixed = info_of(place / stored_at(name))
         update = {"psnr_db": figure, "compared": proof_digest(parts[name].digest, fixed.sha256)}
         parts[name] = parts[name].model_copy(update=update)
     on_progress("digest", None)
-    paths = {str(path.relative_to(place)): path for path in sorted(place.rglob("*")) if path.is_file()}
+    paths = {path.relative_to(place).as_posix(): path for path in sorted(place.rglob("*")) if path.is_file()}
     files = {name: hashed.get(name) or info_of(path) for name, path in paths.items()}
     write_sealed(place / MANIFEST, manifest(facts, files).model_dump(mode="json"))
     return {}
@@ -184,7 +191,8 @@ def installed() -> None:
     for name in NEEDED:
         if find_spec(name) is None:
             raise RuntimeMissing(
-                f"Running graphs needs {', '.join(NEEDED)}, but {name} is not installed. {install('onnxruntime')}"
+                f"Running graphs needs {', '.join(NEEDED)}, but {name} is not installed. "
+                f"{install('build', *need('onnxruntime'))}"
             )
 
 
@@ -201,9 +209,10 @@ def _fitted(folder: Path | str, choices: Choices, scheduler: str | None, **asked
         if spec.role == "encoder" and _samples(spec, graphs):
             continue
         fits[name] = fit(spec, graphs.parts[name], facts.read_of(name), title=opened.family.title)
-    able = cpu_kernels()
+    able, expanded = cpu_kernels(), {f"{MICROSOFT}.{op}" for op in EXPANSIONS}
     for name, one in fits.items():
-        unable = [op for op in other_operators(one.graph.facts) if able is not None and op not in able]
+        others = [op for op in other_operators(one.graph.facts) if op not in expanded]
+        unable = [op for op in others if able is not None and op not in able]
         if unable:
             raise CheckpointError(
                 f"{one.graph.path} uses {', '.join(unable)}, which ONNX Runtime cannot run on the CPU, so there is "
@@ -240,7 +249,7 @@ def _source(graphs: Graphs, infos: Mapping[str, FileInfo]) -> Source:
     files: dict[str, FileInfo] = {}
     for path, info in infos.items():
         inside = Path(path).is_relative_to(graphs.folder)
-        files[str(Path(path).relative_to(graphs.folder)) if inside else path] = info
+        files[Path(path).relative_to(graphs.folder).as_posix() if inside else path] = info
     return Source(
         kind="onnx",
         location=graphs.checkpoint.source.location,
@@ -260,8 +269,8 @@ def _tokenizers(graphs: Graphs) -> dict[str, dict[str, bytes]]:
     return made
 
 
-def _write_part(found: Fit, place: Path, hashed: dict[str, FileInfo]) -> tuple[Part, str, str | None]:
-    """Rewrite a graph into the bundle; also returns its exporter and the narrow type in which it computed."""
+def _write_part(found: Fit, place: Path, hashed: dict[str, FileInfo]) -> tuple[Part, str, Computed]:
+    """Rewrite a graph into the bundle; also returns its exporter and how it computed."""
     import onnx_ir as ir
 
     from ..core.external import map_values
@@ -271,11 +280,12 @@ def _write_part(found: Fit, place: Path, hashed: dict[str, FileInfo]) -> tuple[P
     exporter = " ".join(filter(None, (model.producer_name, model.producer_version))) or "not stated"
     narrow = is_narrow(model)
     map_values(model)
+    expanded = expand(model)
     adapt(model, found)
     path = place / graph_path(spec.name)
     path.parent.mkdir()
     write(model, path.parent)
-    own = {str(one.relative_to(place)): one for one in (path, path.with_name(DATA)) if one.exists()}
+    own = {one.relative_to(place).as_posix(): one for one in (path, path.with_name(DATA)) if one.exists()}
     hashed |= {name: info_of(one) for name, one in own.items()}
     part = Part(
         path=graph_path(spec.name),
@@ -289,9 +299,9 @@ def _write_part(found: Fit, place: Path, hashed: dict[str, FileInfo]) -> tuple[P
         psnr_db=0.0,
         compared="",
         bf16_db=0.0,
-        operators=other_operators(found.graph.facts),
+        operators=tuple(sorted({f"{node.domain}.{node.op_type}" for node in model.graph if node.domain})),
     )
-    return part, in_a_line(ValueError(exporter))[:200], narrow
+    return part, in_a_line(ValueError(exporter))[:200], Computed(narrow, expanded)
 
 
 def _stored(model: Any) -> Any:
@@ -305,7 +315,7 @@ def _stored(model: Any) -> Any:
     return max(bytes_, key=lambda one: bytes_[one], default="f32")
 
 
-def _original_db(found: Fit, cases: Sequence[Any], narrow: str | None) -> tuple[float, str | None]:
+def _original_db(found: Fit, cases: Sequence[Any], computed: Computed) -> tuple[float, str | None]:
     """The worst PSNR of the rewritten graph's outputs against the file's own, run as it is; and a notice."""
     name, path = found.spec.name, found.graph.path
     try:
@@ -317,16 +327,18 @@ def _original_db(found: Fit, cases: Sequence[Any], narrow: str | None) -> tuple[
                 for key, array in zip(wanted.values(), outputs, strict=True):
                     figures.append(psnr_db(case.outputs[key], array.astype(np.float32)))
     except CheckpointError:
-        if narrow is None:
+        if computed.narrow is None and not computed.expanded:
             raise
+        uses = f"uses {', '.join(computed.expanded)}" if computed.expanded else f"computes in {computed.narrow}"
+        done = "rewritten with standard operators" if computed.expanded else "widened to f32"
         return 0.0, (
-            f"The graph of {name} computes in {narrow}, and ONNX Runtime cannot run it as it is on the CPU. It was "
-            "widened to f32, and not compared with the file."
+            f"The graph of {name} {uses}, and ONNX Runtime cannot run it as it is on the CPU. It was {done}, and not "
+            "compared with the file."
         )
     worst = round(min(figures), 2)
-    if not worst >= ORIGINAL_DB[narrow]:
+    if not worst >= ORIGINAL_DB[computed.narrow]:
         raise CheckpointError(
             f"The graph of {name}, rewritten for latentc, agrees with {path} to {worst:.1f} dB, but "
-            f"{ORIGINAL_DB[narrow]:.0f} dB is required. It cannot be adopted; please report it."
+            f"{ORIGINAL_DB[computed.narrow]:.0f} dB is required. It cannot be adopted; please report it."
         )
     return worst, None

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..checkpoints.parts import PartSpec, as_part
 from ..core.errors import ParityError, RuntimeMissing
-from ..core.install import pip
+from ..core.install import need, pip
 from ..core.limits import threads
 from ..core.norms import stage_norms
 from ..core.records import GRAPH_DB, GraphFigure
@@ -29,11 +29,18 @@ if TYPE_CHECKING:
 NEEDED = ("torch", "diffusers", "transformers", "onnx_ir", "onnxscript", "onnxruntime")
 
 
-def installed() -> None:
-    """Raise `RuntimeMissing` if a library that an export needs isn't installed, before anything is downloaded."""
-    for name in NEEDED:
-        if find_spec(name) is None:
-            raise _lacking(name, "it is not installed")
+def absent() -> str | None:
+    """The first library that an export needs and that isn't installed; None if all are."""
+    return next((name for name in NEEDED if find_spec(name) is None), None)
+
+
+def installed(instead: str = "") -> None:
+    """Raise `RuntimeMissing` if a library that an export needs isn't installed, before anything is downloaded.
+
+    `instead` is a sentence on what works without it.
+    """
+    if name := absent():
+        raise _lacking(name, "it is not installed", instead)
 
 
 def ready() -> None:
@@ -47,10 +54,10 @@ def ready() -> None:
         import_module("torch").set_num_threads(count)
 
 
-def _lacking(name: str, why: str) -> RuntimeMissing:
+def _lacking(name: str, why: str, instead: str = "") -> RuntimeMissing:
     return RuntimeMissing(
         f"An export needs {', '.join(NEEDED)}, but {name} cannot be imported ({why}). "
-        f"Install what is missing: {pip('export', 'onnxruntime')}."
+        f"Install what is missing: {pip('export', *need('onnxruntime'))}. {instead}".rstrip()
     )
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from ..checkpoints.parts.controlnet import SCALES
 from ..core.images import pixels_sha256
-from ..core.manifest import ControlNet, Model
+from ..core.model import ControlNet, Model
 from ..core.tensors import Array
 from ..core.wires import CONTROL_IMAGE
 

@@ -18,7 +18,7 @@ from ..core.bundle import Bundle, checked_graph, verify_files
 from ..core.errors import BundleError, CheckpointError
 from ..core.external import Kept, parameter_of
 from ..core.files import sha256
-from ..core.manifest import Model
+from ..core.model import Model
 from ..core.reading import TABLE_BYTES, parse_json, read_small
 from ..core.tensors import Array
 from .weights import kind_of

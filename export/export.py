@@ -26,7 +26,7 @@ from ..checkpoints.families import (
     REFINER_TOKENIZER,
     TINY_VAE,
 )
-from ..checkpoints.open import Checkpoint, CheckpointSource, open_checkpoint
+from ..checkpoints.open import SHIPPED, Checkpoint, CheckpointSource, open_checkpoint
 from ..checkpoints.others import controls_of
 from ..checkpoints.parts import PartSpec, as_part, model_facts, part_specs
 from ..checkpoints.stored import kept_as
@@ -35,7 +35,17 @@ from ..core.errors import BundleError, CheckpointError
 from ..core.external import Kept
 from ..core.files import fresh_folder, sha256, write_sealed
 from ..core.limits import is_out_of_memory
-from ..core.manifest import AdapterSource, Embedding, FileInfo, License, Manifest, Model, Other, Part, Source
+from ..core.manifest import (
+    AdapterSource,
+    Embedding,
+    FileInfo,
+    License,
+    Manifest,
+    Other,
+    Part,
+    Source,
+)
+from ..core.model import Model
 from ..core.progress import Progress, quiet
 from ..core.record import in_a_line
 from ..core.records import graph_key, remember
@@ -55,6 +65,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("latentc.export")
 
+WITHOUT_PYTORCH = "Or use the graphs that ship with latentc: `latentc export scenes --shipped-graphs -o BUNDLE`."
 LIBRARIES = ("torch", "diffusers", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy")
 
 
@@ -103,7 +114,7 @@ def export(
     Raises `CheckpointError`, `CompileError`, `ParityError` below 100 dB, `RuntimeMissing` without torch,
     `BundleError` if the folder exists or can't be written. Nothing is left behind after an error.
     """
-    installed()
+    installed(WITHOUT_PYTORCH if isinstance(checkpoint, str) and checkpoint in SHIPPED else "")
     given = {TINY_VAE.name: tiny_vae, IP_ADAPTER.name: ip_adapter, IMAGE_ENCODER.name: image_encoder}
     given |= {REFINER.name: refiner}
     added = controls_of(controlnets) | {name: place for name, place in given.items() if place is not None}
@@ -232,7 +243,7 @@ def _export_part(
     gc.collect()
     on_progress(f"{spec.name}: check", None)
     found = check(spec.name, path, unpack(stored))
-    own = {str(one.relative_to(fresh)): one for one in (path, path.with_name(DATA)) if one.exists()}
+    own = {one.relative_to(fresh).as_posix(): one for one in (path, path.with_name(DATA)) if one.exists()}
     new = own | {stored_at(spec.name): fresh / stored_at(spec.name)}
     # Variants share their weights.
     made.files |= {name: info_of(one) for name, one in new.items() if name not in made.files}
@@ -313,7 +324,7 @@ def write_configs(
 def _write_manifest(checkpoint: Checkpoint, parts: dict[str, Part], made: _Made, fresh: Path) -> None:
     """Write the manifest of all files in `fresh`; those of the parts aren't read again."""
     source, card = checkpoint.source, checkpoint.card
-    paths = {str(path.relative_to(fresh)): path for path in sorted(fresh.rglob("*")) if path.is_file()}
+    paths = {path.relative_to(fresh).as_posix(): path for path in sorted(fresh.rglob("*")) if path.is_file()}
     files = {name: made.files.get(name) or info_of(path) for name, path in paths.items()}
     manifest = Manifest(
         latentc=__version__,
@@ -369,7 +380,7 @@ def info_of(path: Path) -> FileInfo:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file, as diffusers does."""
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
 
 
 def versions_of(names: Iterable[str]) -> dict[str, str]:

@@ -42,13 +42,13 @@ from ..core.files import fresh_folder, sha256, write_sealed
 from ..core.manifest import FileInfo, Fusion, Manifest, Part
 from ..core.progress import Progress, quiet
 from ..core.quarantine import quarantined
-from ..core.references import DRAWINGS, DRAWN, stored_at
+from ..core.references import stored_at
 from ..core.standing import FUSED
 from ..core.tensors import PERFECT_DB, Array, Shape
 from ..core.version import __version__
 from .adopt import installed
 from .embedded import about_rounding, changed_files, changed_since, embeddings_of, enlarge, table_of, with_rows
-from .export import adapter_source, embedding_source, info_of, versions_of, write_json
+from .export import adapter_source, embedding_source, info_of, versions_of
 from .weights import DATA, INLINE_BYTES, kind_of, write
 
 if TYPE_CHECKING:
@@ -170,13 +170,7 @@ def fuse_apart(
             "versions": {**manifest.versions, **versions_of(LIBRARIES)},
         }
     )
-    (place / "reference").mkdir()
-    references = OwnReferences(Bundle(place, made), on_progress)
-    stored = references.compute()
-    for name, arrays in stored.items():
-        np.savez(place / stored_at(name), allow_pickle=False, **arrays)
-    np.savez(place / DRAWN, allow_pickle=False, **references.drawn)
-    write_json(place / DRAWINGS, references.made().model_dump(mode="json"))
+    OwnReferences(Bundle(place, made), on_progress).write(place)
     for one in adapters:
         if sha256(one.file.path) != one.file.sha256:
             raise CheckpointError(f"{one.file.path} was changed while it was fused. Fuse it again.")
@@ -351,7 +345,7 @@ def _write_fused(
     path.parent.mkdir(exist_ok=True)
     write(model, path.parent)
     written = (one for one in (path, path.with_name(DATA)) if one.exists())
-    return {str(one.relative_to(place)): info_of(one) for one in written}
+    return {one.relative_to(place).as_posix(): info_of(one) for one in written}
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ def convert(bundle: Bundle | Path | str, folder: Path | str, on_progress: Progre
     """
     bundle, folder = open_bundle(bundle), Path(folder).absolute()
     check_whole(bundle, "it cannot be converted")
-    parts = _parts(bundle)
+    parts = plain_parts(bundle, "OpenVINO GenAI")
     ov, tokenizers, transformers = map(_library, ("openvino", "openvino_tokenizers", "transformers"))
     config, notices = _scheduler(bundle)
     manifest = bundle.manifest
@@ -105,18 +105,21 @@ def convert(bundle: Bundle | Path | str, folder: Path | str, on_progress: Progre
         index = bundle.json(INDEX)
         write_json(fresh / INDEX, {**index, "vae": AUTOENCODER, "scheduler": ["diffusers", config["_class_name"]]})
         about = ABOUT.format(location=manifest.source.location, scheduler=config["_class_name"])
-        (fresh / "OPENVINO.md").write_text(about, encoding="utf-8")
+        (fresh / "OPENVINO.md").write_text(about, encoding="utf-8", newline="\n")
     return Converted(folder, parts, config["_class_name"], notices)
 
 
-def _parts(bundle: Bundle) -> tuple[str, str, str]:
-    """The text encoder, the denoiser and the decoder of a model that GenAI's StableDiffusionPipeline runs."""
+def plain_parts(bundle: Bundle, target: str) -> tuple[str, str, str]:
+    """The text encoder, the denoiser and the decoder of Stable Diffusion 1 or 2, text to image.
+
+    Raises `BundleError` for any other model, which names the `target` of the package.
+    """
     model = bundle.manifest.model
     encoder = model.text_encoders[0].part if len(model.text_encoders) == 1 else ""
     sources = {"step.latents", f"{encoder}.last_hidden_state"}
     if {wire.source for wire in model.wires} != sources or model.controls or model.refiner or model.takes_style:
         raise BundleError(
-            f"{bundle.folder} cannot be packaged for OpenVINO GenAI: only Stable Diffusion 1 and 2 are supported, "
+            f"{bundle.folder} cannot be packaged for {target}: only Stable Diffusion 1 and 2 are supported, "
             "without ControlNets, IP-Adapters and inputs of images. Use --for dir."
         )
     return encoder, bundle.one("denoiser"), bundle.one("decoder")

@@ -1,4 +1,4 @@
-"""References of an adopted or fused bundle: what its own graphs and latentc's own sampling make of fixed inputs.
+"""References of a bundle without PyTorch's: what its own graphs and latentc's own sampling make of fixed inputs.
 
 They have the form of those that PyTorch and diffusers compute (`reference`), so that every engine is compared in the
 same way. They show that engines compute what the graphs do. Whether graphs and sampling are right, they cannot show.
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,22 @@ import numpy as np
 from ..checkpoints.parts.clip import VOCABULARY
 from ..core.bundle import Bundle, checked_graph
 from ..core.errors import CheckpointError
-from ..core.manifest import Model, Part
+from ..core.manifest import Part
+from ..core.model import Model
 from ..core.progress import Progress
-from ..core.references import ENDS, IDS, Case, Drawings, ReferenceDrawing, ReferenceTokens, pack, stated
+from ..core.references import (
+    DRAWINGS,
+    DRAWN,
+    ENDS,
+    IDS,
+    Case,
+    Drawings,
+    ReferenceDrawing,
+    ReferenceTokens,
+    pack,
+    stated,
+    stored_at,
+)
 from ..core.shapes import embedding_length, shape_of
 from ..core.tensors import Array
 from ..core.wires import TIMESTEP
@@ -28,6 +42,7 @@ from ..sampling.pixels import quantized
 from ..sampling.scaling import unscaled
 from ..sampling.vocabulary import Vocabulary, ids_of
 from .asked import AT_SHARES, MAX_PIXELS, OTHER_TEXT_EACH, SEED, Asked, exact
+from .export import write_json
 from .scheduler import least_steps
 from .sessions import CpuSession
 from .texts import MOST_WORDS, ODD_TEXTS, WORLDS, Frame, full_chunk, spread
@@ -123,6 +138,14 @@ class OwnReferences:
                 with CpuSession(checked_graph(self.bundle, name)) as session:
                     stored[name] = self._encode(host.model, session, name)
         return stored
+
+    def write(self, place: Path) -> None:
+        """Compute the references, and write them into the folder of the bundle."""
+        (place / "reference").mkdir(exist_ok=True)
+        for name, arrays in self.compute().items():
+            np.savez(place / stored_at(name), allow_pickle=False, **arrays)
+        np.savez(place / DRAWN, allow_pickle=False, **self.drawn)
+        write_json(place / DRAWINGS, self.made().model_dump(mode="json"))
 
     def made(self) -> Drawings:
         """The record of all reference images, after `compute`."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..checkpoints.parts import PartSpec
-    from ..core.manifest import Model
+    from ..core.model import Model
 
 PICTURES = 12
 """Rendered scenes that the map is fitted on."""

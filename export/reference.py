@@ -26,7 +26,8 @@ from ..checkpoints.parts import PartSpec, as_part, model_facts, part_specs
 from ..checkpoints.parts.ip_adapter import SCALE
 from ..core.errors import CompileError
 from ..core.images import pixels_sha256
-from ..core.manifest import ControlNet
+from ..core.install import in_tested_versions
+from ..core.model import ControlNet
 from ..core.references import (
     CONTROL_ARRAY,
     ENDS,
@@ -684,7 +685,7 @@ class References:
         if repaired and index.get("_class_name") == cls.__name__:
             raise CompileError(
                 f"diffusers {library.__version__} changes {', '.join(repaired)} of the scheduler's config when it "
-                "loads it, which latentc does not expect. Install the version of diffusers that constraints.txt names."
+                f"loads it, which latentc does not expect. {in_tested_versions('diffusers')}"
             )
         return pipeline
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..core.errors import CheckpointError
+from ..core.install import in_tested_versions
 from ..core.references import IDS, MASK, ReferenceTokens, hide
 from ..core.tensors import Array, psnr_db
 
@@ -163,8 +164,8 @@ def check_hidden(encoder: Any, feeds: Mapping[str, Array], outputs: Mapping[str,
     if (found := psnr_db(own[name].float().numpy(), outputs[name])) < SAME_DB:
         raise CheckpointError(
             f"With hidden words, the text encoder does not compute what transformers does with the "
-            f"same mask ({found:.1f} dB). This version of transformers is not supported: install the one in "
-            "constraints.txt."
+            f"same mask ({found:.1f} dB). This version of transformers is not supported. "
+            f"{in_tested_versions('transformers')}"
         )
 
 

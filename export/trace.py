@@ -16,6 +16,7 @@ import numpy as np
 from ..checkpoints.parts import PartSpec
 from ..core.errors import CompileError
 from ..core.external import TRANSPOSED
+from ..core.install import in_tested_versions
 from ..core.manifest import TensorInfo
 from ..core.recipes import WIDE
 from ..core.shapes import shape_of
@@ -148,8 +149,8 @@ def _wide(model: ir.Model, spec: PartSpec) -> list[ir.Node]:
         own = [node for node, module in modules.items() if re.fullmatch(pattern, module)]
         if not own:
             raise CompileError(
-                f"{spec.name} has no operators of a module {pattern!r}, which is to stay in f32. Install the versions "
-                "of torch, diffusers and transformers that constraints.txt names."
+                f"{spec.name} has no operators of a module {pattern!r}, which is to stay in f32. "
+                f"{in_tested_versions('torch', 'diffusers', 'transformers')}"
             )
         found += own
     return found

@@ -43,6 +43,7 @@ _SECOND_PASS = ("hires", "first pass size")
 
 HIRES, HIRES_STEPS, HIRES_UPSCALER, LANCZOS = "Hires upscale", "Hires steps", "Hires upscaler", "Lanczos"
 MASKED_CONTENT, AREA, PADDING = "Masked content", "Inpaint area", "Masked area padding"
+MASK_BLUR = "Mask blur"
 """Keys of inpainting, as the web UI writes them."""
 ONLY_MASKED = "Only masked"
 OUTPAINT = "Outpaint"
@@ -146,6 +147,8 @@ def write(request: Request, extra: Mapping[str, str]) -> str:
             pairs[HIRES_STEPS] = str(request.hires_steps)
     if request.fill is not None:
         pairs[MASKED_CONTENT] = _CONTENTS[request.fill]
+    if request.mask_blur is not None:
+        pairs[MASK_BLUR] = str(request.mask_blur)
     if request.crop is not None:
         pairs |= {AREA: ONLY_MASKED, PADDING: str(request.crop)}
     if request.outpaint is not None:
@@ -512,6 +515,10 @@ def _fill(text: str) -> dict[str, object]:
     return {"fill": {content: fill for fill, content in _CONTENTS.items()}.get(text, text)}
 
 
+def _mask_blur(text: str) -> dict[str, object]:
+    return {"mask_blur": int(text)}
+
+
 def _crop(text: str) -> dict[str, object]:
     return {"crop": int(text)}
 
@@ -523,6 +530,7 @@ def _outpaint(text: str) -> dict[str, object]:
 _READERS = {
     STRENGTH: _strength,
     MASKED_CONTENT: _fill,
+    MASK_BLUR: _mask_blur,
     PADDING: _crop,
     OUTPAINT: _outpaint,
     DECODER: _decoder,

@@ -6,7 +6,8 @@ import secrets
 from collections.abc import Mapping, Sequence
 
 from ..core.errors import RequestError, ShapeError
-from ..core.manifest import Manifest, Model
+from ..core.manifest import Manifest
+from ..core.model import Model
 from ..core.request import (
     HIRES_STRENGTH,
     IMAGE_GUIDANCE,
@@ -190,7 +191,9 @@ def _check_masked(request: Request, *, image: bool, mask: bool) -> None:
     """Raise `RequestError` for options of inpainting without an image, or without a mask."""
     if request.outpaint is not None and not request.extends:
         raise RequestError("outpaint extends the image by 0 pixels on all sides. Extend one, or leave it out.")
-    given = {name: value for name in ("fill", "outpaint", "crop") if (value := getattr(request, name)) is not None}
+    if request.mask_blur is not None and request.extends:
+        raise RequestError("mask_blur softens the edge of a mask, and outpaint has an edge of its own. Leave one out.")
+    given = [name for name in ("fill", "outpaint", "crop", "mask_blur") if getattr(request, name) is not None]
     need = "needs" if len(given) == 1 else "need"
     if given and not image:
         raise RequestError(
@@ -218,7 +221,9 @@ def _check_fields(request: Request, model: Model) -> None:
         **dict.fromkeys(MOTION, model.takes_motion),
         "min_guidance": model.frame_guidance is not None,
         "decode_chunk_size": model.frames is not None,
-        **dict.fromkeys(("strength", "fill", "outpaint", "crop", "mask_sha256"), reads and not model.edits),
+        **dict.fromkeys(
+            ("strength", "fill", "outpaint", "crop", "mask_blur", "mask_sha256"), reads and not model.edits
+        ),
         "hires": reads and not model.needs_image and model.frames is None,
         "image_guidance": model.edits,
         **dict.fromkeys(SCORES, model.takes_scores or model.refiner is not None),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..core.errors import RequestError
 from ..core.images import pixels_sha256
-from ..core.manifest import Model
+from ..core.model import Model
 from ..core.request import Request
 from ..core.units import counted
 

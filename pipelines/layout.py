@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..core.errors import RequestError
-from ..core.manifest import Model
+from ..core.model import Model
 from ..core.request import MAX_SIDE, Request
 from ..sampling.image import Pixels, resized
-from ..sampling.inpaint import generated, latent_mask, pasted
+from ..sampling.inpaint import generated, latent_mask, pasted, softened
 
 OVERLAP = 8
 """Least number of pixels of the image beside an extended side that are generated too."""
@@ -37,6 +37,8 @@ class Layout:
     """The whole picture, into which a part is pasted."""
     area: NDArray[np.bool_] | None = None
     """Where the whole picture is generated, if only a part of it is drawn; None if all of it is."""
+    soft: NDArray[np.uint8] | None = None
+    """255 where the blurred mask of the whole picture reaches, if the request blurs it and only a part is drawn."""
     box: Box = (0, 0, 0, 0)
     """The part of the canvas that is drawn."""
     inner: Box = (0, 0, 0, 0)
@@ -54,7 +56,7 @@ class Layout:
             whole = self.canvas.copy()
             part = np.ascontiguousarray(one[within[1] : within[3], within[0] : within[2]])
             whole[top:bottom, left:right] = resized(part, right - left, bottom - top)
-            found.append(pasted(whole[None], self.canvas, self.area)[0])
+            found.append(pasted(whole[None], self.canvas, self.area, self.soft)[0])
         return np.stack(found)
 
 
@@ -136,6 +138,8 @@ def lay_out(
     wide, high = enlarged(request, (image.shape[1], image.shape[0]))
     if wide * high > MAX_SIDE**2:
         raise RequestError(f"The extended image has {wide}x{high} pixels, but the limit is {MAX_SIDE**2:,} pixels.")
+    if mask is not None and request.mask_blur is not None:
+        mask = softened(mask, request.mask_blur)
     if request.outpaint is not None:
         image, mask = _extended(request, model, image, mask)
         notices.append(f"The image was extended to {image.shape[1]}x{image.shape[0]} pixels.")
@@ -150,14 +154,16 @@ def lay_out(
     box = around(area, width, height, request.crop)
     left, top, right, bottom = box
     part, inner = framed(np.ascontiguousarray(image[top:bottom, left:right]), width, height)
-    white = area[top:bottom, left:right].astype(np.uint8) * 255
+    soft = None if request.mask_blur is None else resized(mask, image.shape[1], image.shape[0])
+    white = (area.astype(np.uint8) * 255 if soft is None else soft)[top:bottom, left:right]
     cut, _ = framed(np.ascontiguousarray(white), width, height)
     notices += _check_area(cut, width, height, model.downscale, about)
     notices.append(
         f"Only {right - left}x{bottom - top} pixels around the mask, from ({left}, {top}), were drawn, at {width}x"
         f"{height}."
     )
-    return Layout(part, cut, image, area, box, inner, tuple(notices))
+    reached = None if soft is None else np.where(soft > 0, 255, 0).astype(np.uint8)  # what is drawn is mixed already
+    return Layout(part, cut, image, area, reached, box, inner, tuple(notices))
 
 
 def _check_area(mask: NDArray[np.uint8], width: int, height: int, downscale: int, about: Sequence[str]) -> list[str]:

@@ -15,7 +15,8 @@ from PIL import Image, ImageCms, ImageOps
 
 from ..core.errors import RequestError
 from ..core.images import pixels_sha256
-from ..core.manifest import Manifest, Model
+from ..core.manifest import Manifest
+from ..core.model import Model
 from ..core.reading import regular, unreadable
 from ..core.record import in_a_line
 from ..core.request import Request

@@ -33,11 +33,11 @@ ROOM = 50_000
 """Limit of a request's two texts in a JPEG, in bytes. EXIF has 65,533; engines and notices take some of it."""
 
 
-SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
-XMP = (
+SOURCE_TYPES = "http://cv.iptc.org/newscodes/digitalsourcetype/"
+_XMP = (
     '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/">'
     '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description rdf:about="" '
-    f'xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" Iptc4xmpExt:DigitalSourceType="{SOURCE_TYPE}"/>'
+    'xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" Iptc4xmpExt:DigitalSourceType="{}"/>'
     '</rdf:RDF></x:xmpmeta><?xpacket end="r"?>'
 )
 """XMP of a generated image. Source: https://www.iptc.org/std/photometadata/specification/IPTC-PhotoMetadata, Digital
@@ -185,7 +185,15 @@ def encoded(
     """
     if image.ndim > 3:
         return video.encoded(image, texts(drawing), suffix, drawing.request.fps)
-    return _FORMATS[suffix.lower()](image, texts(drawing), quality, XMP if marked else "")
+    return _FORMATS[suffix.lower()](
+        image, texts(drawing), quality, _XMP.format(source_type(drawing.request)) if marked else ""
+    )
+
+
+def source_type(request: Request) -> str:
+    """IPTC's digital source type of the image of a completed request: a composite if a part of another one was kept."""
+    part = request.mask_sha256 is not None or request.extends
+    return SOURCE_TYPES + ("compositeWithTrainedAlgorithmicMedia" if part else "trainedAlgorithmicMedia")
 
 
 def _write_frames(path: Path, frames: Pixels, drawing: Drawing) -> Path:

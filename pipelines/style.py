@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..core.errors import RequestError
 from ..core.images import pixels_sha256
-from ..core.manifest import Model
+from ..core.model import Model
 from ..core.request import STYLE_STRENGTH, Request
 from .picture import Decoded, ImageLike, load_style
 

@@ -249,6 +249,9 @@ class Facts:
     `Target.device` is without the number."""
     libraries: tuple[str, ...] = ()
     """Distributions whose versions affect the artifact."""
+    variables: tuple[str, ...] = ()
+    """Names of variables in the environment that change what its libraries compute, or what these begin with; those of
+    kinds of devices are in `environment`."""
     precisions: tuple[Precision, ...] = ("f32",)
     """Precisions in which its devices compute."""
     options: Mapping[str, Kind] = field(default_factory=dict[str, Kind])
@@ -369,6 +372,13 @@ class Runtime(Protocol):
         They are not part of the artifact's key: when they change, engines stay, and are proved again.
         """
         return {} if device == "CPU" else drivers()
+
+    def compiled(self, artifact: Path, device: str) -> str:
+        """Digest of code that was compiled for the device when an engine was loaded, and that is kept outside of its
+        folder `artifact`; empty where there is none. With other code, the engine is proved again.
+        """
+        del artifact, device
+        return ""
 
     def precisions(self, device: str) -> tuple[Precision, ...]:
         """Precisions in which the device computes natively through this runtime."""

@@ -19,6 +19,7 @@ from typing import Any
 
 from ..core.errors import RuntimeMissing
 from ..core.limits import ROOT
+from .base import NUMBERED
 from .machine import ENTER, AmdGpu, amd_gpus
 from .machine import drivers as machine_drivers
 
@@ -102,11 +103,19 @@ def addresses() -> tuple[str, ...]:
     return tuple(found)
 
 
-def number_of(architecture: str | None = None) -> int:
-    """HIP's number of the first GPU of an architecture, or of the GPU with the most memory.
+def number_of(architecture: str | None = None, number: int | None = None) -> int:
+    """HIP's number of the first GPU of an architecture, or of the GPU with the most memory; `number` itself where it is
+    given.
 
     Raises `RuntimeMissing` where HIP has no such GPU, or can't be used.
     """
+    if number is not None:
+        found = gpu_at(number).architecture
+        if architecture in (None, found):
+            return number
+        raise RuntimeMissing(
+            f"GPU {number} is a {found}, not a {architecture}. Write the number of a {architecture}, or leave it out."
+        )
     usable = {number: gpu for number, gpu in _gpus().items() if architecture in (None, gpu.architecture)}
     if not usable:
         raise RuntimeMissing(
@@ -116,6 +125,22 @@ def number_of(architecture: str | None = None) -> int:
     if architecture:
         return min(usable)
     return max(usable, key=lambda number: (usable[number].memory_bytes or 0, -number))
+
+
+def places(architecture: str) -> dict[int, str]:
+    """The GPUs of an architecture by HIP's numbers, with their names as devices. Raises `RuntimeMissing`."""
+    return {number: f"{architecture}{NUMBERED}{number}" for number in numbers_of(architecture)}
+
+
+def model(architecture: str | None, number: int | None) -> dict[str, str]:
+    """What tells GPUs of one architecture apart, such as an MI300X and an MI300A: the kernel's name and the memory of
+    the one that `number_of` finds. Empty where HIP has none.
+    """
+    try:
+        gpu = gpu_at(number_of(architecture, number))
+    except RuntimeMissing:
+        return {}
+    return {"gpu": f"{gpu.name} {gpu.architecture}, {(gpu.memory_bytes or 0) >> 30} GiB"}
 
 
 def numbers_of(architecture: str | None = None) -> list[int]:

@@ -56,7 +56,7 @@ SCOPE = "model"
 INLINE_NUMBERS = 64
 """Weights with fewer numbers than this stay in the program."""
 
-INSTALL = install("iree")
+EXTRA = "iree"
 CPU, VULKAN = "CPU", "Vulkan"
 THREADS = "threads"
 BASELINE = "vp_android_baseline_2022"
@@ -129,7 +129,7 @@ class IREE(Runtime):
         try:
             _runtime()
         except ImportError as exc:
-            return f"IREE's runtime is not installed ({first_line(exc)}). {INSTALL}"
+            return f"IREE's runtime is not installed ({first_line(exc)}). {install(EXTRA)}"
         if reason := _unknown(device):
             return reason
         if device == CPU:
@@ -142,14 +142,15 @@ class IREE(Runtime):
             return None
         if numbered(device)[0] in PTX:
             return _no_nvidia(device)
+        name, number = numbered(device)
         has = [gpu.architecture for gpu in machine().gpus if gpu.vendor == "AMD" and gpu.architecture]
-        if device not in has:
-            return f"This machine has no {device} GPU; AMD GPUs found: {', '.join(has) or 'none'}."
-        if reason := hip.denied(device):
+        if name not in has:
+            return f"This machine has no {name} GPU; AMD GPUs found: {', '.join(has) or 'none'}."
+        if reason := hip.denied(name):
             return reason
         try:
             _hip_driver().query_available_devices()
-            hip.number_of(device)
+            hip.number_of(name, number)
         except RuntimeMissing as exc:
             return str(exc)
         except Exception as exc:  # the driver may raise anything
@@ -163,18 +164,18 @@ class IREE(Runtime):
         try:
             import_module("iree.compiler")
         except ImportError as exc:
-            return f"IREE's compiler is not installed ({first_line(exc)}). {INSTALL}"
+            return f"IREE's compiler is not installed ({first_line(exc)}). {install(EXTRA)}"
         versions = {name: metadata.version(f"iree-base-{name}") for name in ("compiler", "runtime")}
         if len(set(versions.values())) > 1:
             return (
                 f"IREE's compiler has version {versions['compiler']} and its runtime {versions['runtime']}; both must "
-                f"be the same. {INSTALL}"
+                f"be the same. {install(EXTRA)}"
             )
         return self.missing(device) if _is_vulkan(device) else _unknown(device)
 
     def versions(self) -> dict[str, str]:
         """The version of compiler and runtime, which are released together."""
-        with border(RuntimeMissing, "IREE cannot be loaded", INSTALL):
+        with border(RuntimeMissing, "IREE cannot be loaded", install(EXTRA)):
             return {"iree": metadata.version("iree-base-runtime")}
 
     def device(self, device: str) -> dict[str, str]:
@@ -186,32 +187,34 @@ class IREE(Runtime):
         return {"architecture": platform.machine(), "instructions": processor(), "cpu": machine().cpu}
 
     def kinds(self, device: str) -> tuple[str, ...]:
-        """The device's name, and `cuda` where it runs PTX."""
+        """The device's name, and `cuda` for NVIDIA's GPUs or `hip` for AMD's."""
         found = super().kinds(device)
-        return (*found, "cuda") if found[0] in PTX else found
+        return (*found, *(kind for kind, names in (("cuda", PTX), ("hip", HIP)) if found[0] in names))
 
     def places(self, device: str) -> dict[int, str]:
-        """Vulkan's GPUs; NVIDIA's that can run the PTX, as CUDA numbers them. AMD's have no numbers."""
+        """Vulkan's GPUs; NVIDIA's that can run the PTX, as CUDA numbers them; AMD's of the architecture, as HIP."""
         name = numbered(device)[0]
         if name == VULKAN:
             return {number: f"{name}{NUMBERED}{number}" for number in range(len(_vulkan_gpus()))}
         if name in PTX:
             each = {number: f"{name}{NUMBERED}{number}" for number in range(len(capabilities()))}
             return {number: one for number, one in each.items() if _nvidia(one) is not None}
+        if name in HIP:
+            return hip.places(name)
         return {0: name}
 
     def model(self, device: str) -> dict[str, str]:
-        """The name of an NVIDIA GPU."""
+        """The name of an NVIDIA GPU; the kernel's name and the memory of an AMD GPU."""
         return {name: one for name, one in self.drivers(device).items() if name == "gpu"}
 
     def drivers(self, device: str) -> dict[str, str]:
         """The driver that translates SPIR-V or PTX when a program is loaded, and the name of the NVIDIA GPU that it is
-        translated for; ROCm's versions for an AMD GPU.
+        translated for; ROCm's versions and the model of an AMD GPU.
         """
         if _is_vulkan(device):
             return {"vulkan": _vulkan_gpu(device).driver}
-        if device in HIP:
-            return hip.drivers()
+        if numbered(device)[0] in HIP:
+            return hip.drivers() | hip.model(*numbered(device))
         found = super().drivers(device)
         if device != CPU:
             with suppress(RuntimeMissing):  # the device isn't here
@@ -234,7 +237,7 @@ class IREE(Runtime):
         if reason := self.unbuildable(target.place):
             raise RuntimeMissing(reason)
         write_names(job, out)
-        (out / WITHOUT_WEIGHTS).write_text(_digest(job) + "\n", encoding="utf-8")
+        (out / WITHOUT_WEIGHTS).write_text(_digest(job) + "\n", encoding="utf-8", newline="\n")
         imported, planned = out / "imported.mlir", out / "planned.json"
         on_progress(f"{job.part}: import", None)
         graph, weights = job.graph, job.weights
@@ -265,7 +268,9 @@ class IREE(Runtime):
             *(sys.executable, "-m", "iree.compiler.tools.scripts.iree_compile", imported, *flags, "-o", out / PROGRAM),
             *("--iree-scheduling-dump-statistics-format=json", f"--iree-scheduling-dump-statistics-file={planned}"),
         )
-        (out / MEMORY).write_text(json.dumps(_memory(planned, out / WEIGHTS, target)) + "\n", encoding="utf-8")
+        (out / MEMORY).write_text(
+            json.dumps(_memory(planned, out / WEIGHTS, target)) + "\n", encoding="utf-8", newline="\n"
+        )
         planned.unlink(missing_ok=True)
         imported.unlink()
 
@@ -497,9 +502,10 @@ def _place(device: str) -> str:
     """IREE's address of a device: the driver, and which GPU of Vulkan, of an AMD architecture or for NVIDIA's code."""
     if _is_vulkan(device):
         return f"{DRIVERS[VULKAN]}://{UUID}{_vulkan_gpu(device).uuid}"
-    if device in HIP:
+    name, number = numbered(device)
+    if name in HIP:
         _hip_driver()
-        return f"hip://{hip.number_of(device)}"
+        return f"hip://{hip.number_of(name, number)}"
     return DRIVERS[device] if device in DRIVERS else f"cuda://{_nvidia(device)}"
 
 
@@ -549,10 +555,10 @@ def _flags(device: str) -> tuple[str, ...]:
 
 def _unknown(device: str) -> str | None:
     known, (name, number) = [CPU, VULKAN, *HIP, *PTX], numbered(device)
-    if name in known and (number is None or name in (VULKAN, *PTX)):
+    if name in known and (number is None or name != CPU):
         return None
     if name in known:
-        return f"IREE's devices have no numbers, except Vulkan's and NVIDIA's. Write device = {name!r}."
+        return f"IREE's CPU has no number. Write device = {name!r}."
     return f"latentc does not support device {device!r} through IREE. {suggest(device, known)}"
 
 

@@ -32,7 +32,7 @@ from ..core.record import suggest
 from ..core.tensors import Array
 from ..core.units import counted
 from . import hip
-from .base import Facts, Job, Option, Runtime, Target
+from .base import Facts, Job, Option, Runtime, Target, numbered
 from .border import ENOUGH, border, call_program, first_line, rebuild
 from .host import HostEngine
 from .machine import machine
@@ -101,6 +101,7 @@ class MIGraphX(Runtime):
         newest_opset=18,
         typed=True,
         reads_bf16=False,
+        numbered=True,
         free_sizes=False,
         others=OTHERS,
     )
@@ -116,8 +117,9 @@ class MIGraphX(Runtime):
             )
         if reason := _unknown(device):
             return reason
-        if device not in (has := _architectures()):
-            return f"This machine has no {device} GPU; AMD GPUs found: {', '.join(has) or 'none'}."
+        name = numbered(device)[0]
+        if name not in (has := _architectures()):
+            return f"This machine has no {name} GPU; AMD GPUs found: {', '.join(has) or 'none'}."
         return _no_access(device)
 
     def unbuildable(self, device: str) -> str | None:
@@ -127,11 +129,12 @@ class MIGraphX(Runtime):
             return f"migraphx-driver was not found. {INSTALL}"
         if reason := _unknown(device):
             return reason
-        if device in _architectures():
+        name = numbered(device)[0]
+        if name in _architectures():
             return _no_access(device)
         if not _crosses(program):
             return (
-                f"This machine has no {device} GPU, and its migraphx-driver cannot compile without the GPU: it has no "
+                f"This machine has no {name} GPU, and its migraphx-driver cannot compile without the GPU: it has no "
                 f"{CROSS}, which was added in June 2026. Update ROCm, or build on a machine with the GPU."
             )
         return None
@@ -150,18 +153,31 @@ class MIGraphX(Runtime):
         del device
         return hip.versions() | hip.environment()
 
+    def kinds(self, device: str) -> tuple[str, ...]:
+        """The architecture, and `hip`."""
+        return *super().kinds(device), "hip"
+
+    def places(self, device: str) -> dict[int, str]:
+        """The GPUs of the architecture, as HIP numbers them."""
+        return hip.places(numbered(device)[0])
+
+    def model(self, device: str) -> dict[str, str]:
+        """The kernel's name and the memory of the GPU."""
+        return hip.model(*numbered(device))
+
     def drivers(self, device: str) -> dict[str, str]:
-        """Versions of ROCm and of the libraries that load the program, which compile parts of it then."""
-        del device
+        """Versions of ROCm and of the libraries that load the program, which compile parts of it then; the GPU's model,
+        which its key doesn't have.
+        """
         with suppress(Exception):  # `missing` reports it
             _module()
-        return hip.drivers()
+        return hip.drivers() | hip.model(*numbered(device))
 
     def check(self, options: Mapping[str, Option], device: str | None = None) -> None:
         """Also check the form of the device's parameters, and that a GPU of this architecture can have them."""
         super().check(options, device)
         if PARAMS in options:
-            _check_params(str(options[PARAMS]), device)
+            _check_params(str(options[PARAMS]), numbered(device)[0] if device else None)
 
     def remark(self, artifacts: Iterable[Path], device: str) -> str | None:
         """State that engines were compiled without the GPU, and, on a machine with it, how to replace them."""
@@ -172,7 +188,7 @@ class MIGraphX(Runtime):
             f"{counted(len(crossed), 'engine')} for {device} compiled on a machine without that GPU: kernels were not "
             "measured, and those of MIOpen, hipBLASLt and CK are not used."
         )
-        if device in _architectures():
+        if numbered(device)[0] in _architectures():
             return f"{slow} For faster ones, remove {' '.join(map(str, crossed))} and build again on this machine."
         return f"{slow} A build on a machine with the GPU makes faster ones."
 
@@ -183,7 +199,7 @@ class MIGraphX(Runtime):
     def compile(self, job: Job, out: Path, on_progress: Progress) -> None:
         """Compile for the device with the driver, with inputs and outputs in the host's memory."""
         target = job.target
-        if reason := self.unbuildable(target.device):
+        if reason := self.unbuildable(target.place):
             raise RuntimeMissing(reason)
         write_names(job, out)
         on_progress(f"{job.part}: compile", None)
@@ -191,18 +207,20 @@ class MIGraphX(Runtime):
         call_program(
             f"MIGraphX cannot compile {job.part} for {target.device}",
             *command_line(target, job.graph, out / PROGRAM, here=here),
-            variables=hip.alone(hip.number_of(target.device)) if here else {},
+            variables=hip.alone(hip.number_of(target.device, target.number)) if here else {},
             result=out / PROGRAM,
         )
         if not here:
-            (out / CROSSED).write_text(" ".join(_device_flags(target, here=False)) + "\n", encoding="utf-8")
+            (out / CROSSED).write_text(
+                " ".join(_device_flags(target, here=False)) + "\n", encoding="utf-8", newline="\n"
+            )
 
     def load(self, artifact: Path, target: Target, files: Mapping[str, int]) -> Engine:
         """Load the program onto the GPU."""
         del files
-        if reason := self.missing(target.device):
+        if reason := self.missing(target.place):
             raise RuntimeMissing(reason)
-        module, number = _module(), hip.number_of(target.device)
+        module, number = _module(), hip.number_of(target.device, target.number)
         with border(CompileError, f"MIGraphX cannot load {artifact / PROGRAM}", rebuild(artifact)):
             hip.use(number)  # a program is loaded onto the thread's current GPU
             held: list[Any] = [module.load(str(artifact / PROGRAM))]
@@ -222,7 +240,7 @@ class MIGraphX(Runtime):
 
 
 def _unknown(device: str) -> str | None:
-    if device in GFX:
+    if numbered(device)[0] in GFX:
         return None
     return f"latentc does not support device {device!r} through MIGraphX. {suggest(device, list(GFX))}"
 
@@ -233,10 +251,11 @@ def _architectures() -> list[str]:
 
 
 def _no_access(device: str) -> str | None:
-    if reason := hip.denied(device):
+    name, number = numbered(device)
+    if reason := hip.denied(name):
         return reason
     try:
-        hip.number_of(device)
+        hip.number_of(name, number)
     except RuntimeMissing as exc:
         return str(exc)
     return None

@@ -46,7 +46,7 @@ class Null(Runtime):
     def compile(self, job: Job, out: Path, on_progress: Progress) -> None:
         """Write a placeholder file."""
         on_progress(f"{job.part}: compile", 1.0)
-        (out / ENGINE).write_text("zeros\n", encoding="utf-8")
+        (out / ENGINE).write_text("zeros\n", encoding="utf-8", newline="\n")
 
     def load(self, artifact: Path, target: Target, files: Mapping[str, int]) -> Engine:
         """An engine that returns zeros."""

@@ -25,6 +25,7 @@ from ..core.engine import Engine
 from ..core.errors import BundleError, CompileError, ProfileError, RuntimeMissing
 from ..core.files import sha256_json
 from ..core.graph_rules import MICROSOFT, check_engine_graph
+from ..core.install import install
 from ..core.kernels import cpu_kernels
 from ..core.limits import threads
 from ..core.progress import Progress
@@ -62,7 +63,7 @@ from .placement import (
     open_session,
     place,
 )
-from .provider_here import INSTALL, amd_gpu, capability_of, flavours, why_not
+from .provider_here import EXTRA, amd_gpu, capability_of, flavours, why_not
 from .provider_here import library as _library
 from .providers import DEVICE_ID, PROVIDERS, offered, settings
 from .replay import last_call
@@ -164,6 +165,7 @@ class ONNXRuntime(Runtime):
 
     facts = Facts(
         title="ONNX Runtime",
+        variables=("ORT_",),
         devices=tuple(PROVIDERS),
         options=OPTIONS,
         at_load=AT_LOAD,
@@ -194,7 +196,7 @@ class ONNXRuntime(Runtime):
 
     def versions(self) -> dict[str, str]:
         """The library's version, and the flavour's name where it isn't the default one."""
-        with border(RuntimeMissing, "ONNX Runtime cannot be loaded", INSTALL):
+        with border(RuntimeMissing, "ONNX Runtime cannot be loaded", install(EXTRA)):
             version = str(_library().__version__)
         flavour = next(iter(flavours()), "onnxruntime")
         return {"onnxruntime": version} | ({} if flavour == "onnxruntime" else {"flavour": flavour})
@@ -235,14 +237,20 @@ class ONNXRuntime(Runtime):
             return {number: f"{name}{NUMBERED}{number}" for number in hip.numbers_of(provider.architecture)}
         return None if provider.numbered else {0: name}
 
+    def model(self, device: str) -> dict[str, str]:
+        """The kernel's name and the memory of an AMD GPU; `device` has the names of others."""
+        name, number = numbered(device)
+        provider = PROVIDERS[name]
+        return hip.model(provider.architecture, number) if provider.vendor == "AMD" else {}
+
     def drivers(self, device: str) -> dict[str, str]:
-        """The GPU's driver; Vulkan's drivers, or the GPU's number, where a provider makes code through Vulkan or
-        DirectX; the system's version for Core ML, which is part of it.
+        """The GPU's driver, and the model of AMD's; Vulkan's drivers, or the GPU's number, where a provider makes code
+        through Vulkan or DirectX; the system's version for Core ML, which is part of it.
         """
         name, number = numbered(device)
         provider = PROVIDERS[name]
         if provider.vendor == "AMD":
-            return hip.drivers()
+            return hip.drivers() | self.model(device)
         if provider.system == "Darwin":
             return {"macos": platform.mac_ver()[0]}
         more = {} if number is None or provider.vendor else {DEVICE_ID: str(number)}
@@ -294,7 +302,7 @@ class ONNXRuntime(Runtime):
             elif PROVIDERS[target.device].ahead:
                 on_progress(f"{job.part}: compile", None)
                 placed = compile_ahead(job.graph, out / GRAPH, options, target, chosen)
-                (out / PLACEMENT).write_text(json.dumps(placed, indent=1) + "\n", encoding="utf-8")
+                (out / PLACEMENT).write_text(json.dumps(placed, indent=1) + "\n", encoding="utf-8", newline="\n")
             else:
                 _write(job, out)
                 if PROVIDERS[target.device].caches:
@@ -302,7 +310,7 @@ class ONNXRuntime(Runtime):
                 on_progress(f"{job.part}: compile and place", None)
                 records = chosen.pop(PROVIDERS[target.device].captures or "", None)  # needs tensors on the device
                 placed = place(out / GRAPH, options, target, chosen, job.usual)
-                (out / PLACEMENT).write_text(json.dumps(placed, indent=1) + "\n", encoding="utf-8")
+                (out / PLACEMENT).write_text(json.dumps(placed, indent=1) + "\n", encoding="utf-8", newline="\n")
                 check_stored(out / CACHE, PROVIDERS[target.device])
                 if records == PROVIDERS[target.device].switches[True]:
                     options.enable_profiling = False

@@ -43,7 +43,7 @@ BLOB = "engine.blob"
 LATE = "late.blob"
 """The model that computes the last calls of an int8 denoiser."""
 ASK = "Check the device and its driver."
-INSTALL = install("openvino")
+EXTRA = "openvino"
 
 CAPABILITIES: dict[Precision, str] = {"f32": "FP32", "bf16": "BF16", "f16": "FP16"}
 """Precisions, and their names in a device's OPTIMIZATION_CAPABILITIES."""
@@ -140,6 +140,7 @@ class OpenVINO(Runtime):
 
     facts = Facts(
         title="OpenVINO",
+        variables=("DNNL_", "ONEDNN_", "OV_"),
         revision=2,
         at_load=AT_LOAD,
         threads=THREADS,
@@ -160,9 +161,9 @@ class OpenVINO(Runtime):
         try:
             has = tuple(_core().available_devices)
         except ImportError as exc:
-            return f"OpenVINO is not installed ({first_line(exc)}). {INSTALL}"
+            return f"OpenVINO is not installed ({first_line(exc)}). {install(EXTRA)}"
         except Exception as exc:  # a damaged installation may raise anything
-            return f"OpenVINO cannot be loaded ({first_line(exc)}). {INSTALL}"
+            return f"OpenVINO cannot be loaded ({first_line(exc)}). {install(EXTRA)}"
         kind = device.split(".")[0].split(":")[0]
         if kind in CHOOSERS:
             return f"{device} selects a device automatically. Name one device; OpenVINO has: {', '.join(has)}."
@@ -197,7 +198,7 @@ class OpenVINO(Runtime):
 
     def places(self, device: str) -> dict[int, str]:
         """OpenVINO's devices of this kind; with a single one, its name has no number."""
-        with border(RuntimeMissing, "OpenVINO cannot be loaded", INSTALL):
+        with border(RuntimeMissing, "OpenVINO cannot be loaded", install(EXTRA)):
             has = [one.partition(".") for one in _core().available_devices]
         return {int(number or 0): f"{kind}{dot}{number}" for kind, dot, number in has if kind == self.kinds(device)[0]}
 
@@ -262,7 +263,7 @@ class OpenVINO(Runtime):
         self._require(job.target.device)
         how = _write(job, out / BLOB, on_progress)
         if how is not None:
-            (out / QUANTIZED).write_text(how.model_dump_json() + "\n", encoding="utf-8")
+            (out / QUANTIZED).write_text(how.model_dump_json() + "\n", encoding="utf-8", newline="\n")
             if how.exact_below is not None:
                 _write(replace(job, target=_unquantized(job.target)), out / LATE, on_progress)
 
@@ -487,7 +488,7 @@ def _core() -> Any:
 
 @cache
 def _version() -> str:
-    with border(RuntimeMissing, "OpenVINO cannot be loaded", INSTALL):
+    with border(RuntimeMissing, "OpenVINO cannot be loaded", install(EXTRA)):
         return _library().get_version().split("-")[0]
 
 

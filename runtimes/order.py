@@ -29,7 +29,7 @@ def write_names(job: Job, out: Path) -> None:
             f"{job.graph} has the inputs {inputs} and the outputs {outputs}, but the bundle expects {sorted(wanted)} "
             f"and {sorted(given)}. Export the checkpoint again."
         )
-    (out / NAMES).write_text(json.dumps({"inputs": inputs, "outputs": outputs}) + "\n", encoding="utf-8")
+    (out / NAMES).write_text(json.dumps({"inputs": inputs, "outputs": outputs}) + "\n", encoding="utf-8", newline="\n")
 
 
 def read_names(artifact: Path) -> tuple[list[str], list[str]]:

@@ -24,7 +24,7 @@ from .machine import machine, shut
 from .placement import fault, plugged
 from .providers import PROVIDERS, Provider
 
-INSTALL = install("onnxruntime")
+EXTRA = "onnxruntime"
 
 
 def why_not(place: str, *, elsewhere: bool) -> str | None:
@@ -33,7 +33,7 @@ def why_not(place: str, *, elsewhere: bool) -> str | None:
     try:
         has: list[str] = library().get_available_providers()
     except ModuleNotFoundError as exc:
-        return f"ONNX Runtime is not installed ({first_line(exc)}). {INSTALL}"
+        return f"ONNX Runtime is not installed ({first_line(exc)}). {install(EXTRA)}"
     except Exception as exc:  # a damaged installation may raise anything
         return _damage(f"cannot be loaded ({first_line(exc)})")
     if len(flavours()) > 1:
@@ -101,19 +101,17 @@ def _no_amd(provider: Provider, number: int | None) -> str | None:
     if number is None:
         return None
     try:
-        found = hip.gpu_at(number).architecture
+        hip.number_of(architecture, number)
     except RuntimeMissing as exc:
         return str(exc)
-    if architecture in (None, found):
-        return None
-    return f"GPU {number} is a {found}, not a {architecture}. Write the number of a {architecture}, or leave it out."
+    return None
 
 
 def amd_gpu(provider: Provider, number: int | None) -> str:
     """Architecture and driver of the AMD GPU that a provider opens, or of all where HIP can't be used."""
     gpus = [gpu for gpu in machine().gpus if gpu.vendor == "AMD"]
     try:
-        opened = hip.gpu_at(hip.number_of(provider.architecture) if number is None else number).architecture
+        opened = hip.gpu_at(hip.number_of(provider.architecture, number)).architecture
     except RuntimeMissing:
         return "; ".join(f"{gpu.architecture or gpu.name} {gpu.driver}" for gpu in gpus) or "unknown"
     return f"{opened} {next((gpu.driver for gpu in gpus), '')}".strip()

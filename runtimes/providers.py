@@ -13,7 +13,7 @@ from pathlib import Path
 from ..core.errors import ProfileError
 from ..core.recipes import RECIPES, Precision
 from ..core.record import suggest
-from .base import Kind, Target
+from .base import Kind, Option, Target
 from .cuda import OVERRIDDEN
 from .ranges import bounds
 from .vulkan import NODES
@@ -38,6 +38,8 @@ class Provider:
     """Fusions of the library's optimizer, separated by semicolons, whose result is less accurate than its parts."""
     in_tf32: frozenset[Precision] = frozenset()
     """Precisions that it computes in TF32 where GPU and environment allow that, without an option against it."""
+    lowers: Mapping[str, Option] = field(default_factory=dict[str, Option])
+    """Values of options that let it compute f32 in a narrower type: refused for parts in f32."""
     caches: tuple[tuple[str, str], ...] = ()
     """Options that make it store compiled code, and the folder (``{}``) for it."""
     environment: str | None = None
@@ -249,6 +251,8 @@ PROVIDERS: dict[str, Provider] = {
             "SpecializationStrategy": ("Default", "FastPrediction"),
         },
         fixed={"ModelFormat": "MLProgram"},
+        # A neural network has no types: a GPU or Neural Engine computes it in f16 (coremltools: typed execution).
+        lowers={"ModelFormat": "NeuralNetwork", "AllowLowPrecisionAccumulationOnGPU": True},
         caches=(("ModelCacheDirectory", "{}"),),
         free_sizes=False,
         system="Darwin",
@@ -279,7 +283,8 @@ def fixed(provider: Provider, number: int | None) -> dict[str, str]:
 def settings(target: Target, cache: Path) -> dict[str, str]:
     """The provider's options for a target, as strings: the profile's, those of its precision, and the cache folder.
 
-    Raises `ProfileError` for an option of another provider, and for recorded calls with free shapes.
+    Raises `ProfileError` for an option of another provider, for recorded calls with free shapes, and for one that
+    lets f32 be computed in f16.
     """
     provider = PROVIDERS[target.device]
     known = {name for other in PROVIDERS.values() for name in other.options}
@@ -291,6 +296,13 @@ def settings(target: Target, cache: Path) -> dict[str, str]:
         raise ProfileError(
             f"{provider.name} ignores {' and '.join(ignored)} where the device has a number, such as {target.place}. "
             "Remove one of them."
+        )
+    if target.recipe.dtype == "float32" and (
+        lower := [name for name in asked if asked[name] == provider.lowers.get(name)]
+    ):
+        raise ProfileError(
+            f"{' and '.join(f'{name} = {asked[name]}' for name in lower)} lets {provider.name} compute in f16 what the "
+            "profile wants in f32. Remove it, or give it to parts in f16 only, under [part_options]."
         )
     if provider.captures and asked.get(provider.captures) and target.shape is None:
         raise ProfileError(

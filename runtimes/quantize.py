@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..core.errors import InexactError, RuntimeMissing
+from ..core.files import sha256_json
 from ..core.install import install
 from ..core.references import Case
 from ..core.tensors import Array
@@ -34,8 +35,16 @@ HARDEST = 4
 MARGIN_DB = 5.0
 """How far above the floor a model must be on the judged calls: its proof compares other prompts, and other shapes."""
 
+REVISION = 1
+"""Increased when layers are rounded or chosen in another way."""
+
 Opened = Callable[[Any], Callable[[Mapping[str, Array]], Mapping[str, Array]]]
 """Compiles a model, with everything that is not int8 in f32."""
+
+
+def digest() -> str:
+    """What the choice of layers depends on, beside calls and floor; part of an engine's key."""
+    return sha256_json([REVISION, DEPTH, HARDEST, MARGIN_DB])[:16]
 
 
 def missing() -> str | None:

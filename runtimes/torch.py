@@ -32,6 +32,7 @@ from ..core.tensors import Array
 from .base import COUNTS, NUMBERED, CheckpointOrigin, Facts, Job, Runtime, Target, numbered
 from .border import ENOUGH, REBUILD, border, first_line
 from .cuda import TF32_OVERRIDE
+from .environment import READ
 from .host import HostEngine
 from .weights import weights_in
 
@@ -44,8 +45,13 @@ if TYPE_CHECKING:
 
 SOURCE = "source.json"
 COMPILE, THREADS = "compile", "threads"
-INSTALL = install("export")
+EXTRA = "export"
 LIBRARIES = ("torch", "diffusers", "transformers")
+VARIABLES = (
+    *("ATEN_CPU_CAPABILITY", "DNNL_", "MKL_CBWR", "MKL_DISABLE_FAST_MM", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_"),
+    *("PYTORCH_MIOPEN_", "PYTORCH_TUNABLEOP_", "TORCHINDUCTOR_", "TORCH_ALLOW_TF32_", "TORCH_BLAS_", "TORCH_CUDNN_"),
+    *("TORCH_LINALG_", "TORCH_LINEAR_", "TORCH_MKLDNN_", "TORCH_ROCM_", *READ["hip"]),  # CUDA may be an AMD GPU
+)
 DEVICES = {"CPU": "cpu", "CUDA": "cuda"}
 """Devices, and their names in PyTorch."""
 
@@ -75,6 +81,7 @@ class Torch(Runtime):
 
     facts = Facts(
         title="The torch runtime",
+        variables=VARIABLES,
         devices=tuple(DEVICES),
         numbered=True,
         libraries=LIBRARIES,
@@ -91,9 +98,9 @@ class Torch(Runtime):
         try:
             torch = import_module("torch")
         except Exception as exc:  # mismatched libraries raise OSError and more
-            return f"PyTorch cannot be loaded ({first_line(exc)}). {INSTALL}"
+            return f"PyTorch cannot be loaded ({first_line(exc)}). {install(EXTRA)}"
         if absent := [name for name in LIBRARIES if find_spec(name) is None]:
-            return f"The torch runtime also requires {' and '.join(absent)}. {INSTALL}"
+            return f"The torch runtime also requires {' and '.join(absent)}. {install(EXTRA)}"
         name, number = numbered(device)
         if name not in DEVICES or (number is not None and name == "CPU"):
             return f"latentc does not support device {device!r} through PyTorch. {suggest(device, list(DEVICES))}"
@@ -113,7 +120,7 @@ class Torch(Runtime):
 
     def versions(self) -> dict[str, str]:
         """Versions of PyTorch, diffusers and transformers."""
-        with border(RuntimeMissing, "The torch runtime cannot be used", INSTALL):
+        with border(RuntimeMissing, "The torch runtime cannot be used", install(EXTRA)):
             return {name: metadata.version(name) for name in LIBRARIES}
 
     def places(self, device: str) -> dict[int, str]:
@@ -154,7 +161,7 @@ class Torch(Runtime):
             part=job.part,
             digest=_digest(checkpoint, _spec(checkpoint, job.part, job.target)),
         )
-        (out / SOURCE).write_text(reference.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        (out / SOURCE).write_text(reference.model_dump_json(indent=2) + "\n", encoding="utf-8", newline="\n")
 
     def load(self, artifact: Path, target: Target, files: Mapping[str, int]) -> Engine:
         """Open the checkpoint and load the component. Raises `CheckpointError` where it was moved or changed."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cache
@@ -44,7 +44,7 @@ from .cuda import (
 )
 from .host import HostEngine, zeros
 from .ranges import bounds
-from .trt_cache import read_cache, timing_path
+from .trt_cache import compiled_digest, read_cache, timing_path
 from .trt_log import logger
 from .trt_plan import LoadedPlan
 from .trt_refit import refitted
@@ -118,8 +118,8 @@ class Library:
     title: str
     module: str
     """The module of the bindings; the metapackage for RTX only imports it."""
-    install: str
-    """A sentence on how to install it."""
+    install: Callable[[], str]
+    """Makes a sentence on how to install it."""
     capabilities: tuple[str, ...]
     """Compute capabilities of the GPUs that it supports."""
     builds_elsewhere: bool
@@ -131,7 +131,7 @@ RTX = Library(
     name="tensorrt-rtx",
     title="TensorRT for RTX",
     module="tensorrt_rtx_bindings",
-    install=install("tensorrt-rtx"),
+    install=lambda: install("tensorrt-rtx"),
     capabilities=("sm75", "sm80", "sm86", "sm89", "sm120", "sm121"),  # RTX 20, A100, RTX 30, 40, 50, GB10; no Hopper
     builds_elsewhere=True,
     costs=COSTS,
@@ -140,7 +140,7 @@ FULL = Library(
     name="tensorrt",
     title="TensorRT",
     module="tensorrt",
-    install=f"Install it with: {pip('tensorrt')}; on a Jetson it comes with JetPack 7.2.",
+    install=lambda: f"Install it with: {pip('tensorrt')}; on a Jetson it comes with JetPack 7.2.",
     capabilities=("sm75", "sm80", "sm86", "sm87", "sm89", "sm90", "sm100", "sm103", "sm110", "sm120", "sm121"),
     builds_elsewhere=False,
     costs=None,
@@ -219,7 +219,7 @@ class TensorRT(Runtime):
 
     def versions(self) -> dict[str, str]:
         """The library's version."""
-        with border(RuntimeMissing, f"{self._is.title} cannot be loaded", self._is.install):
+        with border(RuntimeMissing, f"{self._is.title} cannot be loaded", self._is.install()):
             return {self._is.name: str(_library(self._is.module).__version__)}
 
     def device(self, device: str) -> dict[str, str]:
@@ -247,6 +247,16 @@ class TensorRT(Runtime):
             with suppress(RuntimeMissing):  # the device isn't here
                 return found | {"gpu": gpu_name(_chosen(device, capabilities()))}
         return found
+
+    def compiled(self, artifact: Path, device: str) -> str:
+        """The code that TensorRT for RTX compiled for the plan and the GPU, in the state folder."""
+        if not self._is.builds_elsewhere:
+            return ""
+        try:
+            chosen = _chosen(device, capabilities())
+            return compiled_digest(artifact / PLAN, self.versions()[self._is.name], chosen)
+        except (RuntimeMissing, OSError):  # neither the GPU nor its code is here, or the plan was removed
+            return ""
 
     def precisions(self, device: str) -> tuple[Precision, ...]:
         """f32 and f16 on every GPU: it computes in the types of the graph. TF32 from Ampere on. No f32 where the
@@ -284,8 +294,10 @@ class TensorRT(Runtime):
                 with _current(target.place):  # kernels are timed on this GPU
                     self._build(job, out, log, on_progress)
         if self.refits(target.options):
-            (out / WITHOUT_WEIGHTS).write_text(without_weights(job.graph, job.weights) + "\n", encoding="utf-8")
-        (out / MEMORY).write_text(json.dumps(log.memory) + "\n", encoding="utf-8")
+            (out / WITHOUT_WEIGHTS).write_text(
+                without_weights(job.graph, job.weights) + "\n", encoding="utf-8", newline="\n"
+            )
+        (out / MEMORY).write_text(json.dumps(log.memory) + "\n", encoding="utf-8", newline="\n")
 
     def _build(self, job: Job, out: Path, log: Any, on_progress: Progress) -> None:
         """Write the plan. All objects of the library are freed at the end, while the GPU's context is current."""
@@ -400,12 +412,12 @@ def _install(library: Library) -> str:
     try:
         newest = driver_version()
     except RuntimeMissing:
-        return library.install
+        return library.install()
     if newest >= DRIVERS["13"][0]:
-        return library.install
+        return library.install()
     return (
         f"The driver supports CUDA {newest[0]}.{newest[1]} only. Install: {pip('build')} {library.name}-cu12; or "
-        f"update the driver to {DRIVERS['13'][1]} or later. {library.install}"
+        f"update the driver to {DRIVERS['13'][1]} or later. {library.install()}"
     )
 
 

@@ -49,22 +49,40 @@ def read_cache(path: Path) -> bytes:
         return b""
 
 
+def _compiled_path(plan: Path, version: str, device: str) -> Path:
+    """The file of the code that TensorRT for RTX compiled for a plan and GPU."""
+    with plan.open("rb") as file:
+        head = file.read(HASHED_BYTES)
+    digest = hashlib.sha256(head + str(plan.stat().st_size).encode()).hexdigest()[:16]
+    about = version, numbered(device)[0], gpu_name(device), _driver(), digest
+    return cache_path(state_folder() / COMPILED, "rtx", *about)
+
+
+def compiled_digest(plan: Path, version: str, device: str) -> str:
+    """Digest of the stored code of a plan; empty without any. Raises `RuntimeMissing` without the GPU."""
+    stored = read_cache(_compiled_path(plan, version, device))
+    return _digest(stored) if stored else ""
+
+
 class RuntimeCache:
-    """The code that TensorRT for RTX compiles for one plan. The GPU's context must be current."""
+    """The code that TensorRT for RTX compiles for one plan. The GPU's context must be current.
+
+    Engines are proved with the code of this file, whose digest is part of the proof. A later load doesn't add to it:
+    what it compiles for other shapes, it compiles again.
+    """
 
     def __init__(self, config: Any, plan: Path, version: str, device: str) -> None:
-        with plan.open("rb") as file:
-            head = file.read(HASHED_BYTES)
-        digest = hashlib.sha256(head + str(plan.stat().st_size).encode()).hexdigest()[:16]
-        about = version, numbered(device)[0], gpu_name(device), _driver(), digest
-        self._path = cache_path(state_folder() / COMPILED, "rtx", *about)
+        self._path = _compiled_path(plan, version, device)
         self._cache = config.create_runtime_cache()
         stored = read_cache(self._path)
-        self._stored = _digest(stored) if stored and self._cache.deserialize(stored) else ""
+        self._loaded = bool(stored) and bool(self._cache.deserialize(stored))
+        self._stored = ""
         config.set_runtime_cache(self._cache)
 
     def save(self) -> None:
-        """Store what was compiled since, unless the state folder is read-only."""
+        """Store what was compiled since, unless stored code was loaded, or the state folder is read-only."""
+        if self._loaded:
+            return
         code = self._cache.serialize()
         if code is None or (digest := _digest(code)) == self._stored:
             return

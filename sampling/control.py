@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..core.manifest import ControlNet, Model
+from ..core.model import ControlNet, Model
 from ..core.request import Request
 from ..core.tensors import Array
 from ..core.wires import CONTROL, CONTROL_SCALE

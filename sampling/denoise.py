@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..core.engine import Run
 from ..core.errors import CancelledError
-from ..core.manifest import Model
+from ..core.model import Model
 from ..core.request import Request, Step
 from ..core.tensors import Array, check_finite
 from ..core.wires import AXES, TIMESTEP

@@ -15,7 +15,8 @@ from ..core.bundle import Bundle
 from ..core.engine import EngineOf, Run
 from ..core.errors import BundleError, RequestError
 from ..core.files import sha256_json
-from ..core.manifest import Model, Role, Task, TensorInfo
+from ..core.manifest import TensorInfo
+from ..core.model import Model, Role, Task
 from ..core.request import TINY, Request
 from ..core.tensors import Array
 from ..core.wires import TIMESTEP

@@ -144,4 +144,5 @@ def with_kept(images: NDArray[np.uint8], request: Request, given: Given) -> NDAr
     if area is None:
         return images
     height, width = area.shape
-    return pasted(images, resized(given.image, width, height), area)
+    soft = None if request.mask_blur is None or given.mask is None else resized(given.mask, width, height)
+    return pasted(images, resized(given.image, width, height), area, soft)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..core.manifest import ImageReader, Model, Role
+from ..core.model import ImageReader, Model, Role
 from ..core.tensors import Array, check_finite
 from ..core.wires import MODE
 from .prompt import Call

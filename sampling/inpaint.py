@@ -22,14 +22,28 @@ def latent_mask(area: NDArray[np.bool_], downscale: int) -> NDArray[np.float32]:
     return area[::downscale, ::downscale].astype(np.float32)[None, None]
 
 
-def pasted(images: NDArray[np.uint8], original: Pixels, area: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Images with the original's pixels outside of `area`, and a soft edge inside of it."""
+def softened(mask: NDArray[np.uint8], deviation: int) -> NDArray[np.uint8]:
+    """The mask, [height, width], after a Gaussian blur of this deviation in pixels."""
+    return np.asarray(Image.fromarray(mask).filter(ImageFilter.GaussianBlur(deviation)))
+
+
+def pasted(
+    images: NDArray[np.uint8], original: Pixels, area: NDArray[np.bool_], soft: NDArray[np.uint8] | None = None
+) -> NDArray[np.uint8]:
+    """Images with the original's pixels outside of `area`, and a soft edge inside of it; or mixed with the original by
+    `soft`, [height, width], where 255 is the images alone.
+    """
+    if soft is not None:
+        return _mixed(images, original, np.divide(soft, 255, dtype=np.float32))
     blurred = Image.fromarray(area.astype(np.uint8) * 255).filter(ImageFilter.GaussianBlur(FEATHER))
     # Relative to the most nearby, so that a line thinner than the edge doesn't fade: its middle counts as inside.
     nearby = np.asarray(blurred.filter(ImageFilter.MaxFilter(4 * FEATHER + 1)), np.float32)
     inner = np.asarray(blurred, np.float32) / np.maximum(nearby, 1)  # one half at a straight edge
-    shares = np.where(area, np.clip(2 * inner - 1, 0, 1), 0).astype(np.float32)[..., None]
-    mixed = original + shares * (images.astype(np.float32) - original)
+    return _mixed(images, original, np.where(area, np.clip(2 * inner - 1, 0, 1), 0).astype(np.float32))
+
+
+def _mixed(images: NDArray[np.uint8], original: Pixels, shares: NDArray[np.float32]) -> NDArray[np.uint8]:
+    mixed = original + shares[..., None] * (images.astype(np.float32) - original)
     return mixed.round().astype(np.uint8)
 
 

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..core.errors import RequestError
-from ..core.manifest import Model
+from ..core.model import Model
 from ..core.record import shown
 from ..core.references import IDS, MASK, hide
 from ..core.request import Downweight, PromptSyntax

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.manifest import Model
+from ..core.model import Model
 from ..core.request import TINY
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ..core.manifest import Model, Role
+from ..core.model import Model, Role
 from ..core.tensors import Array, check_finite
 from .image import Pixels, for_encoder
 from .prompt import Call

@@ -13,7 +13,7 @@ from tokenizers import Encoding, Tokenizer
 
 from ..core.bundle import Bundle
 from ..core.errors import BundleError, RequestError
-from ..core.manifest import Model, TextEncoder
+from ..core.model import Model, TextEncoder
 from ..core.reading import TABLE_BYTES, read_small
 from ..core.record import shown
 from ..core.vocabulary import check_tokenizer, mapped

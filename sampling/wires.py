@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..core.manifest import Model, TensorInfo
+from ..core.manifest import TensorInfo
+from ..core.model import Model
 from ..core.request import Request
 from ..core.shapes import rows_of
 from ..core.tensors import Array

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, cast
 
 from fastapi import Request as HttpRequest
@@ -18,6 +17,7 @@ from ..core.reading import parse_json
 from ..core.record import other_name
 from ..core.request import Request
 from .errors import ApiError
+from .limits import PROMPT
 
 SSE = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 """Headers of server-sent events."""
@@ -27,6 +27,10 @@ NOT_STATED = ("image_sha256", "mask_sha256", "control_sha256", "style_sha256")
 """Fields of a request that results state, and clients don't."""
 LARGE, MAX_MARKS = 1 << 16, 200_000
 """Bytes of JSON beyond which it is parsed in another thread; quotes, commas and brackets in a body."""
+MAX_VALUES, MAX_TEXTS = 4096, 4 * PROMPT
+"""Values in a body, those in lists and maps included, and characters of all its texts, without those of images."""
+IMAGES = ("image", "mask", "init_images", "latent_mask", "firstpass_image", "alwayson_scripts")
+"""Fields whose texts may be images in base64, as long as a body may be."""
 MAX_FILES, MAX_FIELDS, MAX_FIELD_BYTES = 8, 64, 1 << 20
 _NESTED = re.compile(r"([^\[\]]+)\[([^\[\]]*)\]")
 
@@ -34,18 +38,64 @@ _NESTED = re.compile(r"([^\[\]]+)\[([^\[\]]*)\]")
 async def json_fields(http: HttpRequest) -> dict[str, Any]:
     """The fields of a JSON object, without those that are null: for clients, null is an absent field.
 
-    Raises `ApiError`: 415 for another type of content, 400 for anything but a JSON object.
+    Raises `ApiError`: 415 for another type of content, 400 for anything but a JSON object, and as `check_values`.
     """
     _check_type(http, "application/json")
-    body = await http.body()
-    parse = partial(parse_json, body, most_marks=MAX_MARKS)
+    found = await parsed(await http.body())
+    return {name: value for name, value in found.items() if value is not None}
+
+
+async def parsed(body: bytes) -> dict[str, Any]:
+    """A JSON object whose values are within the limits: a large one is parsed in another thread.
+
+    Raises `ApiError` 400 for anything but a JSON object, and as `check_values`.
+    """
+    return await asyncio.to_thread(_parsed, body) if len(body) > LARGE else _parsed(body)
+
+
+def _parsed(body: bytes) -> dict[str, Any]:
     try:
-        found = await asyncio.to_thread(parse) if len(body) > LARGE else parse()
+        found = parse_json(body, most_marks=MAX_MARKS)
     except ValueError as exc:
         raise ApiError(400, f"The body is not valid JSON ({exc}).", code="invalid_json") from exc
     if not isinstance(found, dict):
         raise ApiError(400, "The body must be a JSON object.", code="invalid_json")
-    return {name: value for name, value in cast("dict[str, Any]", found).items() if value is not None}
+    fields = cast("dict[str, Any]", found)
+    check_values(fields)
+    return fields
+
+
+def check_values(fields: Mapping[str, Any]) -> None:
+    """Raise `ApiError` 400, naming the field, for too many values, a text that is too long, or too much text.
+
+    Routes translate bodies in the thread that serves every client, so what they are given is small. Texts of `IMAGES`
+    have the limit of the body.
+    """
+    values, characters = 0, 0
+    for field, value in fields.items():
+        waiting: list[Any] = [field, value]
+        while waiting:
+            one = waiting.pop()
+            values += 1
+            if isinstance(one, list):
+                waiting.extend(cast("list[Any]", one))
+            elif isinstance(one, dict):
+                waiting.extend(cast("dict[str, Any]", one))
+                waiting.extend(cast("dict[str, Any]", one).values())
+            elif isinstance(one, str) and field not in IMAGES:
+                characters += len(one)
+                if len(one) > PROMPT:
+                    raise _beyond(field, f"a text of {len(one):,} characters", f"{PROMPT:,}")
+        if values > MAX_VALUES:
+            raise _beyond(field, f"{values:,} values, with those before it", f"{MAX_VALUES:,}")
+        if characters > MAX_TEXTS:
+            raise _beyond(field, f"{characters:,} characters, with those before it", f"{MAX_TEXTS:,}")
+
+
+def _beyond(field: str, found: str, limit: str) -> ApiError:
+    name = field[:80]
+    message = f"The field {name!a} has {found}, but this server's limit is {limit}. Send less."
+    return ApiError(400, message, param=name, code="limit_exceeded")
 
 
 async def form_fields(http: HttpRequest, *, nested: bool = False) -> tuple[dict[str, Any], dict[str, list[bytes]]]:
@@ -53,7 +103,8 @@ async def form_fields(http: HttpRequest, *, nested: bool = False) -> tuple[dict[
 
     If `nested`, texts may be lists and maps, as OpenAI's clients send them: `outpaint[]`, `adapters[NAME]`.
 
-    Raises `ApiError`: 415 for another type of content, 400 for a damaged form, or a text that is given twice.
+    Raises `ApiError`: 415 for another type of content, 400 for a damaged form, or a text that is given twice, and as
+    `check_values`.
     """
     _check_type(http, "multipart/form-data")
     texts: dict[str, Any] = {}
@@ -74,6 +125,7 @@ async def form_fields(http: HttpRequest, *, nested: bool = False) -> tuple[dict[
         raise ApiError(
             400, "The body is not a valid multipart form, or has too many parts.", code="invalid_form"
         ) from exc
+    check_values(texts)
     return texts, files
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, wait
 from dataclasses import replace
 from importlib import import_module
-from threading import Lock
+from threading import Lock, Thread
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.errors import RequestError
+from ..core.errors import CancelledError, RequestError
 from ..core.record import in_a_line
 from ..core.request import Result
 from .errors import ApiError
@@ -21,6 +22,8 @@ from .queue import ImageJob
 
 Check = Callable[[NDArray[np.uint8]], str | None]
 """Given an image, [height, width, 3], sRGB, read-only; returns why it is withheld, or None."""
+LOOK_SECONDS = 0.05
+"""Between two looks whether a job is still wanted whose image is being checked."""
 TRIAL_SIDE = 64
 MOST_REASON = 200
 """Characters of a reason that clients are shown."""
@@ -44,9 +47,7 @@ class FilteredError(ApiError):
 
 
 def load_check(name: str) -> Check:
-    """The function that `MODULE:FUNCTION` names, after a trial on a grey image; it is called for one image at
-    a time. Raises `RequestError`.
-    """
+    """The function that `MODULE:FUNCTION` names, after a trial on a grey image. Raises `RequestError`."""
     module, _, attribute = name.partition(":")
     advice = "Pass MODULE:FUNCTION, with the module's folder in PYTHONPATH."
     try:
@@ -59,24 +60,23 @@ def load_check(name: str) -> Check:
     except (Exception, SystemExit) as exc:
         reason = _said(exc)
         raise RequestError(f"The check {name!a} failed on a grey image ({reason}). Correct it.") from exc
-    turn = Lock()
-
-    def one_at_a_time(image: NDArray[np.uint8]) -> str | None:
-        with turn:
-            return check(image)
-
-    return one_at_a_time
+    return check
 
 
-def checking(check: Check, job: ImageJob, metrics: Metrics) -> Callable[[Result], Result]:
+def checking(check: Check, turn: Lock, job: ImageJob, metrics: Metrics) -> Callable[[Result], Result]:
     """What checks the images of a job's result: those that are withheld are black in what it returns.
 
-    It raises `FilteredError` if all are withheld, and `ApiError` 500 if the check fails.
+    Whoever has `turn` runs the check. A job that is cancelled or past its deadline waits no longer for it: the check
+    goes on by itself, and the next job waits for its end. It raises `FilteredError` if all are withheld, `ApiError` 500
+    if the check fails, and `CancelledError`.
     """
 
     def checked(result: Result) -> Result:
         try:
-            found = [_reason(check, image) for image in result.images]
+            found = [_in_time(check, turn, image, job) for image in result.images]
+        except CancelledError:
+            log.warning("job %s ends before its check has answered", job.id[:6])
+            raise
         except BaseException as exc:  # SystemExit too, which would end the engine's thread
             log.exception("the check of job %s failed", job.id[:6])
             message = "The image could not be checked, so it is withheld. The server's log has details."
@@ -94,6 +94,39 @@ def checking(check: Check, job: ImageJob, metrics: Metrics) -> Callable[[Result]
         return replace(result, images=images, latents=latents, notices=notices)
 
     return checked
+
+
+def _in_time(check: Check, turn: Lock, image: NDArray[np.uint8], job: ImageJob) -> str | None:
+    """`_reason` in a thread of its own, so that no check keeps a job beyond its deadline or its cancellation, which
+    raise `CancelledError`.
+    """
+    found: Future[str | None] = Future()
+
+    def work() -> None:
+        try:
+            found.set_result(_reason(check, image))
+        except BaseException as exc:  # SystemExit too, which would end this thread alone
+            found.set_exception(exc)
+        finally:
+            turn.release()
+
+    while not turn.acquire(timeout=LOOK_SECONDS):
+        _check_wanted(job)
+    try:
+        Thread(target=work, name="latentc check", daemon=True).start()
+    except RuntimeError:  # no thread can be started
+        turn.release()
+        raise
+    while not wait([found], LOOK_SECONDS).done:
+        _check_wanted(job)
+    return found.result()
+
+
+def _check_wanted(job: ImageJob) -> None:
+    if job.reason is None and job.late:
+        job.reason = "deadline"
+    if job.reason is not None:
+        raise CancelledError(f"The job was cancelled ({job.reason}).")
 
 
 def _said_of(reasons: Mapping[int, str], count: int) -> list[str]:

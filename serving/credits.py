@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from threading import Lock
 
@@ -12,6 +13,8 @@ from ..core.request import Request
 from .errors import ApiError
 from .state import StateFolder, damaged
 
+StepsRun = Callable[[int, float | None], int]
+"""How many of a number of steps are computed at a strength; see `opened.steps_run`."""
 UNIT = 1_000_000
 """Credits are counted in millionths: sums of decimal fractions are exact."""
 
@@ -34,7 +37,7 @@ class Credits:
     image_cost: float = 0.0
     """Credits of an image."""
     step_cost: float = 0.0
-    """Credits of each step of an image, by megapixels."""
+    """Credits of each step that is computed of an image, by megapixels."""
     state: StateFolder | None = None
     _spent: Counter[str] = field(default_factory=Counter[str], init=False)
     _reserved: Counter[str] = field(default_factory=Counter[str], init=False)
@@ -49,12 +52,13 @@ class Credits:
         except sqlite3.Error as exc:
             raise damaged(self.state.database, exc) from exc
 
-    def cost(self, request: Request) -> int:
-        """What a request with width and height costs, in millionths: all its images, and both passes of `hires`."""
+    def cost(self, request: Request, steps_run: StepsRun = lambda steps, _: steps) -> int:
+        """What a completed request costs, in millionths: all its images, and both passes of `hires`."""
         pixels, second = (request.width or 0) * (request.height or 0), request.hires
-        worked = pixels * request.steps
+        worked = pixels * steps_run(request.steps, request.strength)
         if second is not None:
-            worked += pixels * second**2 * (request.hires_steps or request.steps)
+            steps = steps_run(request.hires_steps or request.steps, request.hires_strength)
+            worked += pixels * second**2 * steps
         return request.count * round((self.image_cost + self.step_cost * worked / 1e6) * UNIT)
 
     def balance(self, account: str) -> float:
@@ -62,9 +66,8 @@ class Credits:
         with self._turn:
             return self._left(account) / UNIT
 
-    def reserve(self, account: str, request: Request) -> int:
+    def reserve(self, account: str, cost: int) -> None:
         """Set aside what a request costs, in millionths. Raises `ApiError` 402 beyond the balance."""
-        cost = self.cost(request)
         with self._turn:
             left = self._left(account)
             if cost > left:
@@ -75,7 +78,6 @@ class Credits:
                     code="payment_required",
                 )
             self._reserved[account] += cost
-        return cost
 
     def settle(self, account: str, cost: int, *, spent: int) -> None:
         """Spend so many millionths of those that were set aside, and give the rest back."""

@@ -24,7 +24,9 @@ from .metrics import Metrics
 from .spans import request_span
 
 ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-OPEN = ("/livez", "/readyz", "/")
+PROBES = ("/livez", "/readyz")
+"""Paths that are answered under any name: a Kubernetes probe states the address of its pod as the host."""
+OPEN = (*PROBES, "/")
 """Paths that need no token: probes have none, and the page asks its user for one."""
 WEB = "/web/"
 """Prefix of the page's files, which are the same for everyone."""
@@ -48,7 +50,7 @@ class Access:
     def check(self, path: str, headers: Headers) -> str:
         """Who asks: a digest of the token, empty where none is needed. Raises `ApiError` for what isn't allowed."""
         host = headers.get("host", "")
-        if self.hosts is not None and _name(host) not in {one.lower() for one in self.hosts}:
+        if self.hosts is not None and path not in PROBES and _name(host) not in {one.lower() for one in self.hosts}:
             raise ApiError(403, "The Host header names another server.", code="wrong_host")
         origin = headers.get("origin")
         if origin is not None and origin.partition("://")[2] != host:

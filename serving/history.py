@@ -161,15 +161,16 @@ class History:
         try:
             for index, (image, drawing) in enumerate(zip(result.images, drawings(result), strict=True)):
                 if index not in job.filtered:
-                    ids[index] = self._enter(image, drawing, about)
+                    ids[index] = self._enter(image, drawing, about, job.source)
             self._trim()
         except Exception as exc:
             log.warning("images of job %s are not in the history: %a", job.id[:6], str(exc))
         stored.set_result(ids)
 
-    def _enter(self, image: NDArray[np.uint8], drawing: Drawing, about: Mapping[str, Any]) -> int:
+    def _enter(self, image: NDArray[np.uint8], drawing: Drawing, about: Mapping[str, Any], source: bytes | None) -> int:
         content, small = encoded(image, drawing, marked=True), _smaller(image)
-        content = content if self.signer is None else self.signer.sign(content, "png")
+        if self.signer is not None:
+            content = self.signer.sign(content, "png", drawing.request, source)
         path = self._folder / f"{secrets.token_hex(16)}.png"
         row = {
             **about,

@@ -30,6 +30,7 @@ from ..compiler.targets import fixed_sizes
 from ..core.request import Request, Step
 from ..pipelines.png import origin
 from .bodies import ALIVE, SSE, json_fields, request_fields, truth
+from .choices import presets, scheduler_groups
 from .errors import ApiError, api_error, openai_body, route_class
 from .opened import OpenModel
 from .pictures import path_of, plain_file
@@ -72,11 +73,14 @@ def asked(fields: Mapping[str, Any]) -> JobAsked:
 def router(service: Service) -> APIRouter:
     """The routes."""
     routes = APIRouter(route_class=route_class(openai_body))
-    able = {name: {**_able(model), "previews": service.shows_previews(name)} for name, model in service.models.items()}
+    able = {
+        name: {**_able(model, service.limits.steps), "previews": service.shows_previews(name)}
+        for name, model in service.models.items()
+    }
 
     @routes.post("/v1/jobs")
     async def submit(http: HttpRequest) -> Response:
-        sent = asked(await json_fields(http))
+        sent = await asyncio.to_thread(asked, await json_fields(http))  # decodes base64
         job = await service.submit(
             sent.request,
             model=sent.model,
@@ -186,7 +190,7 @@ def _preview(pipeline: OpenModel, step: Step) -> str:
     return base64.b64encode(plain_file(pipeline.preview(step)[0], "png")).decode()
 
 
-def _able(model: ServedModel) -> dict[str, Any]:
+def _able(model: ServedModel, most_steps: int) -> dict[str, Any]:
     """What a model can do, and what it is: what a page needs to offer choices."""
     pipeline = model.pipeline
     manifest = pipeline.bundle.manifest
@@ -199,6 +203,8 @@ def _able(model: ServedModel) -> dict[str, Any]:
         "mask": manifest.encodes and not facts.edits,
         "scheduler": pipeline.scheduler,
         "schedulers": pipeline.schedulers,
+        "scheduler_groups": scheduler_groups(pipeline.schedulers, pipeline.scheduler),
+        "presets": presets(pipeline.schedulers, most_steps),
         "multiple": facts.downscale * facts.patch,
         "adapters": pipeline.adapters,
         "takes_strengths": pipeline.takes_strengths,

@@ -57,5 +57,5 @@ class KeptJobs:
 
 
 def _bytes(job: ImageJob) -> int:
-    texts = 4 * (len(job.request.prompt) + len(job.request.negative_prompt))
+    texts = 4 * (len(job.request.prompt) + len(job.request.negative_prompt)) + len(job.source or b"")
     return texts if job.result is None else texts + job.result.images.nbytes + job.result.latents.nbytes

@@ -8,6 +8,7 @@ Sources: https://github.com/kserve/open-inference-protocol and the binary tensor
 
 from __future__ import annotations
 
+import asyncio
 import json
 import struct
 from collections.abc import Mapping
@@ -18,12 +19,12 @@ from fastapi import APIRouter, Response
 from fastapi import Request as HttpRequest
 from numpy.typing import NDArray
 
-from ..core.reading import parse_json
 from ..core.request import Request
 from ..core.units import listed
 from ..core.version import __version__
-from .bodies import MAX_MARKS, truth
+from .bodies import parsed, truth
 from .errors import ApiError, route_class
+from .limits import PROMPT
 from .service import Service
 
 NAME, PREFIXES = "kserve", ("/v2/",)
@@ -86,7 +87,7 @@ def router(service: Service) -> APIRouter:
     @routes.post("/models/{name}/versions/1/infer")
     @routes.post("/models/{name}/infer")
     async def infer(name: str, http: HttpRequest) -> Response:
-        header, tensors = _divided(await http.body(), http.headers.get(LENGTH))
+        header, tensors = await _divided(await http.body(), http.headers.get(LENGTH))
         asked = request_of(header, tensors)
         as_bytes = _wants_bytes(header)
         if not as_bytes and (values := _values(service, name, asked)) > MOST_VALUES:
@@ -99,7 +100,7 @@ def router(service: Service) -> APIRouter:
         job = await service.submit(asked, model=name, api=NAME, owner=http.state.owner, store=store)
         result = await service.result(job, http)
         about = {"seed": result.request.seed, "notices": "\n".join(result.notices)}
-        return _answer(name, header.get("id"), np.ascontiguousarray(result.images), about, as_bytes=as_bytes)
+        return await asyncio.to_thread(_answer, name, header.get("id"), result.images, about, as_bytes=as_bytes)
 
     return routes
 
@@ -119,18 +120,12 @@ def _ready(service: Service) -> Response:
     return Response(json.dumps({"ready": service.ready}), 200 if service.ready else 503, media_type="application/json")
 
 
-def _divided(body: bytes, length: str | None) -> tuple[dict[str, Any], bytes]:
+async def _divided(body: bytes, length: str | None) -> tuple[dict[str, Any], bytes]:
     """The JSON of a body, and the binary tensors after it."""
     if length is not None and not (length.isdecimal() and len(length) <= MOST_DIGITS and int(length) <= len(body)):
         raise ApiError(400, f"The header {LENGTH} is {length[:20]!a}, but the body has {len(body)} bytes.")
     size = len(body) if length is None else int(length)
-    try:
-        found = parse_json(body[:size], most_marks=MAX_MARKS)
-    except ValueError as exc:
-        raise ApiError(400, f"The body is not valid JSON ({exc}).") from exc
-    if not isinstance(found, dict):
-        raise ApiError(400, "The body must be a JSON object.")
-    return cast("dict[str, Any]", found), body[size:]
+    return await parsed(body[:size]), body[size:]
 
 
 def request_of(header: Mapping[str, Any], tensors: bytes = b"") -> Request:
@@ -181,6 +176,8 @@ def _single(data: Any, name: str) -> Any:
 
 def _unpacked(data: bytes, kind: str, name: str) -> Any:
     """The only element of a binary tensor."""
+    if len(data) > 4 * PROMPT + 4:
+        raise ApiError(400, f"The input {name} has {len(data):,} bytes. A text may have {PROMPT:,} characters.")
     if kind == "BYTES":
         if len(data) < 4 or struct.unpack("<I", data[:4])[0] != len(data) - 4:
             raise ApiError(400, f"The input {name} must have one element: its length in 4 bytes, and its bytes.")
@@ -212,6 +209,7 @@ def _answer(
     model: str, name: object, images: NDArray[np.uint8], about: Mapping[str, Any], *, as_bytes: bool
 ) -> Response:
     """The answer with the images; `about` are its parameters."""
+    images = np.ascontiguousarray(images)
     output: dict[str, Any] = {"name": OUTPUT, "datatype": "UINT8", "shape": list(images.shape)}
     whole: dict[str, Any] = {"model_name": model, "model_version": "1", "outputs": [output], "parameters": dict(about)}
     if isinstance(name, str):

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from ..core.request import Request
 from .errors import ApiError
 
+PROMPT = 32_000
+"""Characters of a prompt, and of any other text in a body."""
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -25,7 +28,7 @@ class Limits:
     pixels: int = 4_200_000
     """Pixels of one image: of what is drawn, after `hires` too, and of the result, which `crop` and `outpaint` enlarge.
     """
-    prompt: int = 32_000
+    prompt: int = PROMPT
     """Characters of a prompt."""
     body_bytes: int = 32 << 20
     """Bytes of the body of an HTTP request."""

@@ -6,7 +6,6 @@ Fields, answers and events as in openai-python 3.57.0 (`types/image_generate_par
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 import re
 import time
@@ -16,7 +15,7 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 from fastapi import Request as HttpRequest
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import StreamingResponse
 from starlette.background import BackgroundTask
 
 from ..core.errors import RequestError
@@ -26,7 +25,7 @@ from ..pipelines.save import check_jpeg
 from .bodies import ALIVE, SSE, form_fields, json_fields, request_fields, truth
 from .errors import ApiError, api_error, openai_body, route_class
 from .opened import OpenModel
-from .pictures import files, path_of, plain_file
+from .pictures import base64_of, files, json_answer, path_of, plain_file
 from .queue import ImageJob
 from .service import Service, result_of
 from .signing import TYPES
@@ -209,11 +208,11 @@ async def _answer(
         base = str(http.base_url).rstrip("/")
         data = [{"url": base + path_of(job, index, wanted.kind)} for index in _returned(job, result)]
     else:
-        contents = await files(service, result, wanted.kind, wanted.quality, _returned(job, result))
-        data = await asyncio.to_thread(lambda: [{"b64_json": _text(one)} for one in contents])
+        contents = await files(service, job, result, wanted.kind, wanted.quality, _returned(job, result))
+        data = await asyncio.to_thread(lambda: [{"b64_json": base64_of(one)} for one in contents])
     more = {"seed": result.request.seed, "engines": dict(result.engines), "notices": [*wanted.notices, *result.notices]}
     about = {"created": int(job.created), "data": data, **_about(job, wanted), **more}
-    return await asyncio.to_thread(JSONResponse, about)
+    return await json_answer(lambda: about)
 
 
 def _about(job: ImageJob, wanted: ImagesAsked) -> dict[str, Any]:
@@ -234,7 +233,7 @@ def _previewing(pipeline: OpenModel, wanted: ImagesAsked, previews: list[str]) -
         if step.index not in marks or len(previews) >= count:
             return False
         pixels = pipeline.decode_step(wanted.request, replace(step, estimate=step.estimate[:1]))[0]
-        previews.append(_text(plain_file(pixels, wanted.kind)))
+        previews.append(base64_of(plain_file(pixels, wanted.kind)))
         return True
 
     return stepped
@@ -253,8 +252,8 @@ async def _events(
                 yield _event(f"{event}.partial_image", job, wanted, more)
                 sent += 1
         result = result_of(job)
-        for content in await files(service, result, wanted.kind, wanted.quality, _returned(job, result)):
-            yield _event(f"{event}.completed", job, wanted, {"b64_json": _text(content), "usage": USAGE})
+        for content in await files(service, job, result, wanted.kind, wanted.quality, _returned(job, result)):
+            yield _event(f"{event}.completed", job, wanted, {"b64_json": base64_of(content), "usage": USAGE})
     except Exception as exc:
         yield f"data: {json.dumps(openai_body(api_error(exc)))}\n\n"
 
@@ -267,7 +266,3 @@ def _returned(job: ImageJob, result: Result) -> list[int]:
 def _event(name: str, job: ImageJob, wanted: ImagesAsked, more: Mapping[str, Any]) -> str:
     fields = {"type": name, "created_at": int(time.time()), **_about(job, wanted), **more}
     return f"event: {name}\ndata: {json.dumps(fields)}\n\n"
-
-
-def _text(content: bytes) -> str:
-    return base64.b64encode(content).decode()

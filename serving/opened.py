@@ -12,8 +12,11 @@ from ..compiler.targets import fixed_sizes
 from ..core.bundle import Bundle
 from ..core.request import Request, Result, Step
 from ..profiles import Profile
+from ..sampling.draw import SCHEDULER
+from ..sampling.schedulers import skipped_steps
 
 WARM_STEPS = 2
+LCM = "lcm"
 
 
 class OpenModel(Protocol):
@@ -112,3 +115,18 @@ def joint(request: Request) -> object:
         request.hires,
         tuple(sorted(adapters.items())),
     )
+
+
+def steps_run(model: OpenModel, request: Request) -> Callable[[int, float | None], int]:
+    """What says how many of a number of steps are computed at a strength, for a completed request of a model.
+
+    LCM computes all steps, at lower noise levels: see `sampling.draw`.
+    """
+    every = model.bundle.manifest.model.takes_guidance and request.scheduler == LCM
+
+    def run(steps: int, strength: float | None) -> int:
+        if strength is None or every:
+            return steps
+        return steps - skipped_steps(model.bundle.json(SCHEDULER), steps, strength)
+
+    return run

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from io import BytesIO
 from typing import Any
 
 import numpy as np
 from fastapi import APIRouter, Response
+from fastapi.responses import JSONResponse
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..core.request import Result
-from ..pipelines.png import drawings, read
+from ..core.errors import CancelledError, RequestError
+from ..core.images import pixels_sha256
+from ..core.request import Result, Step
+from ..pipelines.picture import Decoded
+from ..pipelines.png import drawings, origin, read
 from ..pipelines.save import encoded
 from .errors import ApiError, openai_body, route_class
 from .guard import FILES
+from .opened import OpenModel
 from .queue import ImageJob
 from .service import Service, result_of
 from .signing import TYPES, ContentSigner
@@ -28,28 +34,69 @@ _NAME = re.compile(r"([0-9]{1,3})\.(png|jpeg|webp)")
 
 async def files(
     service: Service,
+    job: ImageJob,
     result: Result,
     kind: str,
     quality: int | None = None,
     indices: Sequence[int] | None = None,
 ) -> list[bytes]:
-    """The images of a result, or those of `indices`, as files of a kind of `TYPES`, marked as generated, and signed if
-    the server has a certificate.
+    """The images of a job's result, or those of `indices`, as files of a kind of `TYPES`, marked as generated, and
+    signed if the server has a certificate.
 
     `quality` is that of JPEG, and of WebP below 100, which is lossless otherwise.
     """
-    return await asyncio.to_thread(_files, service.added.signer, result, kind, quality, indices)
+    return await asyncio.to_thread(_files, service.added.signer, job.source, result, kind, quality, indices)
+
+
+async def json_answer(build: Callable[[], Any]) -> JSONResponse:
+    """The answer in JSON of what `build` returns, both made in another thread: with images, it has megabytes."""
+    return await asyncio.to_thread(lambda: JSONResponse(build()))
+
+
+def base64_of(content: bytes) -> str:
+    """A file as a text in base64."""
+    return base64.b64encode(content).decode()
 
 
 def _files(
-    signer: ContentSigner | None, result: Result, kind: str, quality: int | None, indices: Sequence[int] | None
+    signer: ContentSigner | None,
+    source: bytes | None,
+    result: Result,
+    kind: str,
+    quality: int | None,
+    indices: Sequence[int] | None,
 ) -> list[bytes]:
     plain = (
-        encoded(image, drawing, f".{kind}", quality=quality, marked=True)
+        (encoded(image, drawing, f".{kind}", quality=quality, marked=True), drawing.request)
         for index, (image, drawing) in enumerate(zip(result.images, drawings(result), strict=True))
         if indices is None or index in indices
     )
-    return [one if signer is None else signer.sign(one, kind) for one in plain]
+    return [one if signer is None else signer.sign(one, kind, request, source) for one, request in plain]
+
+
+def unfinished(model: OpenModel, job: ImageJob, step: Step, image: Decoded | None) -> Result:
+    """The images of a cancelled job as the denoiser estimates them at a step; `image` is what they are made from, if
+    any.
+
+    Raises `CancelledError` where steps can't be decoded.
+    """
+    asked = job.completed or job.request
+    try:
+        images = model.decode_step(asked, step)
+    except RequestError as exc:
+        raise CancelledError(f"The job was interrupted. {exc}") from exc
+    digest = None if image is None else pixels_sha256(image.pixels)
+    said = f"The image is unfinished: it was interrupted after step {step.index} of {step.total}."
+    return Result(
+        images=images,
+        latents=step.estimate,
+        request=asked.model_copy(update={"count": len(images), "image_sha256": digest}),
+        seconds={"total": job.seconds},
+        step_seconds=(),
+        engines=model.describe(),
+        notices=(said,),
+        origin=origin(model.bundle, asked),
+    )
 
 
 def plain_file(pixels: NDArray[np.uint8], kind: str) -> bytes:
@@ -90,7 +137,7 @@ def router(service: Service) -> APIRouter:
         result = result_of(kept)
         if found is None or int(found[1]) >= len(result.images) or int(found[1]) in kept.filtered:
             raise ApiError(404, "The job has no such file.", code="file_not_found")
-        (content,) = await files(service, result, found[2], indices=[int(found[1])])
+        (content,) = await files(service, kept, result, found[2], indices=[int(found[1])])
         return Response(content, media_type=TYPES[found[2]], headers={"cache-control": "private, max-age=600"})
 
     return routes

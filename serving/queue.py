@@ -31,6 +31,9 @@ log = logging.getLogger("latentc.serving")
 GRACE_SECONDS = 60.0
 """After the deadlines of a batch or the end of the server, before the process that generates it is killed."""
 
+END_SECONDS = 10.0
+"""For which a killed process may take to end."""
+
 MOST_LOST = 2
 """Processes that end while they generate a job, after which it fails."""
 
@@ -70,6 +73,10 @@ class ImageJob:
     """Called with its result before it ends, in the engine's thread; what it raises is the job's error."""
     filtered: Mapping[int, str] = field(default_factory=dict[int, str])
     """Why images are withheld, by their indices; see `checks.py`."""
+    completed: Request | None = None
+    """`request` with everything that the model fills in."""
+    source: bytes | None = None
+    """The file of the image that it changes, if what it makes is signed: the parent of that."""
     stored: Future[dict[int, int]] | None = None
     """Ids of its images in the history, by their indices, once they are written; see `history.py`."""
     id: str = field(default_factory=lambda: secrets.token_urlsafe(16))
@@ -147,8 +154,10 @@ class Queue:
         self._turn = Condition()
         self._waiting: list[ImageJob] = []
         self._batches: list[list[ImageJob]] = []
+        self._finishing: list[ImageJob] = []
         self._closed = False
         self._stopped: float | None = None
+        self._hung = False
         self._batch_seconds: float | None = None
         self._threads = [Thread(target=self._work, name=f"latentc {name}", daemon=True) for _ in range(threads)]
 
@@ -215,10 +224,21 @@ class Queue:
         return all(thread.is_alive() for thread in self._threads)
 
     @property
+    def hung(self) -> bool:
+        """Whether `close` has given up a batch that didn't end: its engines can't be closed."""
+        return self._hung
+
+    @property
     def generates(self) -> bool:
         """Whether a batch is being generated."""
         with self._turn:
             return bool(self._batches)
+
+    @property
+    def waits(self) -> bool:
+        """Whether a job waits."""
+        with self._turn:
+            return bool(self._waiting)
 
     @property
     def empty(self) -> bool:
@@ -251,25 +271,38 @@ class Queue:
             self._turn.notify_all()
 
     def close(self, seconds: float | None = None) -> bool:
-        """Accept no more jobs, and wait up to `seconds` for those that were accepted; the rest is cancelled.
+        """`close_all` of this queue."""
+        return close_all([self], seconds)
 
-        Returns whether all were finished.
+    def join(self, until: float | None) -> bool:
+        """Wait for its threads, which end after `refuse` when no jobs are left, up to a time of `time.monotonic`.
+        Returns whether they have ended; once the queue has `hung`, it doesn't wait.
         """
-        self.refuse()
-        until = None if seconds is None else time.monotonic() + seconds
-        started = [thread for thread in self._threads if thread.ident is not None]
-        for thread in started:
+        for thread in () if self._hung else self._started:
             thread.join(None if until is None else max(0.0, until - time.monotonic()))
-        if not any(thread.is_alive() for thread in started):
-            return True
+        return not self._hung and not any(thread.is_alive() for thread in self._started)
+
+    def stop(self) -> None:
+        """Cancel all jobs."""
         with self._turn:
-            self._stopped = time.monotonic()
-            left = [*self._waiting, *self._running]
+            self._stopped = self._stopped or time.monotonic()
+            left = [*self._waiting, *self._running, *self._finishing]
         for job in left:
             self.cancel(job, "shutdown")
-        for thread in started:
-            thread.join()
-        return False
+
+    def give_up(self) -> None:
+        """After `join`, end the jobs that are left; if its threads haven't ended, the queue has `hung`."""
+        if not self._hung and any(thread.is_alive() for thread in self._started):
+            self._hung = True
+            log.error("a batch of %s has not ended %.0f s after it was cancelled", self.name, GRACE_SECONDS)
+        with self._turn:
+            left = [*self._running, *self._finishing]
+        for job in left:
+            self._end(job, CancelledError("The job was cancelled (shutdown)."))
+
+    @property
+    def _started(self) -> list[Thread]:
+        return [thread for thread in self._threads if thread.ident is not None]
 
     def _work(self) -> None:
         while batch := self._next():
@@ -346,9 +379,13 @@ class Queue:
         before = seconds if self._batch_seconds is None else self._batch_seconds
         with self._turn:
             self._batch_seconds = before + SMOOTHING * (seconds - before)
+        with self._turn:
+            self._finishing += batch
         self._leave(batch)
         for job, result in zip(batch, results, strict=True):
             self._end(job, job.finished_with(result))
+        with self._turn:
+            self._finishing = [job for job in self._finishing if job not in batch]
 
     def _leave(self, batch: Sequence[ImageJob], first: Sequence[ImageJob] = ()) -> None:
         """A batch is no longer generated; `first` wait again, before all others."""
@@ -395,6 +432,8 @@ class Queue:
 
     def _end(self, job: ImageJob, result: Result | Exception) -> None:
         with self._turn:
+            if job.done:  # at the end of the server, while its batch hung
+                return
             job.finished, job.inputs, job.last = time.time(), {}, None
             if job.reason is not None:
                 job.error, job.state = CancelledError(f"The job was cancelled ({job.reason})."), "cancelled"
@@ -433,3 +472,23 @@ class Queue:
     def _count(self) -> None:
         self._metrics.depth.labels(self.name).set(len(self._waiting))
         self._metrics.running.labels(self.name).set(len(self._running))
+
+
+def close_all(queues: Sequence[Queue], seconds: float | None = None) -> bool:
+    """Let queues accept no more jobs, and wait up to `seconds` for those that they accepted; the rest is cancelled.
+
+    Returns whether all were finished. Threads that don't end `GRACE_SECONDS` later, of all queues together, are left to
+    themselves: then their queue has `hung`.
+    """
+    for queue in queues:
+        queue.refuse()
+    until = None if seconds is None else time.monotonic() + seconds
+    left = [queue for queue in queues if not queue.join(until)]
+    for queue in left:
+        queue.stop()
+    until = time.monotonic() + GRACE_SECONDS + END_SECONDS
+    for queue in left:
+        queue.join(until)
+    for queue in left:
+        queue.give_up()
+    return not left

@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping
 from itertools import count
 from queue import Empty, SimpleQueue
 from threading import Lock, Thread
-from typing import Any
+from typing import Any, Protocol
 
 from ..core.progress import Progress
 from .queue import Interrupted
-from .worker import About, Opening, work
+from .worker import About, MessagePipe, Opening, work
 
 LOOK_SECONDS = 1.0
 """After which a call without a message looks whether it has taken too long."""
@@ -25,15 +25,52 @@ Asked = Callable[..., bool]
 """What a call asks, with what the answer is."""
 
 
+class ReplicaProcess(Protocol):
+    """A process that was started; one of `multiprocessing` is one."""
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        ...
+
+    @property
+    def pid(self) -> int | None:
+        """Its id on its machine."""
+        ...
+
+    @property
+    def exitcode(self) -> int | None:
+        """Its exit code; None while it runs, or where it isn't known."""
+        ...
+
+    def kill(self) -> None:
+        """End it at once."""
+        ...
+
+    def join(self, timeout: float | None = None, /) -> None:
+        """Wait up to so many seconds for its end."""
+        ...
+
+
+Begin = Callable[[Opening, str], tuple[MessagePipe, ReplicaProcess]]
+"""Starts a process of a name that answers the calls of `worker`."""
+
+
+def spawned(opening: Opening, name: str) -> tuple[MessagePipe, ReplicaProcess]:
+    """A process of this machine, which ends with this one."""
+    context = multiprocessing.get_context("spawn")  # engines don't survive a fork
+    ours, theirs = context.Pipe()
+    process = context.Process(target=work, args=(theirs, opening), name=f"latentc {name}", daemon=True)
+    process.start()
+    theirs.close()
+    return ours, process
+
+
 class Replica:
     """A process with an open pipeline. Its methods may be called from several threads."""
 
-    def __init__(self, opening: Opening, name: str) -> None:
-        context = multiprocessing.get_context("spawn")  # engines don't survive a fork
-        self._ours, theirs = context.Pipe()
-        self.process = context.Process(target=work, args=(theirs, opening), name=f"latentc {name}", daemon=True)
-        self.process.start()
-        theirs.close()
+    def __init__(self, opening: Opening, name: str, begin: Begin = spawned) -> None:
+        self._ours, self.process = begin(opening, name)
         self._lock, self._sending = Lock(), Lock()
         self._numbers = count()
         self._calls: dict[int, SimpleQueue[tuple[Any, ...]]] = {}

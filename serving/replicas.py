@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -22,7 +23,7 @@ from ..pipelines.pipeline import preview_of
 from ..profiles import Profile
 from .errors import ApiError
 from .queue import Interrupted
-from .replica import Replica
+from .replica import Begin, Replica, spawned
 from .worker import DRAW, WITHIN, About, Opening
 
 RETRY_SECONDS = (1.0, 60.0)
@@ -40,9 +41,17 @@ class Replicas:
     It is an `OpenModel`; `draw_many` may be called as many times at once as there are processes (`room`).
     """
 
-    def __init__(self, name: str, openings: Sequence[Opening], tell: Progress = quiet) -> None:
-        """Start a process for each opening: the first alone, since it may have to prove engines. Raises its error,
-        and `ProfileError` if one ends.
+    def __init__(
+        self,
+        name: str,
+        openings: Sequence[Opening],
+        tell: Progress = quiet,
+        *,
+        least: int | None = None,
+        begin: Begin = spawned,
+    ) -> None:
+        """Start a process for each opening, or for the first `least`: the first alone, since it may have to prove
+        engines. Raises its error, and `ProfileError` if one ends.
         """
         self.name, self.restarts = name, 0
         self.on_change: Callable[[], None] = lambda: None
@@ -51,13 +60,18 @@ class Replicas:
         """Called when a process was started again, before `on_change`."""
         self.hangs: Callable[[Sequence[Request]], bool] = lambda _: False
         """Asked whether the process that generates requests should have ended them; then it is killed."""
+        self.least = len(openings) if least is None else least
         self._openings, self._turn, self._closed = openings, Condition(), False
-        self._opening: set[Replica] = set()
+        self._begin, self._wanted = begin, set(range(self.least))
+        self._opening: dict[int, Replica] = {}
+        self._starting: set[int] = set()
+        """Those that `_restart` starts."""
+        self._retry_at = -math.inf
         self._open: dict[int, Replica] = {}
         self._drawing: set[Replica] = set()
         atexit.register(self.close)  # a process ignores the signal by which multiprocessing would end it
         try:
-            for indices in (range(1), range(1, len(openings))):
+            for indices in (range(1), range(1, self.least)):
                 for index, replica in [(index, self._start(index)) for index in indices]:
                     self._about = self._finish(index, replica, tell)
         except Interrupted as exc:
@@ -107,7 +121,7 @@ class Replicas:
 
     @property
     def count(self) -> int:
-        """How many processes there should be."""
+        """How many processes there may be."""
         return len(self._openings)
 
     def room(self) -> int:
@@ -117,7 +131,7 @@ class Replicas:
 
     def state(self) -> dict[str, int]:
         """How many processes are open, of how many, and how often one was started again."""
-        return {"open": self.room(), "count": self.count, "restarts": self.restarts}
+        return {"open": self.room(), "count": len(self._wanted), "restarts": self.restarts}
 
     def describe(self) -> dict[str, str]:
         """`Pipeline.describe`."""
@@ -194,12 +208,50 @@ class Replicas:
             with suppress(Interrupted):  # it has ended, and so holds nothing
                 replica.call(name)
 
+    def grow(self) -> bool:
+        """Start another process, unless one is being started, there are as many as there may be, or one has just failed
+        to open.
+        """
+        with self._turn:
+            index = next((one for one in range(self.count) if one not in self._wanted), None)
+            busy = self._starting or time.monotonic() < self._retry_at
+            if self._closed or busy or index is None:
+                return False
+            thread = Thread(target=self._restart, args=(index, False), name=f"latentc {self.name} start", daemon=True)
+            thread.start()  # it waits for the lock
+            self._wanted.add(index)
+            self._starting.add(index)
+        return True
+
+    def shrink(self) -> bool:
+        """End a process that isn't open yet, or else one that generates nothing, unless only `least` are open."""
+        with self._turn:
+            free = [index for index, one in self._open.items() if one not in self._drawing]
+            pending = self._wanted - self._open.keys()
+            if self._closed or not (pending or free) or len(self._wanted) <= self.least or len(self._open) < self.least:
+                return False
+            index = max(pending or free)
+            self._wanted.remove(index)
+            opening, opened = self._opening.get(index), self._open.pop(index, None)
+        if opening is not None:
+            opening.kill()
+        if opened is not None:
+            self.on_change()
+            Thread(target=opened.end, name=f"latentc {self.name} end", daemon=True).start()
+        return True
+
+    @property
+    def idle(self) -> bool:
+        """Whether a process generates nothing."""
+        with self._turn:
+            return len(self._drawing) < len(self._open)
+
     def close(self) -> None:
         """End all processes."""
         atexit.unregister(self.close)
         with self._turn:
             self._closed = True
-            opened, opening, self._open = [*self._open.values()], [*self._opening], {}
+            opened, opening, self._open = [*self._open.values()], [*self._opening.values()], {}
             self._turn.notify_all()
         for replica in opening:
             replica.kill()
@@ -222,56 +274,75 @@ class Replicas:
 
     def _start(self, index: int) -> Replica:
         with self._turn:
-            if self._closed:
-                raise Interrupted(began=False)
-            replica = Replica(self._openings[index], f"{self.name} {index + 1}")
-            self._opening.add(replica)
+            self._check_wanted(index)
+            replica = Replica(self._openings[index], f"{self.name} {index + 1}", self._begin)
+            self._opening[index] = replica
         return replica
+
+    def _check_wanted(self, index: int) -> None:
+        if self._closed or index not in self._wanted:  # `close` or `shrink`
+            raise Interrupted(began=False)
 
     def _finish(self, index: int, replica: Replica, tell: Progress) -> About:
         """Wait until a process is open, and let it be used."""
         try:
             facts = replica.open(tell)
+            with self._turn:
+                self._check_wanted(index)
+                replica.start(lambda: self._ended(index, replica))
+                self._open[index] = replica
+            return facts
         except BaseException:
             replica.kill()
             raise
         finally:
             with self._turn:
-                self._opening.discard(replica)
-        with self._turn:
-            if not self._closed:
-                self._open[index] = replica
-                replica.start(lambda: self._ended(index, replica))
-                return facts
-        replica.kill()
-        raise Interrupted(began=False)
+                del self._opening[index]
 
     def _ended(self, index: int, replica: Replica) -> None:
         """Start a process again that has ended."""
         with self._turn:
-            if self._closed:
+            if self._closed or self._open.get(index) is not replica:  # `shrink` has ended it
                 return
             del self._open[index]
+            self._starting.add(index)
         replica.kill()
         log.warning("process %d of %s has ended (%s) and is restarted", index + 1, self.name, replica.process.exitcode)
         self.on_change()
-        Thread(target=self._restart, args=(index,), name=f"latentc {self.name} restart", daemon=True).start()
+        Thread(target=self._restart, args=(index, True), name=f"latentc {self.name} restart", daemon=True).start()
 
-    def _restart(self, index: int) -> None:
+    def _restart(self, index: int, again: bool) -> None:
+        """Start a process until it is open. One that doesn't open is given up if more than `least` are wanted."""
         seconds, most = RETRY_SECONDS
-        while not self._closed:
-            try:
-                self._finish(index, self._start(index), quiet)
-            except Exception as exc:
-                log.warning("process %d of %s did not open: %a", index + 1, self.name, str(exc))
-                with self._turn:
-                    self._turn.wait_for(lambda: self._closed, seconds)
+        try:
+            while not self._try(index, seconds):
                 seconds = min(most, 2 * seconds)
-                continue
+        finally:
+            with self._turn:
+                self._starting.discard(index)
+        with self._turn:
+            opened = index in self._open
+        if opened and again:
             self.restarts += 1
             self.on_restart()
-            self.on_change()
-            return
+        self.on_change()
+
+    def _try(self, index: int, seconds: float) -> bool:
+        """Start a process; returns whether it is open, or no longer wanted, and otherwise waits for so long."""
+        try:
+            self._finish(index, self._start(index), quiet)
+        except Exception as exc:
+            with self._turn:
+                if self._closed or index not in self._wanted:
+                    return True
+                give_up = len(self._wanted) > self.least
+                if give_up:
+                    self._wanted.remove(index)
+                    self._retry_at = time.monotonic() + RETRY_SECONDS[1]
+                said = " and is given up" if give_up else ""
+                log.warning("process %d of %s did not open%s: %a", index + 1, self.name, said, str(exc))
+                return give_up or self._turn.wait_for(lambda: self._closed or index not in self._wanted, seconds)
+        return True
 
 
 def _past(until: float) -> bool:

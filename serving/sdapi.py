@@ -7,28 +7,28 @@ only. The requests are those of `webui`.
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
+import logging
 import time
 from dataclasses import dataclass, field
 from typing import Any
 
 import psutil
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 from fastapi import Request as HttpRequest
 from pydantic import ValidationError
 
-from ..core.errors import RequestError
+from ..core.errors import CancelledError, RequestError
 from ..core.record import complaints
 from ..core.request import Result, Step
 from ..pipelines.a1111 import LANCZOS, pairs_of, sampler_pairs, samplers
-from ..pipelines.picture import load_picture
+from ..pipelines.picture import Decoded, load_picture
 from ..pipelines.png import drawings, read, texts
 from ..sampling.draw import drawing_digest
 from ..sampling.schedulers.settings import LEVELS, RAMPS
 from .bodies import json_fields
 from .errors import ApiError, route_class
-from .pictures import files, plain_file
+from .pictures import base64_of, files, json_answer, plain_file, unfinished
 from .queue import ImageJob
 from .service import ServedModel, Service
 from .webui import VERSION, Img2Img, Txt2Img, WebUiAsked, content, pictures, translated
@@ -46,6 +46,8 @@ MAX_CLIENTS = 1000
 EMPTY = ("sd-vae", "hypernetworks", "face-restorers", "realesrgan-models", "prompt-styles", "script-info")
 """Lists of what this server does not have, which clients ask for."""
 
+log = logging.getLogger("latentc.serving")
+
 
 @dataclass(eq=False)
 class _Task:
@@ -54,7 +56,13 @@ class _Task:
     job: ImageJob
     name: str | None
     """`force_task_id`."""
+    image: Decoded | None = None
+    """What its images are made from."""
+    masked: bool = False
+    """Whether only a part of an image is generated, which is put into the image at the end."""
     latest: Step | None = None
+    answered: Result | None = None
+    """The answer, since its client has interrupted it: the images of a step."""
 
 
 @dataclass
@@ -80,11 +88,11 @@ def router(service: Service) -> APIRouter:
     state = _Open(next(iter(service.models)))
 
     @routes.post("/txt2img")
-    async def txt2img(http: HttpRequest) -> dict[str, Any]:
+    async def txt2img(http: HttpRequest) -> Response:
         return await _generated(service, state, http, Txt2Img)
 
     @routes.post("/img2img")
-    async def img2img(http: HttpRequest) -> dict[str, Any]:
+    async def img2img(http: HttpRequest) -> Response:
         return await _generated(service, state, http, Img2Img)
 
     @routes.get("/progress")
@@ -96,8 +104,8 @@ def router(service: Service) -> APIRouter:
     @routes.post("/interrupt")
     @routes.post("/skip")
     async def interrupt(http: HttpRequest) -> dict[str, Any]:
-        for task in [one for one in state.tasks if one.job.owner == _client(http)]:
-            service.cancel(task.job)
+        own = [one for one in state.tasks if one.job.owner == _client(http)]
+        await asyncio.gather(*(asyncio.to_thread(_interrupt, service, task) for task in own))
         return {}
 
     @routes.get("/options")
@@ -176,7 +184,7 @@ def router(service: Service) -> APIRouter:
         fields = await json_fields(http)
         if not isinstance(text := fields.get("image"), str):
             raise ApiError(422, "image is missing. Pass the bytes of a PNG, in base64.")
-        return await asyncio.to_thread(_info_in, content(text, "image"))
+        return await asyncio.to_thread(_info_in, text)
 
     for name in EMPTY:
         routes.add_api_route(f"/{name}", _nothing, methods=["GET"])
@@ -187,7 +195,7 @@ async def _nothing() -> list[Any]:
     return []
 
 
-async def _generated(service: Service, state: _Open, http: HttpRequest, kind: type[Txt2Img]) -> dict[str, Any]:
+async def _generated(service: Service, state: _Open, http: HttpRequest, kind: type[Txt2Img]) -> Response:
     """The answer of `txt2img` or `img2img`."""
     fields = await json_fields(http)
     try:
@@ -198,6 +206,8 @@ async def _generated(service: Service, state: _Open, http: HttpRequest, kind: ty
         raise ApiError(404, "Init image not found. Pass one in init_images, in base64.")
     model = service.models[_current(state, http)]
     task: _Task | None = None
+    given: dict[str, Decoded] = {}
+    source: bytes | None = None
 
     def stepped(step: Step) -> None:
         if task is not None:
@@ -210,7 +220,10 @@ async def _generated(service: Service, state: _Open, http: HttpRequest, kind: ty
         edits, strengths = pipeline.bundle.manifest.model.edits, pipeline.takes_strengths
         asked = translated(body, edits=edits, strengths=strengths)
         service.check_first(asked.request, model.name)
-        given = await asyncio.to_thread(pictures, body, asked.request) if isinstance(body, Img2Img) else {}
+        if isinstance(body, Img2Img):
+            given = await asyncio.to_thread(pictures, body, asked.request)
+            if service.added.signer is not None:
+                source = await asyncio.to_thread(content, (body.init_images or [""])[0], "init_images")
         job = await service.submit(
             asked.request,
             model=model.name,
@@ -219,19 +232,38 @@ async def _generated(service: Service, state: _Open, http: HttpRequest, kind: ty
             owner=_client(http),
             on_step=stepped,
             store=not body.do_not_save_samples,
+            source=source,
         )
     except RequestError as exc:
         raise ApiError(422, str(exc), code="invalid_request") from exc
-    task = _Task(job, body.force_task_id)
+    task = _Task(job, body.force_task_id, given.get("image"), "mask" in given)
     state.tasks.append(task)
     try:
         result = await service.result(job, http, black=True)
+    except CancelledError:
+        if task.answered is None:
+            raise
+        result = task.answered
     finally:
         state.tasks.remove(task)
-    images = await files(service, result, "png") if body.send_images is not False else []
+    images = await files(service, job, result, "png") if body.send_images is not False else []
     about = _info(model, asked, result)
     shown = {name: value for name, value in fields.items() if name not in ("init_images", "mask")}
-    return {"images": [_text(one) for one in images], "parameters": shown, "info": json.dumps(about)}
+    return await json_answer(
+        lambda: {"images": [base64_of(one) for one in images], "parameters": shown, "info": json.dumps(about)}
+    )
+
+
+def _interrupt(service: Service, task: _Task) -> None:
+    """Cancel a job, after the images of its last step were decoded where they are answered: only then it is paid."""
+    step, job = task.latest, task.job
+    if step is not None and service.added.check is None and service.residents is None and not task.masked:
+        try:
+            task.answered = unfinished(service.models[job.model].pipeline, job, step, task.image)
+            job.shown = True
+        except Exception as exc:  # of any part of the model; the client is answered 409
+            log.warning("the unfinished images of job %s were not decoded: %a", job.id[:6], str(exc))
+    service.cancel(job)
 
 
 def _info(model: ServedModel, asked: WebUiAsked, result: Result) -> dict[str, Any]:
@@ -284,7 +316,7 @@ def _progress(service: Service, task: _Task | None, without_image: bool) -> dict
     share = done / total
     image = None
     if step is not None and not without_image and service.shows_previews(job.model):
-        image = _text(plain_file(service.models[job.model].pipeline.preview(step)[0], "png"))
+        image = base64_of(plain_file(service.models[job.model].pipeline.preview(step)[0], "png"))
     place = service.position(job)
     return {
         "progress": max(share, 0.001),  # 0 means that nothing is generated
@@ -354,15 +386,14 @@ def _schedules() -> dict[str, str]:
     }
 
 
-def _info_in(picture: bytes) -> dict[str, Any]:
-    """The text in a picture, as `png-info` answers it; empty for one without. Raises `RequestError` for other files."""
+def _info_in(text: str) -> dict[str, Any]:
+    """The text in a picture in base64, as `png-info` answers it; empty for one without. Raises `RequestError` for other
+    files.
+    """
+    picture = content(text, "image")
     load_picture(picture)
     try:
         shown = read(picture)
     except RequestError:
         return {"info": "", "items": {}, "parameters": {}}
     return {"info": shown.text, "items": {"parameters": shown.text}, "parameters": pairs_of(shown.text)}
-
-
-def _text(content: bytes) -> str:
-    return base64.b64encode(content).decode()

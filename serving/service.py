@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any
 
 from fastapi import Request as HttpRequest
@@ -21,11 +22,12 @@ from .history import History
 from .kept import KeptJobs
 from .limits import Limits
 from .metrics import Metrics
-from .opened import OpenModel, first_request
+from .opened import OpenModel, first_request, steps_run
 from .prompts import PromptModel
-from .queue import WARM_UP, ImageJob, Queue
+from .queue import WARM_UP, ImageJob, Queue, close_all
 from .replicas import Replicas
 from .residents import Presence, Residents
+from .scaling import Scaling
 from .signing import ContentSigner
 from .spans import record_job, trace_context
 
@@ -72,7 +74,11 @@ class Service:
     residents: Residents | None = None
     """What loads models when they are asked for; None where all are loaded."""
     draining: bool = False
+    scaling: Sequence[Scaling] = ()
+    """What starts and ends processes of models that have as many as are needed."""
     _warm: list[ImageJob] = field(default_factory=list[ImageJob], init=False)
+    _checks: Lock = field(default_factory=Lock, init=False)
+    """Held while an image is checked."""
 
     def start(self) -> None:
         """Start the queues, each with a first image: until they are done, the server isn't ready. Of models that are
@@ -85,6 +91,8 @@ class Service:
             if index and self.residents is not None:
                 continue
             self._warm.append(model.queue.submit(ImageJob(*first_request(model.pipeline), model.name, WARM_UP)))
+        for one in self.scaling:
+            one.start()
 
     @property
     def ready(self) -> bool:
@@ -103,16 +111,17 @@ class Service:
     def close(self, seconds: float | None = None) -> bool:
         """Accept no more jobs, and wait up to `seconds` for those that were accepted; returns whether all finished."""
         self.draining = True
-        for model in self.models.values():
-            model.queue.refuse()
-        until = None if seconds is None else time.monotonic() + seconds
-        left = [
-            model.queue.close(None if until is None else max(0.0, until - time.monotonic()))
-            for model in self.models.values()
-        ]
+        for one in self.scaling:
+            one.close()
+        finished = close_all([model.queue for model in self.models.values()], seconds)
         if self.residents is not None:
             self.residents.close()
-        return all(left)
+        return finished
+
+    @property
+    def hung(self) -> bool:
+        """Whether `close` has given up a batch; see `Queue.hung`."""
+        return any(model.queue.hung for model in self.models.values())
 
     def state(self, name: str) -> Presence:
         """Whether the engines of a model are in memory."""
@@ -152,12 +161,13 @@ class Service:
         owner: str,
         on_step: Callable[[Step], bool | None] | None = None,
         store: bool = True,
+        source: bytes | None = None,
     ) -> ImageJob:
         """Check a request against the limits and the model, and queue it.
 
         `inputs` is what is passed in beside it: keyword arguments of `Pipeline.__call__`, where images may be the bytes
         of files. With `keep`, the result can be found by the job's id for a time. `owner` is who may list it, and pays.
-        Without `store`, the images don't enter the history.
+        Without `store`, the images don't enter the history. `source` is the file of an image that is passed in decoded.
 
         Raises `ApiError` and `RequestError` before anything is queued.
         """
@@ -173,12 +183,17 @@ class Service:
             owner,
             deadline=time.monotonic() + self.limits.job_seconds,
             on_step=on_step,
+            completed=asked,
         )
         if store and self.added.history is not None:
             job.stored = Future()
+        if self.added.signer is not None:
+            job.source = beside["image"] if isinstance(beside.get("image"), bytes) else source
         if self.added.check is not None:
-            job.finish = checking(self.added.check, job, self.metrics)
-        ended = self._at_the_end(job)
+            job.finish = checking(self.added.check, self._checks, job, self.metrics)
+        prices = self.added.credits
+        cost = 0 if prices is None else prices.cost(asked, steps_run(chosen.pipeline, asked))
+        ended = self._at_the_end(job, cost)
         job.listeners.append(ended)
         try:
             chosen.queue.submit(job)
@@ -190,10 +205,13 @@ class Service:
             self.kept.add(job)
         return job
 
-    def _at_the_end(self, job: ImageJob) -> Callable[[], None]:
-        """A listener that does once, when a job has ended, what follows from that. Raises `ApiError` 402."""
+    def _at_the_end(self, job: ImageJob, cost: int) -> Callable[[], None]:
+        """A listener that does once, when a job has ended, what follows from that. `cost` is set aside: raises
+        `ApiError` 402.
+        """
         account, prices, within = account_of(job.owner), self.added.credits, trace_context()
-        cost = 0 if prices is None else prices.reserve(account, job.request)
+        if prices is not None:
+            prices.reserve(account, cost)
 
         def heard() -> None:
             if not job.done:
@@ -297,7 +315,12 @@ def serve(
         if model.pipeline.bundle.manifest.model.frames is not None:
             raise RequestError(f"{name} generates videos, and the server answers with images. Leave it out.")
     kept = KeptJobs(limits.keep_seconds, limits.keep_bytes)
-    return Service(limits, metrics, models, kept, added or Additions(), residents)
+    scaling = [
+        Scaling(one.pipeline, one.queue)
+        for one in models.values()
+        if isinstance(one.pipeline, Replicas) and one.pipeline.least < one.pipeline.count
+    ]
+    return Service(limits, metrics, models, kept, added or Additions(), residents, scaling=scaling)
 
 
 def _open(pipeline: OpenModel) -> bool:

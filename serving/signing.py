@@ -6,6 +6,7 @@ Needs the extra `c2pa`. Nothing is fetched: neither manifests elsewhere nor the 
 from __future__ import annotations
 
 import json
+import logging
 from io import BytesIO
 from pathlib import Path
 from threading import Lock
@@ -18,8 +19,9 @@ from ..core.errors import RequestError, RuntimeMissing
 from ..core.install import install
 from ..core.reading import read_small
 from ..core.record import in_a_line
+from ..core.request import Request
 from ..core.version import __version__
-from ..pipelines.save import SOURCE_TYPE
+from ..pipelines.save import source_type
 
 PEM_BYTES = 1 << 18
 TRIAL_SIDE = 64
@@ -29,8 +31,10 @@ SETTINGS = {
     "builder": {"thumbnail": {"enabled": False}},
     "verify": {"remote_manifest_fetch": False, "ocsp_fetch": False},
 }
-ACTION = {"action": "c2pa.created", "digitalSourceType": SOURCE_TYPE}
-"""Source: https://spec.c2pa.org, Actions."""
+PARENT = "parent"
+"""Label by which an action names an ingredient until both are signed."""
+
+log = logging.getLogger("latentc.serving")
 
 
 class ContentSigner:
@@ -60,13 +64,31 @@ class ContentSigner:
                 "with its chain, and its private key without a password."
             ) from exc
 
-    def sign(self, content: bytes, kind: str) -> bytes:
-        """The file of an image, png, jpeg or webp, with a signed manifest; its other metadata is kept."""
-        signed, manifest = BytesIO(), {
+    def sign(self, content: bytes, kind: str, request: Request, source: bytes | None = None) -> bytes:
+        """The file of an image, png, jpeg or webp, with a signed manifest; its other metadata is kept.
+
+        `request` is what it was made by, completed. If that changes another image, the manifest has it as its parent,
+        with the credentials in `source`, its file, if C2PA can read that.
+        """
+        if source is not None and request.image_sha256 is not None:
+            try:
+                return self._signed(content, kind, request, source)
+            except (self._library.C2paError, OSError, ValueError) as exc:
+                log.warning("the credentials of an image that was changed are left out: %a", in_a_line(exc))
+        return self._signed(content, kind, request, None)
+
+    def _signed(self, content: bytes, kind: str, request: Request, source: bytes | None) -> bytes:
+        signed, changed = BytesIO(), request.image_sha256 is not None
+        parent = {"title": "image", "relationship": "parentOf", "label": PARENT}
+        manifest = {
             "claim_generator_info": [{"name": "latentc", "version": __version__}],
-            "assertions": [{"label": "c2pa.actions.v2", "data": {"actions": [ACTION]}}],
-        }  # fmt: skip
+            "assertions": [{"label": "c2pa.actions.v2", "data": {"actions": _actions(request)}}],
+            "ingredients": [parent] if changed and source is None else [],
+        }
         with self._turn, self._library.Builder(manifest, self._context) as builder:
+            if changed and source is not None:
+                with Image.open(BytesIO(source)) as opened:
+                    builder.add_ingredient(parent, opened.get_format_mimetype(), BytesIO(source))
             builder.sign(TYPES[kind], BytesIO(content), signed)
         return signed.getvalue()
 
@@ -74,12 +96,23 @@ class ContentSigner:
         """Raise `ValueError` if what is signed isn't valid."""
         plain = BytesIO()
         Image.fromarray(np.zeros((TRIAL_SIDE, TRIAL_SIDE, 3), np.uint8)).save(plain, "PNG")
-        signed = BytesIO(self.sign(plain.getvalue(), "png"))
+        signed = BytesIO(self.sign(plain.getvalue(), "png", Request()))
         with self._library.Reader(TYPES["png"], signed) as reader:
             found = json.loads(reader.json())
         if found.get("validation_state") not in ("Valid", "Trusted"):
             codes = ", ".join(one.get("code", "") for one in found.get("validation_status", ()))
             raise ValueError(f"the signature is not valid: {codes}")
+
+
+def _actions(request: Request) -> list[dict[str, Any]]:
+    """What was done, in C2PA's terms: an image was created, or another one was opened and edited.
+
+    Source: https://spec.c2pa.org, Actions: the first action is one of these two.
+    """
+    made = {"digitalSourceType": source_type(request)}
+    if request.image_sha256 is None:
+        return [{"action": "c2pa.created", **made}]
+    return [{"action": "c2pa.opened", "parameters": {"ingredientIds": [PARENT]}}, {"action": "c2pa.edited", **made}]
 
 
 def _algorithm(key: bytes) -> str:

@@ -8,7 +8,6 @@ Source: the API's reference and the typings of its clients (`stability-ai` 0.7.0
 from __future__ import annotations
 
 import asyncio
-import base64
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -16,7 +15,6 @@ from typing import Any, cast
 
 from fastapi import APIRouter, Response
 from fastapi import Request as HttpRequest
-from fastapi.responses import JSONResponse
 
 from ..core.errors import RequestError
 from ..core.record import suggest
@@ -27,7 +25,7 @@ from ..pipelines.picture import load_clear, load_mask
 from .bodies import form_fields, json_fields
 from .credits import account_of
 from .errors import ApiError, route_class
-from .pictures import files
+from .pictures import base64_of, files, json_answer
 from .queue import ImageJob
 from .service import Service
 from .signing import TYPES
@@ -45,7 +43,7 @@ RATIOS = ("16:9", "1:1", "21:9", "2:3", "3:2", "4:5", "5:4", "9:16", "9:21")
 MAX_GROWTH = 100
 """Largest `grow_mask` in pixels, as in Stability's reference."""
 
-_SPECIAL = re.compile(r"([\\()\[\]])")
+_SPECIAL = str.maketrans({mark: f"\\{mark}" for mark in "\\()[]"})
 _PROMPT = re.compile(r"text_prompts\[([0-9]{1,3})\]\[(text|weight)\]")
 
 
@@ -233,7 +231,7 @@ def _prompts(given: object) -> dict[str, Any]:
         weight = _number(cast("dict[str, Any]", one).get("weight", 1), "text_prompts")
         if not weight:
             continue
-        plain = _SPECIAL.sub(r"\\\1", text)
+        plain = text.translate(_SPECIAL)
         sides[weight > 0].append(plain if abs(weight) == 1 else f"({plain}:{abs(weight):g})")
     if not sides[True]:
         raise ApiError(400, "text_prompts has no text of positive weight. Pass one.", param="text_prompts")
@@ -314,26 +312,25 @@ async def _v1(service: Service, engine: str, http: HttpRequest, asked: Stability
     if accepted == "image/png" and asked.request.count > 1:
         raise ApiError(400, f"{asked.request.count} samples can't be sent as one PNG. Accept application/json.")
     job, result = await _generated(service, engine, http, asked)
-    images = await files(service, result, "png")
+    images = await files(service, job, result, "png")
     seed = result.request.seed or 0
     if accepted == "image/png":
         headers = {"finish-reason": _reason(job, 0), "seed": str(seed)}
         return Response(images[0], media_type="image/png", headers=headers)
-    artifacts = [
-        {"base64": base64.b64encode(one).decode(), "seed": seed + index, "finishReason": _reason(job, index)}
-        for index, one in enumerate(images)
-    ]
-    return JSONResponse({"artifacts": artifacts})
+    about = [{"seed": seed + index, "finishReason": _reason(job, index)} for index in range(len(images))]
+    return await json_answer(
+        lambda: {"artifacts": [{"base64": base64_of(one), **more} for one, more in zip(images, about, strict=True)]}
+    )
 
 
 async def _v2(service: Service, model: str, http: HttpRequest, asked: StabilityAsked) -> Response:
     accepted = _accepted(http, ("image/*", "application/json"))
     job, result = await _generated(service, model, http, asked)
-    (image,) = await files(service, result, asked.kind)
+    (image,) = await files(service, job, result, asked.kind)
     seed = result.request.seed or 0
     if accepted == "application/json":
-        text = base64.b64encode(image).decode()
-        return JSONResponse({"image": text, "finish_reason": _reason(job, 0), "seed": seed})
+        about = {"finish_reason": _reason(job, 0), "seed": seed}
+        return await json_answer(lambda: {"image": base64_of(image), **about})
     headers = {"finish-reason": _reason(job, 0), "seed": str(seed)}
     return Response(image, media_type=TYPES[asked.kind], headers=headers)
 

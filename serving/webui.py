@@ -33,7 +33,7 @@ VERSION = "v1.10.1"
 """Of the web UI whose API this is."""
 
 BLUR = 4
-"""Default of `mask_blur`, which has no effect here."""
+"""Default of `mask_blur`."""
 
 _LORA = re.compile(r"<(?:lora|lyco):([^<>:\n]{1,200})(?::([^<>\n]{0,40}))?>", re.IGNORECASE)
 _HYPERNETWORK = re.compile(r"<hypernet(?:work)?:", re.IGNORECASE)
@@ -156,8 +156,6 @@ def translated(body: Txt2Img, *, edits: bool = False, strengths: bool = False) -
     notices = [f"The fields {listed(unknown)} are not known, and were ignored."] if unknown else []
     if isinstance(body, Img2Img):
         values |= _from_image(body, edits=edits)
-        if body.mask and body.mask_blur not in (None, 0, BLUR):
-            notices.append("mask_blur has no effect: the border of a mask is blended over a width of its own.")
     elif body.enable_hr:
         values |= _second_pass(body)
     chosen = settings.get("sd_model_checkpoint")
@@ -270,6 +268,7 @@ def _from_image(body: Img2Img, *, edits: bool) -> dict[str, Any]:
         )
     if strength < 1:
         found["fill"] = _FILLS[0 if body.inpainting_fill is None else body.inpainting_fill]
+    found["mask_blur"] = BLUR if body.mask_blur is None else body.mask_blur
     if body.inpaint_full_res:
         found["crop"] = body.inpaint_full_res_padding or 0
     return found

@@ -17,7 +17,7 @@ from functools import partial
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from threading import Lock, Thread
-from typing import Any
+from typing import Any, Protocol
 
 from ..core.bundle import Bundle
 from ..core.errors import CancelledError
@@ -31,6 +31,18 @@ DRAW = "draw_many"
 """The method whose calls are run in turn, in the main thread. Others run beside it."""
 WITHIN = "within"
 """Key under which `check` asks."""
+
+
+class MessagePipe(Protocol):
+    """One end of what messages go through; a `Connection` is one."""
+
+    def send(self, message: tuple[Any, ...], /) -> None:
+        """Send a message; raises `OSError` if the other process has ended."""
+        ...
+
+    def recv(self) -> tuple[Any, ...]:
+        """Wait for the next message; raises `EOFError` or `OSError` if the other process has ended."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -71,12 +83,19 @@ class About:
 
 
 def work(connection: Connection, opening: Opening) -> None:
-    """Open a pipeline, generate a first image, and answer calls until `("end",)`. The process ends at once with the
-    one that started it, which also decides what signals do.
+    """`answer` in a process of its own, which ends at once with the one that started it; that also decides what signals
+    do.
     """
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, signal.SIG_IGN)
-    calls = _Calls(connection)
+    answer(connection, opening)
+
+
+def answer(messages: MessagePipe, opening: Opening) -> None:
+    """Open a pipeline, generate a first image, and answer calls until `("end",)`. If no more messages come, the process
+    ends at once.
+    """
+    calls = _Calls(messages)
     Thread(target=calls.hear, daemon=True).start()
     try:
         with opening.open(lambda what, share=None: calls.send(("progress", what, share))) as pipeline:
@@ -101,20 +120,20 @@ def portable(exc: Exception) -> Exception:
 class _Calls:
     """The calls of a process."""
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection, self._sending = connection, Lock()
+    def __init__(self, messages: MessagePipe) -> None:
+        self._messages, self._sending = messages, Lock()
         self._draws: SimpleQueue[tuple[int, tuple[Any, ...]] | None] = SimpleQueue()
         self._answers: dict[tuple[int, object], SimpleQueue[bool]] = {}
         self._pipeline: Pipeline
 
     def send(self, message: tuple[Any, ...]) -> None:
         with self._sending:
-            self._connection.send(message)
+            self._messages.send(message)
 
     def hear(self) -> None:
         """Receive messages."""
         try:
-            while (message := self._connection.recv())[0] != "end":
+            while (message := self._messages.recv())[0] != "end":
                 match message:
                     case ("answer", int(number), key, bool(value)):
                         if (answers := self._answers.get((number, key))) is not None:  # else the call has ended

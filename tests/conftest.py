@@ -3,6 +3,7 @@
 import gc
 import hashlib
 import json
+import logging
 import os
 import shutil
 import signal
@@ -94,8 +95,12 @@ def settle() -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def settled():
-    """Before each file."""
+    """Before each file; and after it, the root logger's level is as it was, which some libraries change."""
     settle()
+    level = logging.root.level
+    yield
+    logging.disable(logging.NOTSET)
+    logging.root.setLevel(level)
 
 
 def contents(folder: Path) -> dict[str, list]:
@@ -272,6 +277,31 @@ def adopted(shared, optimum):
     return lambda family: open_bundle(shared(f"{family}-adopted", lambda folder: adopt(optimum(family), folder)))
 
 
+@pytest.fixture(scope="session")
+def without_modules(tmp_path_factory):
+    """`without_modules(*names)`: the environment of processes in which importing these top-level modules fails."""
+
+    def make(*names):
+        folder = tmp_path_factory.mktemp("blocked")
+        (folder / "sitecustomize.py").write_text(
+            "import sys\nfrom importlib.machinery import PathFinder\n"
+            f"NAMES = {sorted(names)}\n"
+            "class Hiding(PathFinder):\n"
+            "    @classmethod\n"
+            "    def find_spec(cls, name, path=None, target=None):\n"
+            "        return None if name.partition('.')[0] in NAMES else PathFinder.find_spec(name, path, target)\n"
+            "sys.meta_path = [Hiding if one is PathFinder else one for one in sys.meta_path]\n"
+        )
+        path = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
+        environment = {**os.environ, "PYTHONPATH": path}
+        command = [sys.executable, "-c", f"import {names[0]}"]
+        blocked = subprocess.run(command, env=environment, capture_output=True, check=False)
+        assert b"No module named" in blocked.stderr
+        return environment
+
+    return make
+
+
 @pytest.fixture
 def own_bundle(exported, tmp_path, monkeypatch):
     """`own_bundle(family)`: a copy without engines, to change at will, on a machine that proved nothing but exports."""
@@ -412,8 +442,10 @@ def no_hang():
 
 
 @pytest.fixture
-def place():
-    """`place(path, kind)`: put one of `PLACES` or `JSON` where a file should be, until the test ends."""
+def place(tmp_path):
+    """`place(path, kind)`: put one of `PLACES` or `JSON` where a file should be, until the test ends (before `tmp_path`
+    is removed).
+    """
     moved = []
 
     def put(path, kind):

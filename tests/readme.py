@@ -2,7 +2,8 @@
 
 A table stands between `<!-- table: WHAT FILE -->` and `<!-- end -->`. WHAT is the name of a table of
 `benchmarks/columns.py` and FILE a file of `benchmarks/results`; or WHAT is `memory` and FILE is made by
-`tests/memory.py`, or `emulated` and made by `tests/arm.py`; or it is `targets` or `profiles`.
+`tests/memory.py`; or it is `emulated` and FILE is made by `tests/arm.py`; or it is `install` and FILE is made by
+`tests/sizes.py`; or it is `targets` or `profiles`.
 """
 
 import gzip
@@ -41,6 +42,8 @@ def block(what: str, file: str = "") -> str:
         return memory(file)
     if what == "emulated":
         return emulated(file)
+    if what == "install":
+        return installs(file)
     if what in PROFILES:
         return PROFILES[what]()
     rows = read_records(RESULTS / file)
@@ -96,6 +99,16 @@ def emulated(file: str) -> str:
     return "\n".join(lines)
 
 
+def installs(file: str) -> str:
+    """A table of what extras install, from what `tests/sizes.py` measured."""
+    measured = json.loads((RESULTS / file).read_text(encoding="utf-8"))
+    lines = ["| extras | size | largest packages |", "|---|--:|---|"]
+    for row in measured["rows"]:
+        largest = ", ".join(f"{name} {sized(size)}" for name, size in row["largest"].items())
+        lines.append(f"| `[{row['extras']}]` | {sized(row['bytes'])} | {largest} |")
+    return "\n".join([*lines, "", f"Python {measured['python']} on {measured['platform']}."])
+
+
 def where(section: Section) -> str:
     first = section.first
     memory = ", one process at a time" if first.apart else ""
@@ -146,4 +159,4 @@ def ticked(names: Iterable[str]) -> str:
 
 if __name__ == "__main__":
     for page in files():
-        page.write_text(written(page.read_text(encoding="utf-8")), encoding="utf-8")
+        page.write_text(written(page.read_text(encoding="utf-8")), encoding="utf-8", newline="\n")

@@ -14,7 +14,7 @@ from latentc.compiler.proof import prove_host
 from latentc.core.bundle import open_bundle
 from latentc.core.errors import BundleError, CheckpointError, ParityError, RequestError
 from latentc.core.files import read_sealed, write_sealed
-from latentc.core.manifest import Model
+from latentc.core.model import Model
 from latentc.core.request import Request
 from latentc.core.shapes import Setting, sizes
 from latentc.core.tensors import psnr_db

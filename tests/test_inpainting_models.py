@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from latentc.core.errors import BundleError, ParityError, RequestError
-from latentc.core.manifest import Model
+from latentc.core.model import Model
 from latentc.core.references import DRAWINGS, DRAWN
 from latentc.core.request import Request
 from latentc.core.tensors import psnr_db

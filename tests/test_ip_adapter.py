@@ -18,7 +18,7 @@ from latentc.compiler.proof import prove_host
 from latentc.core.bundle import open_bundle
 from latentc.core.errors import ParityError, RequestError
 from latentc.core.images import pixels_sha256
-from latentc.core.manifest import ImageReader
+from latentc.core.model import ImageReader
 from latentc.core.request import Request
 from latentc.core.tensors import psnr_db
 from latentc.export.export import export

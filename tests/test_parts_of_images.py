@@ -4,12 +4,13 @@ import json
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from latentc.core.errors import RequestError
 from latentc.core.request import Request
 from latentc.core.tensors import psnr_db
-from latentc.pipelines.png import read
+from latentc.pipelines.a1111 import parse
+from latentc.pipelines.png import drawings, read, texts
 from latentc.sampling.image import resized
 
 from .images import diffusers_images, mask, noises, photo
@@ -89,6 +90,7 @@ def test_what_the_area_is_filled_with_is_seen(opened):
 REFUSED = {
     "crop needs an image": ({"crop": 8}, {}),
     "fill needs a mask": ({"fill": "edge"}, {"image": photo()}),
+    "mask_blur softens the edge of a mask": ({"mask_blur": 4, "outpaint": (0, 8, 0, 0)}, {"image": photo()}),
     "outpaint extends the image by 0 pixels": ({"outpaint": (0, 0, 0, 0)}, {"image": photo()}),
     "hires enlarges what is generated from a prompt alone": ({"hires": 2.0}, {"image": photo()}),
     "hires_steps 3, but no hires": ({"hires_steps": 3}, {}),
@@ -156,3 +158,29 @@ def test_the_command_stores_all_of_it(opened, command, tmp_path):
     code, _, err = command("run", folder, "a", "--image", tmp_path / "photo.png", "--outpaint", "1,2", *options, out)
     assert code == 1
     assert "use LEFT,TOP,RIGHT,BOTTOM in pixels" in err
+
+
+def test_a_blurred_mask_mixes_both_images_by_its_shares(opened):
+    """As the web UI: by a Gaussian blur of the mask, here Pillow's own."""
+    pipeline, image, area = opened("sd1"), photo(144, 80), np.zeros((80, 144), np.uint8)
+    area[24:56, 40:104] = 255
+    soft = np.asarray(Image.fromarray(area).filter(ImageFilter.GaussianBlur(5)))
+    hard = np.where(soft >= 128, 255, 0).astype(np.uint8)
+    found, plain = (
+        pipeline(asked(strength=0.7, mask_blur=blur), image=image, mask=one).images[0].astype(np.float64)
+        for blur, one in ((5, area), (0, hard))
+    )
+    kept = soft == 0
+    assert (found[kept] == image[kept]).all()
+    assert (plain[hard == 0] == image[hard == 0]).all(), "0 is a hard edge"
+    shares = (soft / 255)[..., None]
+    expected = (image + shares * (plain - image)).round()
+    assert np.abs(found - expected)[hard > 0].max() <= 1
+    edge = (soft > 20) & (hard == 0)
+    assert (found[edge] != image[edge]).any(), "outside of the area too"
+    cropped = pipeline(asked(strength=0.7, mask_blur=5, crop=8, width=64, height=64), image=image, mask=area)
+    assert (cropped.images[0][kept] == image[kept]).all()
+    assert (cropped.images[0][edge] != image[edge]).any()
+    text = texts(next(drawings(cropped)))["parameters"]
+    assert "Mask blur: 5" in text
+    assert parse(text).request.mask_blur == 5

@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,12 @@ from latentc.profiles import load_profile
 from latentc.profiles.profile import FOLDER
 from latentc.runtimes import diagnose
 
+from .sizes import LEFT_OUT
+from .test_house import FLOORS
+
 ROOT = Path(__file__).parent.parent
+OUTSIDE = ("benchmarks/results/", "benchmarks/records.schema.json", "benchmarks/served.schema.json", "scenes/train/")
+"""Files of the packages that only a checkout has."""
 
 
 def test_dir_shows_only_what_is_public():
@@ -34,18 +40,29 @@ def test_dir_shows_only_what_is_public():
 
 
 @pytest.mark.slow
-def test_a_wheel_has_types_and_no_training(tmp_path):
-    """What setuptools would put into a wheel."""
+def test_a_wheel_has_every_file_of_the_packages_and_nothing_else(tmp_path):
+    """As pip builds it, without the network. No tests, no training, no result files, no instructions for a checkout."""
     pytest.importorskip("setuptools")
-    source = tmp_path / "source"
-    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".venv", ".git", "*.bundle", "build", "demo"))
-    code = "import setuptools; setuptools.setup(script_args=['-q', 'build_py', '--build-lib', 'out'])"
+    source = shutil.copytree(ROOT, tmp_path / "source", ignore=shutil.ignore_patterns(*LEFT_OUT))
+    code = f"from setuptools import build_meta; build_meta.build_wheel({str(tmp_path)!r})"
     subprocess.run([sys.executable, "-c", code], cwd=source, check=True, capture_output=True)
-    made = source / "out" / "latentc"
-    assert (made / "py.typed").is_file()
-    assert (made / "scenes" / "judge.onnx.xz").is_file()
-    assert (made / "serving" / "web" / "index.html").is_file()
-    assert not (made / "scenes" / "train").exists()
+    (wheel,) = tmp_path.glob("latentc-*.whl")
+    with zipfile.ZipFile(wheel) as file:
+        entries = {name for name in file.namelist() if ".dist-info/" not in name}
+        metadata = next(file.read(name).decode() for name in file.namelist() if name.endswith("/METADATA"))
+    rooms = [path for path in source.iterdir() if path.is_dir() and path.name in FLOORS]
+    every = [*source.glob("*.py"), source / "py.typed", *(one for room in rooms for one in room.rglob("*"))]
+    paths = {path.relative_to(source).as_posix() for path in every if path.is_file()}
+    expected = {path for path in paths if not path.startswith(OUTSIDE)}
+    assert {
+        "serving/web/index.html",
+        "profiles/cpu-onnxruntime.toml",
+        "scenes/judge.onnx.xz",
+        "package/web/index.html",
+    } < expected
+    assert len({name.casefold() for name in entries}) == len(entries)
+    assert entries == {f"latentc/{path}" for path in expected}
+    assert "Provides-Extra: onnxruntime\n" in metadata
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,15 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from ...core.install import make
 from ..line import Prepared
 
 STAMP = "latentc-baseline.json"
-MAKE = "Create or complete its environment with: make peers."
+
+
+def create() -> str:
+    """A sentence on how to make its environment."""
+    return f"Create or complete its environment with: {make('peers')}."
 
 
 def exported(folder: Path, libraries: Sequence[str], export: Callable[[Path], None]) -> Prepared:
@@ -34,7 +39,7 @@ def exported(folder: Path, libraries: Sequence[str], export: Callable[[Path], No
     start = perf_counter()
     export(fresh)
     seconds = perf_counter() - start
-    (fresh / STAMP).write_text(json.dumps({"versions": versions, "seconds": seconds}), encoding="utf-8")
+    (fresh / STAMP).write_text(json.dumps({"versions": versions, "seconds": seconds}), encoding="utf-8", newline="\n")
     shutil.rmtree(folder, ignore_errors=True)
     fresh.replace(folder)
     return Prepared(seconds, bytes=_bytes(folder))

@@ -39,7 +39,7 @@ def main(bundle: Path, checkpoint: Path, folder: Path) -> None:
     for name, key in (("scheduler/scheduler_config.json", "_class_name"), ("model_index.json", "scheduler")):
         value: dict[str, Any] = json.loads((checkpoint / name).read_text(encoding="utf-8"))
         value[key] = "DDIMScheduler" if key == "_class_name" else ["diffusers", "DDIMScheduler"]
-        (folder / name).write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+        (folder / name).write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8", newline="\n")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from time import perf_counter
 from typing import Any
 
 from ..line import Brief, Imported, Loaded, Prepared, Timed, Wish, command, serve_subject
-from .exported import MAKE, exported
+from .exported import create, exported
 
 LIBRARIES = ("openvino-genai", "openvino", "openvino-tokenizers", "optimum-intel", "numpy")
 OPTIMUM = "benchmarks.subjects.optimum_cli"
@@ -116,4 +116,4 @@ def _given_noise(library: Any, path: str) -> Any:
 
 
 if __name__ == "__main__":
-    serve_subject(OpenVINOGenAI(), install=MAKE)
+    serve_subject(OpenVINOGenAI(), install=create())

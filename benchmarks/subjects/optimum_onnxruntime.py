@@ -11,7 +11,7 @@ from typing import Any
 from ..line import Brief, Imported, Loaded, Prepared, Timed, Wish, serve_subject
 from .clock import Clock
 from .draw import draw_pipeline
-from .exported import MAKE, exported
+from .exported import create, exported
 
 LIBRARIES = ("onnxruntime", "optimum-onnx", "optimum", "onnx", "torch", "diffusers", "transformers", "numpy")
 ENCODERS = ("text_encoder", "text_encoder_2")
@@ -64,4 +64,4 @@ class OptimumONNXRuntime:
 
 
 if __name__ == "__main__":
-    serve_subject(OptimumONNXRuntime(), install=MAKE)
+    serve_subject(OptimumONNXRuntime(), install=create())

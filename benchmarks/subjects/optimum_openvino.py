@@ -11,7 +11,7 @@ from typing import Any
 from ..line import Brief, Imported, Loaded, Prepared, Timed, Wish, serve_subject
 from .clock import Clock
 from .draw import draw_pipeline
-from .exported import MAKE, exported
+from .exported import create, exported
 
 LIBRARIES = ("openvino", "optimum-intel", "optimum", "nncf", "torch", "diffusers", "transformers", "numpy")
 ENCODERS = ("text_encoder", "text_encoder_2")
@@ -72,4 +72,4 @@ def _computes(part: Any) -> str:
 
 
 if __name__ == "__main__":
-    serve_subject(OptimumOpenVINO(), install=MAKE)
+    serve_subject(OptimumOpenVINO(), install=create())

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ...core.errors import CheckpointError
-from ...core.manifest import ControlNet, ImageReader, Model, Refiner, TextEncoder
+from ...core.model import ControlNet, ImageReader, Model, Refiner, TextEncoder
 from ...core.references import MASK
 from ...core.wires import Wire
 from ..families import REFINED, REFINER, REFINER_TOKENIZER, TINY_VAE, Config, replaced

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ...core.manifest import ControlNet
+from ...core.model import ControlNet
 from ...core.wires import CONTROL_IMAGE, Wire, control_scale_source, control_source
 from .part import ComponentClass, PartSpec, floats
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ...core.manifest import ControlNet
+from ...core.model import ControlNet
 from .controlnet import no_parts, summed
 from .part import ComponentClass
 

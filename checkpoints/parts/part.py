@@ -7,7 +7,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ...core.manifest import Role, TensorInfo
+from ...core.manifest import TensorInfo
+from ...core.model import Role
 from ...core.wires import Wire
 
 if TYPE_CHECKING:

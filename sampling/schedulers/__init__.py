@@ -50,6 +50,7 @@ __all__ = [
     "names",
     "samplers",
     "schedule",
+    "skipped_steps",
     "understood",
 ]
 
@@ -101,7 +102,7 @@ def schedule(
         ramp=name if name is not None and parted(name)[1] else None,
     )  # fmt: skip
     chosen = {
-        "shift": shift_at(checked, tokens),
+        **({key: shift_at(checked, tokens) for key in ("shift", "flow_shift")} if checked.use_dynamic_shifting else {}),
         "strength": strength if sampler.build is lcm else 1.0,
         "eta": eta or 0.0,
         "timesteps": None if timesteps is None else tuple(timesteps),
@@ -124,12 +125,11 @@ def names(config: Mapping[str, object], aligned: Sequence[float] | None = None) 
     return tuple(sorted(filter(fits, NAMES)))
 
 
-def first_call(config: Mapping[str, object], walk: Schedule, steps: int, strength: float) -> int:
-    """The call of a walk of `steps` steps at which image to image begins.
+def skipped_steps(config: Mapping[str, object], steps: int, strength: float) -> int:
+    """The number of steps that image to image leaves out, from noise on. `config` is the checkpoint's.
 
-    `config` is the checkpoint's. Counted as in diffusers: `steps * strength` is rounded down, in flow matching up.
-    PNDM's Runge-Kutta steps, of four calls each, are skipped as a whole: diffusers would begin inside of one.
-    Raises `RequestError` if no call is left.
+    Counted as in diffusers: `steps * strength` is rounded down, in flow matching up. Raises `RequestError` if no step
+    is left.
     """
     flow = samplers(config) is FLOW_SCHEDULERS
     skipped = int(steps - min(steps * strength, steps)) if flow else steps - min(int(steps * strength), steps)
@@ -138,6 +138,17 @@ def first_call(config: Mapping[str, object], walk: Schedule, steps: int, strengt
             f"A strength of {strength:g} of {steps} steps leaves no denoiser call. Use a strength of at least "
             f"{math.ceil(1e4 / steps) / 1e4:g}, or more steps."
         )
+    return skipped
+
+
+def first_call(config: Mapping[str, object], walk: Schedule, steps: int, strength: float) -> int:
+    """The call of a walk of `steps` steps at which image to image begins.
+
+    `config` is the checkpoint's, and the steps before are its `skipped_steps`.
+    PNDM's Runge-Kutta steps, of four calls each, are skipped as a whole: diffusers would begin inside of one.
+    Raises `RequestError` if no call is left.
+    """
+    skipped = skipped_steps(config, steps, strength)
     if isinstance(walk, TWO_CALLS):
         return 2 * skipped
     if isinstance(walk, Pndm) and not walk.settings.skip_prk_steps:
@@ -285,8 +296,9 @@ def _of_name(name: str, config: Mapping[str, object]) -> tuple[Sampler, dict[str
         )
     sampler = rows[base]
     ramps = {key: key == asked for key in RAMPS.values() if key in sampler.keys}
-    shift = {"flow_shift": config.get("shift", config.get("flow_shift", 1.0))}
-    return sampler, {**sampler.asks, **ramps, **levels, **(shift if "flow_shift" in sampler.keys else {})}
+    shift = config.get("shift", config.get("flow_shift", 1.0))
+    shifts = {key: shift for key in ("shift", "flow_shift") if key in sampler.keys}
+    return sampler, {**sampler.asks, **ramps, **levels, **shifts}
 
 
 def _hint(name: str) -> str:

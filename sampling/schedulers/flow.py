@@ -74,12 +74,10 @@ def shifted(levels: Table, shift: float) -> Table:
 
 
 def shift_at(settings: Settings, tokens: int) -> float:
-    """The shift for an image of this many tokens, where it depends on the size; else the config's.
+    """The shift for an image of this many tokens, by a config with `use_dynamic_shifting`.
 
     Raises `ProfileError` for a config that gives no shift, and `RequestError` for an image for which it gives none.
     """
-    if not settings.use_dynamic_shifting:
-        return settings.shift
     span = settings.max_image_seq_len - settings.base_image_seq_len
     if span == 0:
         raise ProfileError(

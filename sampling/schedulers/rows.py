@@ -173,7 +173,7 @@ SCHEDULERS: dict[str, Sampler] = {
 }  # fmt: skip
 """Samplers by short name, each of which may be followed by a ramp or spacing: `dpm++2m-karras`."""
 
-_FLOW_SOLVER = frozenset({
+_FLOW_SOLVER = SHIFTS - {"shift"} | frozenset({
     "num_train_timesteps", "prediction_type", "use_flow_sigmas", "flow_shift", "solver_order", "algorithm_type",
     "solver_type", "lower_order_final", "euler_at_final", "final_sigmas_type",
 })  # fmt: skip
@@ -183,7 +183,8 @@ FLOW_SCHEDULERS: dict[str, Sampler] = {
     "euler": Sampler(
         "FlowMatchEulerDiscreteScheduler",
         flow_euler,
-        SHIFTS | {"num_train_timesteps", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"},
+        SHIFTS
+        | {"num_train_timesteps", "use_flow_sigmas", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"},
         {"prediction_type": FLOW},
         predictions=(FLOW,),
         chooses=frozenset({"sigmas"}),

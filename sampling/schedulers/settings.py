@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_args
 from pydantic import Field, ValidationError
 
 from ...core.errors import ProfileError
-from ...core.manifest import Finite
+from ...core.model import Finite
 from ...core.record import Record, complaints, shown, suggest
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ ZERO_SNR = frozenset({"rescale_betas_zero_snr"})
 REFUSED = {
     "thresholding": "dynamic thresholding is for pixels in [-1, 1], and latents have no such bounds",
     "use_flow_sigmas": "it is for flow-matching models, whose prediction_type is 'flow_prediction'",
-    "use_dynamic_shifting": "only FlowMatchEulerDiscreteScheduler ('euler' of flow-matching models) supports it",
+    "use_dynamic_shifting": "it is for models that were trained by flow matching",
     "shift_terminal": "no image model that latentc knows ends at a given noise level",
     "invert_sigmas": "no image model that latentc knows counts noise levels up",
     "stochastic_sampling": "flow-matching models are sampled deterministically",

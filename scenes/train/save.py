@@ -11,6 +11,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import nn
@@ -64,7 +65,7 @@ def save(state: Path, folder: Path) -> None:
 
 
 def save_judge(state: Path, path: Path) -> None:
-    """Write the judge as ONNX with weights in f16 that are widened as they are read, and logits in f32."""
+    """Write the judge as ONNX: convolutions with int8 weights and a scale for each channel, other matrices in f16."""
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
@@ -87,15 +88,22 @@ def save_judge(state: Path, path: Path) -> None:
     graph = proto.graph
     for tensor in list(graph.initializer):
         if tensor.data_type == TensorProto.FLOAT and tensor.dims and len(tensor.dims) > 1:
-            narrow = numpy_helper.from_array(numpy_helper.to_array(tensor).astype("float16"), f"{tensor.name}.f16")
-            graph.node.insert(0, helper.make_node("Cast", [narrow.name], [tensor.name], to=TensorProto.FLOAT))
+            weight = numpy_helper.to_array(tensor)
+            if weight.ndim == 4:
+                scale = np.maximum(np.abs(weight).max(axis=(1, 2, 3)) / 127, np.finfo(np.float32).tiny)
+                rounded = np.rint(weight / scale[:, None, None, None]).astype(np.int8)
+                stored = {f"{tensor.name}.i8": rounded, f"{tensor.name}.scale": scale}
+                node = helper.make_node("DequantizeLinear", [*stored], [tensor.name], axis=0)
+            else:
+                stored = {f"{tensor.name}.f16": weight.astype(np.float16)}
+                node = helper.make_node("Cast", [*stored], [tensor.name], to=TensorProto.FLOAT)
+            graph.node.insert(0, node)
             graph.initializer.remove(tensor)
-            graph.initializer.append(narrow)
+            graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in stored.items())
     onnx.checker.check_model(proto)
     content = proto.SerializeToString()
     if path.suffix == ".xz":
-        # No context of bytes, and positions in pairs of bytes: weights in f16.
-        filters = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": 0, "lp": 1, "pb": 0}]
+        filters = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME}]
         content = lzma.compress(content, filters=filters)
     path.write_bytes(content)
 

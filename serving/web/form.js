@@ -7,7 +7,7 @@ const KEPT = ["model", "prompt", "negative_prompt", "width", "height", "steps", 
 const NUMBERS = ["width", "height", "steps", "guidance", "count"];
 const RATIOS = [[1, 1], [5, 4], [4, 5], [3, 2], [2, 3], [16, 9], [9, 16]];
 const SENT = { image_sha256: "image", mask_sha256: "mask", control_sha256: "image for ControlNets", style_sha256: "style image" };
-const OWN = new Set([...KEPT, "strength", "adapters", ...Object.keys(SENT)]);
+const OWN = new Set([...KEPT, "preset", "strength", "adapters", ...Object.keys(SENT)]);
 export const PLAIN = { guidance_rescale: 0 }; // values that are as good as none
 
 let models = {};
@@ -34,10 +34,13 @@ export function setup({ models: found, limits, history }) {
   $("store").checked = draft.store ?? true;
   extras = draft.extras ?? {};
   showExtras();
+  matchSize();
   matchPreset();
   $("model").addEventListener("change", changeModel);
+  $("size").addEventListener("change", takeSize);
   $("preset").addEventListener("change", takePreset);
-  for (const id of ["width", "height"]) $(id).addEventListener("input", matchPreset);
+  for (const id of ["steps", "scheduler"]) $(id).addEventListener("input", matchPreset);
+  for (const id of ["width", "height"]) $(id).addEventListener("input", matchSize);
   $("swap").addEventListener("click", swap);
   $("dice").addEventListener("click", () => setSeed(""));
   $("ask").addEventListener("input", save);
@@ -71,15 +74,13 @@ function select(id, value) {
 function changeModel() {
   const chosen = model();
   const scheduler = $("scheduler").value;
-  $("scheduler").replaceChildren(
-    new Option(chosen.scheduler ? `The model's own: ${chosen.scheduler}` : "The model's own", ""),
-    ...chosen.schedulers.map((name) => new Option(name, name)),
-  );
+  const own = `The model's own${chosen.scheduler ? `: ${chosen.scheduler}` : ""}`;
+  $("scheduler").replaceChildren(new Option(own, ""), ...chosen.scheduler_groups.map(group));
   if (chosen.schedulers.includes(scheduler)) $("scheduler").value = scheduler;
   const [width, height] = chosen.default_size.split("x").map(Number);
   $("width").step = $("height").step = chosen.multiple;
   const sizes = chosen.sizes?.map((size) => size.split("x").map(Number)) ?? RATIOS.map((ratio) => near(ratio, width, height));
-  $("preset").replaceChildren(
+  $("size").replaceChildren(
     new Option("", ""),
     ...sizes.map(([w, h]) => new Option(`${w} × ${h}${shape(w, h)}`, `${w}x${h}`)),
     new Option("Other", "other"),
@@ -92,7 +93,18 @@ function changeModel() {
   if (chosen.image && chosen.tasks[0] !== "text") $("source").open = true;
   $("profile").textContent = `${chosen.profile}: ${[...new Set(Object.values(chosen.engines))].join(", ")}`;
   showOwnSize();
+  const presets = Object.entries(chosen.presets).map(([name, { scheduler, steps }]) => (
+    new Option(`${name}: ${steps} steps${scheduler ? ` of ${scheduler}` : ""}`, name)
+  ));
+  $("preset").replaceChildren(new Option("Custom", ""), ...presets);
+  matchSize();
   matchPreset();
+}
+
+function group({ label, names }) {
+  const made = make("optgroup", { label });
+  made.append(...names.map((name) => new Option(name, name)));
+  return made;
 }
 
 let fromImage = false;
@@ -101,7 +113,7 @@ let fromImage = false;
 export function showOwnSize(image = fromImage) {
   fromImage = image;
   const [width, height] = model().default_size.split("x");
-  $("preset").options[0].text = image ? "Near the image's" : `The model's own: ${width} × ${height}`;
+  $("size").options[0].text = image ? "Near the image's" : `The model's own: ${width} × ${height}`;
   $("width").placeholder = image ? "" : width;
   $("height").placeholder = image ? "" : height;
 }
@@ -119,8 +131,8 @@ function shape(width, height) {
   return width > height ? ", landscape" : ", portrait";
 }
 
-function takePreset() {
-  const { value } = $("preset");
+function takeSize() {
+  const { value } = $("size");
   if (value === "other") {
     $("width").focus();
     return;
@@ -128,17 +140,31 @@ function takePreset() {
   [$("width").value, $("height").value] = value ? value.split("x") : ["", ""];
 }
 
-function matchPreset() {
+function matchSize() {
   const [width, height] = [$("width").value, $("height").value];
   const value = width || height ? `${width}x${height}` : "";
-  const known = [...$("preset").options].some((option) => option.value === value);
-  $("preset").value = known ? value : "other";
+  const known = [...$("size").options].some((option) => option.value === value);
+  $("size").value = known ? value : "other";
+}
+
+/** A preset is a scheduler and a number of steps: choosing one sets both, and changing one of them leaves it. */
+function takePreset() {
+  const chosen = model().presets[$("preset").value];
+  if (chosen) [$("scheduler").value, $("steps").value] = [chosen.scheduler ?? "", chosen.steps];
+  matchPreset();
+}
+
+function matchPreset() {
+  const own = model().scheduler ?? "";
+  const [scheduler, steps] = [$("scheduler").value || own, Number($("steps").value)];
+  const found = Object.entries(model().presets).find(([, one]) => (one.scheduler ?? own) === scheduler && one.steps === steps);
+  $("preset").value = found?.[0] ?? "";
 }
 
 function swap() {
   const sides = ["height", "width"].map((id) => $(id).value || $(id).placeholder);
   [$("width").value, $("height").value] = sides;
-  matchPreset();
+  matchSize();
   save();
 }
 
@@ -201,6 +227,7 @@ export function gather(image) {
     if ($(id).value !== "") fields[id] = Number($(id).value);
   }
   if ($("scheduler").value) fields.scheduler = $("scheduler").value;
+  if ($("preset").value) fields.preset = $("preset").value;
   if ($("seed").value.trim()) fields.seed = $("seed").value.trim();
   if (sliders().length && model().takes_strengths) fields.adapters = strengths();
   if (forgets()) fields.store = false;
@@ -234,6 +261,7 @@ export function fill({ request, drawing, rest }, inputs) {
     ([name, value]) => !OWN.has(name) && value !== null && value !== PLAIN[name],
   ));
   showExtras();
+  matchSize();
   matchPreset();
   save();
   return left;

@@ -9,7 +9,7 @@ import * as server from "./server.js";
 const ENLARGED = 512; // pixels to which smaller images are enlarged on the screen, at most 4 times
 const WORDS = {
   prompt: "Prompt", negative_prompt: "Negative prompt", size: "Size", steps: "Steps", guidance: "Guidance",
-  seed: "Seed", scheduler: "Scheduler", strength: "Strength", adapters: "LoRA strengths", model: "Model",
+  seed: "Seed", scheduler: "Scheduler", preset: "Preset", strength: "Strength", adapters: "LoRA strengths", model: "Model",
   engines: "Engines", seconds: "Time", standing: "Proof",
 };
 const UNSAID = new Set(["width", "height", "count"]);

@@ -194,10 +194,10 @@ def test_apart_what_dies_in_a_later_round_keeps_its_draws(bundle, results, monke
 
 
 @pytest.mark.slow
-def test_apart_the_suite_is_drawn_too(bundle, results, monkeypatch):
-    monkeypatch.setattr("latentc.benchmarks.bench.PATIENCE", 1)  # each draw more starts a process more
+def test_apart_the_suite_is_drawn_too(bundle, results):
     profiles = (load_profile("cpu-onnxruntime"),)
-    _, row = bench(bundle("sd1"), Plan(profiles, suite=True, apart=True, **SMALL), results)
+    plan = Plan(profiles, suite=True, apart=True, patience=1, **SMALL)  # each draw more starts a process more
+    _, row = bench(bundle("sd1"), plan, results)
     assert row.error is None
     assert row.parity.failures == ()
     assert row.parity.pictures["psnr_db"].worst > 45

@@ -36,7 +36,8 @@ def of_folder(checkpoint, sd_manifest, tmp_path):
 
 @pytest.fixture
 def sd_manifest():
-    from latentc.core.manifest import Manifest, Model, Source, TextEncoder
+    from latentc.core.manifest import Manifest, Source
+    from latentc.core.model import Model, TextEncoder
 
     encoder = TextEncoder(part="text_encoder", tokenizer="tokenizer")
     model = Model(

@@ -131,10 +131,25 @@ def test_both_sides_of_each_pair_differ_in_what_is_built(name, exported):
 
 def test_a_pair_in_what_the_gpu_does_not_compute_in_is_left_out():
     profile = load_profile("rtx-2080")
-    left = {one.name: beyond(one) for one in pairs_of(profile)}
+    left = {one.name: beyond(one, profile) for one in pairs_of(profile)}
     assert left["rtx-2080-vae-tf32"] == "rtx-2080-vae-tf32 was left out: sm75 does not compute in tf32"
     assert left["rtx-2080-graph"] is None
     assert "rtx-2080-vae-f16" not in left, "it is in f16 already"
+
+
+@pytest.mark.parametrize(("has", "left_out"), [(("tf32", "f16"), "f32"), (("f32", "f16"), "tf32")])
+def test_where_the_environment_chooses_between_f32_and_tf32_the_other_is_listed_with_its_reason(
+    has, left_out, monkeypatch
+):
+    """TensorRT's provider has no option: f32 is only there with the variable, TF32 only without (NVIDIA's docs)."""
+    profile = load_profile("h100-onnxruntime-tensorrt")
+    monkeypatch.setattr(type(runtime("onnxruntime")), "precisions", lambda self, device: has)
+    reasons = {one.name.rpartition("-")[2]: beyond(one, profile) for one in pairs_of(profile)}
+    assert reasons["f16"] is None
+    if left_out == "f32":
+        assert "NVIDIA_TF32_OVERRIDE=0: run this trial a second time" in reasons["f32"]
+    else:
+        assert reasons["f32"].endswith("it is what h100-onnxruntime-tensorrt comes to on this machine")
 
 
 def test_every_pair_belongs_to_a_shipped_profile():
@@ -305,11 +320,14 @@ def test_texts_name_no_folder_user_or_machine(tmp_path, monkeypatch):
 
 def test_only_known_variables_of_the_environment_are_read(session, monkeypatch):
     monkeypatch.setenv("NVIDIA_API_KEY", "nvapi-secret")
+    monkeypatch.setenv("OV_API_KEY", "secret")
+    monkeypatch.setenv("ORT_CUDA_GEMM_OPTIONS", "compute_16f=1")
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
     facts.machine_facts(session.folder)
     kept = json.loads((session.folder / "environment.json").read_text())
     assert kept["NVIDIA_TF32_OVERRIDE"] == "0"
-    assert "NVIDIA_API_KEY" not in kept
+    assert kept["ORT_CUDA_GEMM_OPTIONS"] == "compute_16f=1"
+    assert not {"NVIDIA_API_KEY", "OV_API_KEY"} & kept.keys()
     assert not [name for name in facts.VARIABLES if any(word in name for word in ("KEY", "TOKEN", "SECRET", "PASS"))]
 
 
@@ -621,6 +639,23 @@ def test_what_owners_are_told_to_install_exists():
     assert all(any(owner in line for line in lines) for owner in owners)
     flavours = [sum(one.startswith("onnxruntime") for one in re.findall(r"[\w-]+", line)) for line in lines]
     assert max(flavours) == 1, "flavours of ONNX Runtime overwrite each other"
+    assert all(" pytest " in line for line in lines), "else no contract is tested"
+    assert "pytest" not in " ".join(extras["bench"] + extras["export"])
+
+
+def test_all_contenders_on_an_nvidia_gpu_fit_into_one_environment():
+    """ONNX Runtime's TensorRT provider names the library that it loads; its wheel names the CUDA of its packages."""
+    gpu = Path(probe.__file__).parent.parent / ".venv" / "wheels" / "onnxruntime-gpu"
+    providers = [*gpu.rglob("libonnxruntime_providers_tensorrt.so")]
+    if not providers:
+        pytest.skip("onnxruntime-gpu isn't here: make wheels")
+    (major,) = set(re.findall(rb"libnvinfer\.so\.(\d+)", providers[0].read_bytes()))
+    (cuda,) = set(re.findall(r"nvidia-cudnn-cu(\d+)", next(gpu.glob("*.dist-info/METADATA")).read_text()))
+    text = (Path(probe.__file__).parent.parent / "docs" / "probe.md").read_text()
+    (line,) = [line for line in text.splitlines() if line.startswith("| an NVIDIA GPU")]
+    (wanted,) = re.findall(r'"(tensorrt-[^"]+)"', line)
+    assert wanted == f"tensorrt-cu{cuda}>={int(major)}.14,<{int(major) + 1}"
+    assert re.search(r"\[[^\]]*\btensorrt\b(?!-)", line) is None, "the extra would bring a newer one"
 
 
 DRIVER = """#!/bin/sh

@@ -34,6 +34,14 @@ def clip():
     return next(one for one in TOKENIZERS.values() if one.kind == "clip")
 
 
+def test_line_ends_of_windows_change_nothing():
+    files = shipped_files(clip())
+    converted = {name: content.replace(b"\n", b"\r\n") for name, content in files.items()}
+    assert converted["merges.txt"] != files["merges.txt"]
+    made, same = (complete_plainly(one, clip(), clip().length)["tokenizer.json"] for one in (files, converted))
+    assert json.loads(same) == json.loads(made)
+
+
 def changed(name, **values):
     files = shipped_files(clip())
     return files | {name: json.dumps(json.loads(files[name]) | values).encode()}

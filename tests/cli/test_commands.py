@@ -387,7 +387,9 @@ def test_the_demo_compares_every_runtime(exported, tmp_path, monkeypatch, capsys
     assert read_records(outcome.results) == list(outcome.rows)
     assert "torch-f32: generate" in printed
     show_demo(outcome, as_json=False)
-    assert f"latentc serve {outcome.bundle} --profile {PROFILES[-1]}" in " ".join(capsys.readouterr().out.split())
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"latentc serve {outcome.bundle} --profile {PROFILES[-1]}" in shown
+    assert "Engines of this bundle are proved." in shown
 
 
 def test_two_profiles_of_one_name_are_refused(tmp_path):

@@ -104,6 +104,7 @@ def test_json_holds_the_error_and_what_was_built_before_it(bundle, tmp_path):
 SLOW = """
 import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as nohup does
 from latentc import cli
 from latentc.compiler import build as module
 from latentc.runtimes.null import Null

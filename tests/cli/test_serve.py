@@ -1,5 +1,6 @@
 """`latentc serve`: a server that starts, answers and drains, and what it refuses before it loads anything."""
 
+import os
 import signal
 import socket
 import subprocess
@@ -20,6 +21,7 @@ from latentc.pipelines.pipeline import Pipeline
 from latentc.profiles import load_profile
 from latentc.serving.errors import ApiError
 from latentc.serving.limits import Limits
+from latentc.serving.service import Service
 
 from ..serving.conftest import wait_for
 
@@ -140,9 +142,30 @@ def test_replicas_drain_and_end_with_the_server(folder):
 @pytest.mark.parametrize(("cores", "replicas", "threads"), [(8, 3, 2), (2, 2, 1), (2, 4, 1)])
 def test_replicas_share_the_cores(monkeypatch, cores, replicas, threads):
     monkeypatch.setattr(server, "cores", lambda: cores)
-    profile = server.with_share(load_profile("cpu-onnxruntime"), replicas)
+    profile = server.with_share(load_profile("cpu-onnxruntime"), cores // replicas)
     assert profile == with_threads(load_profile("cpu-onnxruntime"), threads)
-    assert server.with_share(load_profile("intel-gpu"), replicas) == load_profile("intel-gpu")
+    assert server.with_share(load_profile("intel-gpu"), 2) == load_profile("intel-gpu")
+    found = server.crowd_notice([profile] * replicas)
+    assert (found is not None) == (replicas > cores)
+    assert server.crowd_notice([load_profile("intel-gpu")] * 64) is None
+
+
+def test_replicas_that_are_started_when_jobs_wait(folder, refused):
+    profile = load_profile("null")
+    assert server.scaled(profile, None, None, None) == (1, [profile])
+    assert server.scaled(profile, None, 2, 4) == (2, [profile] * 4)
+    words = ("serve", folder, "-p", "null", "--replicas", "3")
+    assert "--most-replicas is 2, but 3 are started" in refused(*words, "--most-replicas", "2")
+
+
+def test_options_of_ray(folder, refused, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    words = ("serve", folder, "-p", "null", "--port", "0")
+    assert "Pass --on ray too" in refused(*words, "--ray-gpus", "0.5")
+    assert "Leave --device and --memory out" in refused(*words, "--on", "ray", "--memory", "4")
+    message = refused(*words, "--on", "ray")
+    assert "--on ray needs ray" in message
+    assert "[ray]" in message
 
 
 def test_a_first_image_that_fails_ends_the_server(folder, monkeypatch):
@@ -162,6 +185,24 @@ def test_a_first_image_that_ends_processes_is_advised():
     assert str(found).endswith("The process has ended 2 times. Serve fewer replicas.")
     other = ProfileError("No.")
     assert server.advised(other) is other
+
+
+@pytest.mark.parametrize("hung", [True, False])
+def test_an_error_beside_a_batch_that_hangs_is_said_before_the_end(folder, monkeypatch, capsys, hung):
+    """The process ends at once, and not at the threads that compute."""
+    codes = []
+
+    def broken(*_, **__):
+        raise RuntimeError("no event loop")
+
+    monkeypatch.setattr(server, "_run", broken)
+    monkeypatch.setattr(Service, "hung", hung)
+    monkeypatch.setattr(os, "_exit", codes.append)
+    with pytest.raises(RuntimeError, match="no event loop"):
+        server.serve([folder], load_profile("null"), host="127.0.0.1", port=0, limits=Limits(), quiet=True)
+    assert codes == [1] * hung
+    found = capsys.readouterr().err
+    assert ("error: no event loop" in found, "did not end" in found) == (hung, hung)
 
 
 def test_an_address_that_is_taken(folder, refused):

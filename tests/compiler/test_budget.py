@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from latentc.compiler.budget import MARGIN, _choices, budget_bytes, plan_budget
+from latentc.compiler.budget import MARGIN, _choices, budget_bytes, plan_budget, typical_request
 from latentc.compiler.build import build
 from latentc.compiler.plan import plan
 from latentc.compiler.rows import RowByRow
@@ -196,3 +196,15 @@ def test_engines_of_other_sizes_are_freed(bundle):
         again = pipeline(small.model_copy(update={"hires": 2.0, "hires_strength": 1.0}))
         assert again.memory.planned_bytes > pipeline(small).memory.planned_bytes
         assert loaded() == [64]
+
+
+def test_a_plan_that_does_not_fit_exits_with_1(bundle, command):
+    folder, fits = (
+        bundle("sd1").folder,
+        least(bundle("sd1"), typical_request(bundle("sd1").manifest.model, 64, 64)) / 1e9,
+    )
+    for gb, code in ((fits + 0.001, 0), (1e-9, 1)):
+        for more in ((), ("--json",)):
+            found = command("plan", folder, "-p", "cpu-onnxruntime", "--memory", f"{gb:.9f}", "--size", "64x64", *more)
+            assert (found[0], "do not fit in 1 B of memory" in found[1].replace("\n", " ")) == (code, bool(code)), found
+    assert command("plan", folder, "-p", "cpu-onnxruntime")[0] == 0

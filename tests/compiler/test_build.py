@@ -118,6 +118,39 @@ def test_after_an_update_of_the_driver_engines_stay_and_are_proved_again(own_bun
     assert Engines(opened, profile).unproved() is None, "figures of both are remembered"
 
 
+def test_with_another_variable_that_its_library_reads_engines_stay_and_are_proved_again(own_bundle, monkeypatch):
+    """As `ORT_CUDA_GEMM_OPTIONS=compute_16f=1` has ONNX Runtime sum in f16; no option of a profile shows it."""
+    monkeypatch.setattr(Null, "facts", replace(Null.facts, variables=("DSP_",)))
+    monkeypatch.setenv("DSP_SUMS", "f32")
+    opened, profile = own_bundle(), of(NULL)
+    build(opened, profile)
+    assert Engines(opened, profile).unproved() is None
+    monkeypatch.setenv("DSP_SUMS", "f16")
+    assert (Engines(opened, profile).unproved() or "").endswith(
+        "With other values of DSP_SUMS in the environment, they are compared again."
+    )
+    assert all(one.hit for one in build(opened, profile).engines), "nothing is compiled"
+    assert Engines(opened, profile).unproved() is None
+    monkeypatch.setenv("OTHER_SUMS", "f16")
+    monkeypatch.setenv("DSP_SUMS", "f32")
+    assert Engines(opened, profile).unproved() is None, "figures of both are remembered"
+
+
+def test_with_other_code_than_it_was_proved_with_an_engine_is_proved_again(own_bundle, monkeypatch):
+    """What TensorRT for RTX compiled at load lies outside of the artifact, where it may be damaged or replaced."""
+    code = {"text_encoder": "a"}
+    monkeypatch.setattr(Null, "compiled", lambda self, folder, device: code.get(folder.name.rpartition("-")[0], ""))
+    opened, profile = own_bundle(), of(NULL)
+    build(opened, profile)
+    assert Engines(opened, profile).unproved() is None
+    for other in ({"text_encoder": "b"}, {}):
+        code.clear()
+        code.update(other)
+        assert "(text_encoder). The first" in (Engines(opened, profile).unproved() or "")
+        assert all(one.hit for one in build(opened, profile).engines)
+        assert Engines(opened, profile).unproved() is None
+
+
 @pytest.mark.slow
 def test_one_engine_for_several_devices_is_compared_on_each(own_bundle, monkeypatch):
     here, profile = of_two_devices(monkeypatch)

@@ -1,15 +1,20 @@
 """What the gate catches: faults in graphs, in engines, in what is around them, and in how they are called."""
 
 import json
+import re
 import subprocess
 import sys
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from typer.main import get_command
 
 from latentc.benchmarks.planted import FAULTS, larger, only, same_prompt, timestep
 from latentc.benchmarks.power import opened_graph, plant, reseal
+from latentc.cli.app import app
+from latentc.compiler import proof
 from latentc.compiler.build import build
 from latentc.compiler.cache import Parity, keep
 from latentc.compiler.cases import reference, stored_cases
@@ -29,7 +34,7 @@ from latentc.export.sessions import CpuSession
 from latentc.export.texts import Frame, spread
 from latentc.pipelines.pipeline import Pipeline
 from latentc.profiles import load_profile
-from latentc.runtimes import runtime
+from latentc.runtimes import Target, runtime
 from latentc.sampling.draw import load_host
 
 ONNXRUNTIME = load_profile("cpu-onnxruntime")
@@ -597,6 +602,16 @@ def test_a_graph_is_held_to_the_floor_of_its_own_types(exported):
     check_floor(opened, profile, want, on_gpu)
     with pytest.raises(ParityError, match=r"60\.0 dB .*requires 90 dB"):
         check_floor(opened, profile, want, on_gpu.model_copy(update={"graph_run_by": "onnxruntime CPU"}))
+
+
+def test_a_device_of_f16_only_has_a_way_out_for_each_part_that_is_known_to_overflow():
+    """SDXL's VAE, and T5 of Stable Diffusion 3: no wider type is offered where the device has none."""
+    profile = load_profile("snapdragon-x-elite")
+    target = Target("onnxruntime", profile.device, "f16", {}, (), ())
+    advice = proof._advice(profile, SimpleNamespace(part="text_encoder_3", target=target))
+    named = set(re.findall(r"--[\w-]+", advice))
+    assert named == {"--vae", "--without-t5"}
+    assert named <= {name for one in get_command(app).commands["export"].params for name in one.opts}
 
 
 def test_an_engine_that_was_changed_is_to_be_built_again(exported):

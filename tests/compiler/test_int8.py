@@ -5,12 +5,13 @@ import pytest
 
 from latentc.benchmarks.planted import PROMPT
 from latentc.cli.why import why as show_why
-from latentc.compiler import calibrate
+from latentc.compiler import calibrate, make, traces
 from latentc.compiler.build import build, why
-from latentc.compiler.cache import artifacts
+from latentc.compiler.cache import Parity, artifacts
 from latentc.compiler.calibrate import calibration
 from latentc.compiler.cases import stored_cases, stored_drawings
 from latentc.compiler.engines import load
+from latentc.compiler.proof import check_floor
 from latentc.compiler.targets import wanted
 from latentc.compiler.traces import PROMPTS, TRACES
 from latentc.compiler.way import BUILT, way
@@ -18,7 +19,7 @@ from latentc.core.errors import InexactError, ParityError, ProfileError, Runtime
 from latentc.core.progress import quiet
 from latentc.profiles import load_profile
 from latentc.profiles.profile import FLOORS_DB
-from latentc.runtimes import openvino, quantize, runtime
+from latentc.runtimes import Calibration, openvino, quantize, runtime
 
 from .builds import ONNXRUNTIME, of
 
@@ -43,14 +44,67 @@ def test_no_prompt_of_a_trace_is_one_of_a_proof(bundle):
 
 def test_traces_are_calls_of_an_f32_engine_but_for_the_last(bundle):
     opened = bundle("sd1")
-    _, engines = wanted(opened, INT8, to_run=False)
-    target = next(one.target for one in engines if one.part == "unet")
-    found = calibration(opened, "unet", target, 30.0, quiet)
+    found = calibration(opened, "unet", unet_wanted(opened).target, 30.0, quiet)
     times = {float(call.feeds["timestep"][0]) for call in found.calls}
     assert found.exact_below == 100
     assert (min(times), max(times)) == (100, 999)
     assert {len(call.feeds["sample"]) for call in found.calls} == {1, 2}
     assert {float(call.feeds["timestep"][0]) for call in found.judged} >= {100.0}
+
+
+def test_a_model_for_inpainting_is_calibrated_on_images_that_it_changed(bundle):
+    """The first call is of the whole image, grey; the second trace changes the left half of what became of it."""
+    opened = bundle("sd1_inpainting")
+    assert calibrate.uncalibrated(opened, "unet") is None
+    found = calibration(opened, "unet", unet_wanted(opened).target, 30.0, quiet)
+    first, last = (next(one for one in found.calls if len(one.feeds["sample"]) == rows) for rows in (2, 1))
+    assert {call.feeds["sample"].shape[1] for call in found.calls} == {9}
+    areas = [call.feeds["sample"][0, 4] for call in (first, last)]
+    width = areas[0].shape[1]
+    assert [[set(half.ravel()) for half in np.split(area, [width // 2], axis=1)] for area in areas] == [
+        [{1.0}, {1.0}],
+        [{1.0}, {0.0}],
+    ]
+    beside = [call.feeds["sample"][0, 5:] for call in (first, last)]
+    assert np.abs(beside[0] - beside[1])[..., width // 2 + 1 :].mean() > 0.1, "the image before is seen"
+
+
+def unet_wanted(opened):
+    _, engines = wanted(opened, INT8, to_run=False)
+    return next(one for one in engines if one.part == "unet")
+
+
+@pytest.mark.parametrize(
+    ("module", "constant", "other"),
+    [
+        (quantize, "DEPTH", 2),
+        (quantize, "HARDEST", 3),
+        (quantize, "MARGIN_DB", 4.0),
+        (quantize, "REVISION", 0),
+        (traces, "EXACT_SHARE", 0.2),
+        (traces, "LACKING_DB", 6.0),
+        (traces, "AREAS", traces.AREAS[:1]),
+        (traces, "TRACES", TRACES[:2]),
+        (traces, "REVISION", 0),
+    ],
+)
+def test_what_decides_about_layers_is_in_the_key(bundle, monkeypatch, module, constant, other):
+    before = unet_wanted(bundle("sd1"))
+    monkeypatch.setattr(module, constant, other)
+    assert unet_wanted(bundle("sd1")).key != before.key
+
+
+@pytest.mark.parametrize(("timestep", "again"), [(83.0, False), (118.0, True)])
+def test_an_engine_whose_worst_call_is_exact_is_not_built_again(bundle, timestep, again):
+    """Its int8 layers are not the reason."""
+    opened, want = bundle("sd1"), unet_wanted(bundle("sd1"))
+    found = Parity(psnr_db=22.0, cosine=0.9, reference="PyTorch", worst="out_sample of ends.6", worst_timestep=timestep)
+    given = Calibration((), (), 25.0, 100.0)
+    assert (make._stricter(given, 25.0, found) is not None) == again
+    with pytest.raises(ParityError, match="out_sample of ends.6.; profile .* requires 25 dB.") as refused:
+        check_floor(opened, INT8, want, found)
+    sentence = "That call, at timestep 83, is one of those below 100 that are exact in int8"
+    assert (sentence in str(refused.value)) != again
 
 
 def unet_of(made):

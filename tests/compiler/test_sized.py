@@ -7,7 +7,7 @@ import pytest
 
 from latentc.compiler.build import build, why
 from latentc.compiler.cache import Miss
-from latentc.compiler.cases import needs_referee, reference, stored_cases
+from latentc.compiler.cases import needs_referee, reference, stored_cases, stored_drawings
 from latentc.compiler.sized import for_size, with_built_sizes, with_known_sizes
 from latentc.compiler.targets import fixed_sizes, static_sizes, wanted
 from latentc.compiler.trial import _fitting
@@ -79,6 +79,19 @@ def test_another_size_is_compared_with_what_requests_may_ask_for(built):
     host = load_host(built)
     trials = _fitting(built, host, "unet", unet.target.shape, guided=True)
     assert {is_guided(host.model, trial.request) for trial in trials} == {True, False}
+
+
+def test_every_size_is_compared_near_the_timestep_at_which_int8_ends(built):
+    """At the size of each image that diffusers generated, and at another one."""
+    requests = [one.request for one in stored_drawings(built)[0].drawings]
+    for width, height in {(one.width, one.height) for one in requests} | {(192, 160)}:
+        size = f"{width}x{height}"
+        _, engines = wanted(built, FIXED.with_sizes([size]), to_run=True)
+        sides = (height // 8, width // 8)
+        unet = next(one for one in engines if one.part == "unet" and one.target.shape["sample"][2:] == sides)
+        times = sorted(float(case.feeds["timestep"][0]) for case in reference(built, "unet", unet.target.shape).cases)
+        assert any(80 <= one < 99.9 for one in times), size
+        assert any(99.9 <= one <= 120 for one in times), size
 
 
 @pytest.mark.parametrize(

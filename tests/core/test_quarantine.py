@@ -83,8 +83,8 @@ def work(tmp_path, monkeypatch):
 
 
 def call(name, seconds=20.0, **arguments):
-    told = {key: arguments.pop(key) for key in ("memory_bytes", "mapped_bytes", "on_progress") if key in arguments}
-    return quarantined(f"quarantine_work:{name}", arguments, seconds=seconds, what="The first run of unet", **told)
+    settings = {key: arguments.pop(key) for key in ("memory_bytes", "mapped_bytes", "on_progress") if key in arguments}
+    return quarantined(f"quarantine_work:{name}", arguments, seconds=seconds, what="The first run of unet", **settings)
 
 
 def alive(pid: int) -> bool:
@@ -188,7 +188,8 @@ def test_it_ends_with_what_it_started(tmp_path, how):
 
 
 PARENT = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 from latentc.core.quarantine import quarantined
 quarantined("quarantine_work:sleep", {"pid_file": sys.argv[1]}, seconds=60)
 """

@@ -3,7 +3,8 @@ import pytest
 
 from latentc.core.errors import BundleError, RequestError, ShapeError
 from latentc.core.files import fresh_folder, sha256_json, write_text
-from latentc.core.manifest import Model, TensorInfo, TextEncoder
+from latentc.core.manifest import TensorInfo
+from latentc.core.model import Model, TextEncoder
 from latentc.core.request import Request
 from latentc.core.shapes import Setting, shape_of, sizes, sizes_of
 from latentc.core.tensors import PERFECT_DB, cosine, psnr_db

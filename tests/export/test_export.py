@@ -16,7 +16,7 @@ from latentc.checkpoints.random import new_checkpoint
 from latentc.core import files
 from latentc.core.bundle import verify_files
 from latentc.core.errors import BundleError, CheckpointError, ParityError
-from latentc.core.manifest import Model
+from latentc.core.model import Model
 from latentc.core.references import hide
 from latentc.core.shapes import shape_of
 from latentc.core.tensors import psnr_db

@@ -25,7 +25,7 @@ from latentc.core.bundle import open_bundle
 from latentc.core.errors import BundleError, CheckpointError, RequestError
 from latentc.core.external import parameter_of
 from latentc.core.files import sha256
-from latentc.core.manifest import ControlNet
+from latentc.core.model import ControlNet
 from latentc.core.progress import quiet
 from latentc.core.request import Request
 from latentc.core.tensors import psnr_db

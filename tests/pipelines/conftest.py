@@ -17,7 +17,8 @@ from latentc.checkpoints.families import TokenizerFacts, find_family
 from latentc.checkpoints.tokenizer import complete, shipped_files
 from latentc.core.bundle import Bundle
 from latentc.core.errors import ShapeError
-from latentc.core.manifest import Manifest, Model, Part, Source, TensorInfo, TextEncoder
+from latentc.core.manifest import Manifest, Part, Source, TensorInfo
+from latentc.core.model import Model, TextEncoder
 from latentc.core.request import Request
 from latentc.core.wires import Wire
 from latentc.pipelines.pipeline import Pipeline

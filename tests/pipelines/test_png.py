@@ -239,9 +239,10 @@ FOREIGN = [
         ("cat\nSteps: 20, CFG scale: 7, Seed: 1, Size: 512x512, Denoising strength: 0.5, Mask blur: 4, "
         "Masked content: fill, Inpaint area: Only masked, Masked area padding: 32"),
         Request(
-            prompt="cat", steps=20, guidance=7, seed=1, width=512, height=512, strength=0.5, fill="edge", crop=32
+            prompt="cat", steps=20, guidance=7, seed=1, width=512, height=512,
+            strength=0.5, fill="edge", crop=32, mask_blur=4,
         ),
-        {"Mask blur": "4"},
+        {},
     ),
     (
         ("cat\nSteps: 20, CFG scale: 7, Seed: 1, Size: 512x512, Denoising strength: 0.5, "

@@ -15,7 +15,8 @@ from latentc.compiler.key import Key
 from latentc.compiler.lower import lowered
 from latentc.compiler.targets import Wanted, job_of
 from latentc.core.bundle import Bundle
-from latentc.core.manifest import Manifest, Model, Part, Source, TensorInfo, TextEncoder
+from latentc.core.manifest import Manifest, Part, Source, TensorInfo
+from latentc.core.model import Model, TextEncoder
 from latentc.core.progress import quiet
 from latentc.runtimes import RUNTIMES, Target, runtime
 from latentc.runtimes.cuda import RETAINED

@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from latentc.runtimes import hip
+from latentc.compiler.devices import each_device
+from latentc.core.errors import ProfileError
+from latentc.profiles import load_profile
+from latentc.runtimes import hip, runtime
 from latentc.runtimes.machine import AmdGpu, amd_gpus
 
 CARD = AmdGpu("Navi31", "gfx1100", 24 << 30, "0000:03:00", 128)
@@ -163,51 +166,81 @@ def test_a_library_without_its_short_name_is_found(tmp_path, monkeypatch):
     assert hip.versions() == {"rocm": "7.14.0", "migraphx": "libmigraphx.so.2016000.0"}
 
 
-TWO_GPUS = """
+THREE_GPUS = """
 #include <stdio.h>
 #include <string.h>
 #include <stdlib.h>
 #include <unistd.h>
 int hipInit(unsigned flags) { return 0; }
-int hipGetDeviceCount(int *count) { *count = 2; return 0; }
+int hipGetDeviceCount(int *count) { *count = 3; return 0; }
 int hipDeviceGet(int *device, int number) { *device = number; return 0; }
 int hipDeviceGetName(char *name, int size, int device) { snprintf(name, size, "GPU %d", device); return 0; }
 int hipDeviceGetUuid(char *id, int device) { memset(id, device, 16); return 0; }
 int hipDeviceGetPCIBusId(char *text, int size, int device) {
-    snprintf(text, size, device ? "0000:03:00.0" : "0000:0d:00.0"); return 0;
+    snprintf(text, size, device ? "0000:0%d:00.0" : "0000:0d:00.0", device + 2); return 0;
 }
 int hipDevicePrimaryCtxRetain(void **context, int device) {
     FILE *file = fopen(getenv("OPENED"), "w"); fprintf(file, "%d", device); fclose(file); _exit(0);
 }
 """
 OPEN = """
+import sys
 import iree.runtime as runtime
+from latentc.compiler.devices import each_device, with_device
+from latentc.profiles import load_profile
 from latentc.runtimes import hip
 from latentc.runtimes.iree import IREE, _place
 from latentc.runtimes.machine import AmdGpu, Gpu, machine
 import latentc.runtimes.iree as module
-hip.amd_gpus = lambda: [AmdGpu("card", "gfx1100", 24, "0000:03:00", 0), AmdGpu("inside", "gfx1036", 1, "0000:0d:00", 0)]
+hip.amd_gpus = lambda: [
+    AmdGpu("card", "gfx942", 192 << 30, "0000:03:00", 0),
+    AmdGpu("card", "gfx942", 192 << 30, "0000:04:00", 0),
+    AmdGpu("inside", "gfx1036", 1, "0000:0d:00", 0),
+]
 hip.denied = lambda architecture: None
-here = machine().model_copy(update={"gpus": (Gpu(name="card", vendor="AMD", architecture="gfx1100"),)})
+here = machine().model_copy(update={"gpus": (Gpu(name="card", vendor="AMD", architecture="gfx942"),)})
 module.machine = lambda: here
-print(IREE().missing("gfx1100"), _place("gfx1100"), flush=True)
-runtime.Config(_place("gfx1100"))
+print(IREE().missing("gfx942"), _place("gfx942"), flush=True)
+print(IREE().missing("gfx942:0"), IREE().missing("gfx942:3"), sep="\\n", flush=True)
+profile = load_profile("mi300x")
+print([one.device for one in each_device(profile, "hip")], with_device(profile, "hip:2").device, flush=True)
+runtime.Config(_place(sys.argv[1]))
 """
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
-def test_irees_own_runtime_opens_the_second_gpu_through_a_library_with_a_version_in_its_name(tmp_path):
+@pytest.mark.parametrize(("device", "opened"), [("gfx942", "1"), ("gfx942:2", "2")])
+def test_irees_own_runtime_opens_a_card_through_a_library_with_a_version_in_its_name(tmp_path, device, opened):
     """Its real runtime, on a HIP that only counts: the call that opens a GPU notes which, and ends."""
     binding = Path(pytest.importorskip("iree._runtime_libs").__path__[0])
     (path,) = binding.glob("_runtime*.so")
     known = {name.decode() for name in re.findall(rb"hip[A-Z]\w+", path.read_bytes())}
-    stubs = sorted(known - set(re.findall(r"int (hip\w+)\(", TWO_GPUS)))
+    stubs = sorted(known - set(re.findall(r"int (hip\w+)\(", THREE_GPUS)))
     source = tmp_path / "hip.c"
-    source.write_text(TWO_GPUS + "".join(f"int {name}(void) {{ return 1; }}\n" for name in stubs))
+    source.write_text(THREE_GPUS + "".join(f"int {name}(void) {{ return 1; }}\n" for name in stubs))
     (tmp_path / "rocm/lib").mkdir(parents=True)
     subprocess.run(["cc", "-shared", "-fPIC", "-w", "-o", tmp_path / "rocm/lib/libamdhip64.so.7", source], check=True)
     environment = {**os.environ, "ROCM_PATH": str(tmp_path / "rocm"), "OPENED": str(tmp_path / "opened")}
     environment.pop("IREE_HIP_DYLIB_PATH", None)
-    done = subprocess.run([sys.executable, "-c", OPEN], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout == "None hip://1\n", done.stderr
-    assert (tmp_path / "opened").read_text() == "1"
+    command = [sys.executable, "-c", OPEN, device]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [
+        "None hip://1",
+        "GPU 0 is a gfx1036, not a gfx942. Write the number of a gfx942, or leave it out.",
+        "HIP has no GPU with number 3; it has 3, numbered from 0 on.",
+        "['gfx942:1', 'gfx942:2'] gfx942:2",
+    ], done.stderr
+    assert (tmp_path / "opened").read_text() == opened
+
+
+def test_gpus_of_one_architecture_are_proved_by_model(monkeypatch):
+    """An MI300X and an MI300A are both gfx942 (AMD's table of GPUs): 192 and 128 GB."""
+    gpus = {0: AmdGpu("MI300X", "gfx942", 192 << 30, "", 0), 1: AmdGpu("MI300A", "gfx942", 128 << 30, "", 0)}
+    monkeypatch.setattr(hip, "_gpus", lambda: gpus)
+    monkeypatch.setattr(hip, "drivers", dict)
+    for name, profile in (("iree", "mi300x"), ("migraphx", "mi300x-mxr"), ("onnxruntime", "mi300x-migraphx")):
+        adapter, device = runtime(name), load_profile(profile).device
+        found = [adapter.drivers(one) for one in adapter.places(device).values()]
+        assert found == [{"gpu": "MI300X gfx942, 192 GiB"}, {"gpu": "MI300A gfx942, 128 GiB"}]
+        with pytest.raises(ProfileError, match="are different devices, which don't share engines"):
+            each_device(load_profile(profile), "hip:0,hip:1")

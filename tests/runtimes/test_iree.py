@@ -228,10 +228,8 @@ def test_irees_own_runtime_opens_the_nvidia_gpu_that_fits(tmp_path, device, open
     assert (tmp_path / "opened").read_text() == opened
 
 
-def test_numbers_are_for_nvidias_gpus(monkeypatch):
+def test_numbers_are_for_gpus():
     assert IREE().unbuildable("sm_80:1") is None
-    assert (
-        IREE().unbuildable("gfx942:1")
-        == "IREE's devices have no numbers, except Vulkan's and NVIDIA's. Write device = 'gfx942'."
-    )
+    assert IREE().unbuildable("gfx942:1") is None
+    assert IREE().unbuildable("CPU:1") == "IREE's CPU has no number. Write device = 'CPU'."
     assert IREE().precisions("sm_80:1") == IREE().precisions("sm_80")

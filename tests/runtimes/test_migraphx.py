@@ -75,7 +75,7 @@ def here(monkeypatch):
     monkeypatch.setattr(module, "machine", lambda: with_gpu)
     monkeypatch.setattr(module, "_module", lambda: library)
     monkeypatch.setattr(hip, "denied", lambda architecture: None)
-    monkeypatch.setattr(hip, "number_of", lambda architecture: 2)
+    monkeypatch.setattr(hip, "number_of", lambda architecture, number=None: 2 if number is None else number)
     monkeypatch.setattr(hip, "addresses", lambda: ("0000:03:00.0", "0000:0d:00.0", "0000:0e:00.0"))
     used = []
     monkeypatch.setattr(hip, "use", used.append)
@@ -187,7 +187,7 @@ def test_an_engine_that_was_compiled_without_the_gpu_is_remarked(case, received,
     )
     assert elsewhere.endswith("A build on a machine with the GPU makes faster ones.")
     monkeypatch.setattr(module, "_architectures", lambda: ["gfx942"])
-    monkeypatch.setattr(hip, "number_of", lambda architecture: 0)
+    monkeypatch.setattr(hip, "number_of", lambda *_: 0)
     monkeypatch.setattr(hip, "denied", lambda architecture: None)
     measured = compile_to(case, tmp_path / "measured")
     here = MIGraphX().remark([measured, out], "gfx942")
@@ -211,6 +211,18 @@ def test_with_the_gpu_it_is_compiled_for_that_one_and_measured(case, received, h
     monkeypatch.setenv("HIP_VISIBLE_DEVICES", "4,5,7")
     compile_to(case, tmp_path / "visible")
     assert received()[-1] == "7", "the third of those that this process sees"
+    monkeypatch.delenv("HIP_VISIBLE_DEVICES")
+    second = replace(case.target, number=1)
+    out = tmp_path / "second"
+    out.mkdir()
+    MIGraphX().compile(Job("unet", case.graph, case.graph.parent, second), out, quiet)
+    assert received()[-1] == "1"
+    shutil.copy(case.graph.with_name("model.onnx_data"), out)
+    MIGraphX().load(out, second, files_in(out)).run(case.feeds)
+    assert here == [1, 1], "it is loaded and called on the profile's GPU"
+    MIGraphX().check(PARAMS, "gfx942:1")
+    with pytest.raises(ProfileError, match="no gfx942 has more than 8"):
+        MIGraphX().check({"gpu_arch_params": "{num_chiplets:9}"}, "gfx942:1")
 
 
 def test_a_driver_that_cannot_do_without_the_gpu_is_not_asked_to(received, here):

@@ -12,7 +12,8 @@ import pytest
 
 from latentc.compiler.lower import lowered
 from latentc.core.errors import CompileError, RuntimeMissing
-from latentc.core.manifest import Model, TensorInfo, TextEncoder
+from latentc.core.manifest import TensorInfo
+from latentc.core.model import Model, TextEncoder
 from latentc.core.shapes import Setting, sizes
 from latentc.runtimes import onnxruntime as module
 from latentc.runtimes import placement, provider_here

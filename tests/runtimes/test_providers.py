@@ -1,5 +1,7 @@
 """What ONNX Runtime's providers are told: options, precisions, and the settings of shipped profiles."""
 
+from dataclasses import replace
+
 import pytest
 
 from latentc.compiler.targets import choices, shapes, targets
@@ -62,6 +64,19 @@ def test_the_settings_of_every_shipped_profile_go_together(bundle, profile, tmp_
             target = Target("onnxruntime", profile.device, precision, profile.options, part.inputs, part.outputs, shape)
             given = providers.settings(target, tmp_path)
             assert given.keys() >= profile.options.keys() & PROVIDERS[profile.device].options.keys()
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("ModelFormat", "NeuralNetwork"), ("AllowLowPrecisionAccumulationOnGPU", True)]
+)
+def test_core_ml_computes_no_f32_in_f16(case, option, value, tmp_path):
+    """Apple: a neural network's precision is the compute unit's, f16 but for the CPU; programs have types."""
+    asked = replace(target_of(case, "CoreML"), options={option: value})
+    with pytest.raises(ProfileError, match=f"{option} = {value} lets CoreMLExecutionProvider compute in f16 what"):
+        providers.settings(asked, tmp_path)
+    assert option in providers.settings(replace(asked, precision="f16"), tmp_path)
+    assert providers.settings(replace(asked, options={}), tmp_path)["ModelFormat"] == "MLProgram"
+    assert PROVIDERS["CoreML"].lowers.keys() <= PROVIDERS["CoreML"].options.keys()
 
 
 def test_a_part_that_cannot_be_captured_is_left_out_by_its_name(bundle, tmp_path):

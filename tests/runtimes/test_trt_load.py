@@ -1,6 +1,7 @@
 """TensorRT's engines over a stand-in for the driver: contexts, copies, captured calls, and messages of failures."""
 
 import ctypes
+import hashlib
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -16,6 +17,7 @@ from latentc.core.manifest import TensorInfo
 from latentc.runtimes import Target, trt_cache
 from latentc.runtimes.cuda import Driver, gpu_name, open_driver
 from latentc.runtimes.host import HostEngine
+from latentc.runtimes.trt import tensorrt, tensorrt_rtx
 from latentc.runtimes.trt_log import Messages
 from latentc.runtimes.trt_plan import ROOMS, LoadedPlan
 
@@ -462,6 +464,26 @@ def test_compiled_code_is_kept_after_the_first_call_of_each_shape(load, tmp_path
     assert written == [b"one a", b"one b"]
     (cache,) = (tmp_path / "state" / "compiled").iterdir()
     assert cache.read_bytes() == b"one b"
+
+
+def test_a_proof_is_of_the_compiled_code_that_is_kept(load, tmp_path, monkeypatch):
+    """Its digest changes with the file, and a later load, of which nothing is proved again, adds nothing to it."""
+    feed = {"sample": np.ones((1, 4, 4, 4), np.float32)}
+    adapter = tensorrt_rtx()
+    monkeypatch.setattr("latentc.runtimes.trt.capabilities", lambda: ["sm89"])
+    monkeypatch.setattr(type(adapter), "versions", lambda self: {self._is.name: "1.7.1"})
+    assert adapter.compiled(load.folder, "sm86+sm89") == ""
+    for code in (b"one proved", b"one later"):
+        engine, context = load(compiles=True)
+        context.config.code = code
+        engine.run(feed)
+        engine.close()
+        assert adapter.compiled(load.folder, "sm86+sm89") == hashlib.sha256(b"one proved").hexdigest()
+    (cache,) = (tmp_path / "state" / "compiled").iterdir()
+    cache.write_bytes(b"one replaced")
+    assert adapter.compiled(load.folder, "sm89") == hashlib.sha256(b"one replaced").hexdigest()
+    assert adapter.compiled(load.folder, "sm120") == "", "a GPU that isn't here"
+    assert tensorrt().compiled(load.folder, "sm89") == "", "its plans have all their code"
 
 
 def test_weights_that_are_streamed_have_a_budget(load):

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from latentc.core.bundle import Bundle
-from latentc.core.manifest import TextEncoder
+from latentc.core.model import TextEncoder
 from latentc.core.errors import LatentcError
 from latentc.sampling.prompt import tokenize
 from latentc.sampling.vocabulary import load_vocabularies

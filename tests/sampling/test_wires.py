@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from latentc.core.errors import BundleError
-from latentc.core.manifest import Model, TensorInfo, TextEncoder
+from latentc.core.manifest import TensorInfo
+from latentc.core.model import Model, TextEncoder
 from latentc.core.request import Request
 from latentc.core.wires import Wire, complaint
 from latentc.sampling import wires as sources

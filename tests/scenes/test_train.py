@@ -176,7 +176,7 @@ def test_a_saved_judge_answers_as_it_was_trained_for_any_number_of_pictures(tmp_
     monkeypatch.setattr(judge, "load", lambda folder: model)
     path = tmp_path / "judge.onnx.xz"
     save.save_judge(tmp_path, path)
-    assert path.stat().st_size < 1_500_000, "weights in f16, compressed"
+    assert path.stat().st_size < 750_000, "weights in int8, compressed"
     session = onnxruntime.InferenceSession(unpacked(path), providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     for count in (1, 3):

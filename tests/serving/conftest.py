@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import socket
 from contextlib import contextmanager
+from pathlib import Path
 from threading import Event, Thread
 from time import monotonic, sleep
 
@@ -108,6 +109,12 @@ def running(service, access=None):
         thread.join(PATIENCE)
         listening.close()
         assert not thread.is_alive()
+
+
+@pytest.fixture
+def found_by_processes(monkeypatch):
+    """Processes import stand-ins by their names."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[2])
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,13 @@ import os
 from latentc.serving.worker import About
 
 
-def silent(connection, _):
-    """It is open, and answers nothing."""
+def silent(connection, opening):
+    """It is open, and answers nothing; with the embedding `fails` it fails to open, and with `opens` it never does."""
+    if "fails" in opening.embeddings:
+        connection.send(("failed", MemoryError("no memory")))
+        return
+    while "opens" in opening.embeddings:
+        connection.recv()
     connection.send(("open", About(None, None, None, (), {}, False, {})))
     while True:
         connection.recv()

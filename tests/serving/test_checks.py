@@ -5,6 +5,7 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from io import BytesIO
+from threading import Event
 
 import httpx2
 import numpy as np
@@ -20,7 +21,7 @@ from latentc.serving.limits import Limits
 from latentc.serving.service import Additions, serve
 from latentc.serving.state import open_state
 
-from .conftest import ASKED, MODEL, asking, running
+from .conftest import ASKED, MODEL, PATIENCE, asking, running, wait_for
 from .test_jobs import ended, events, submit
 
 SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
@@ -250,3 +251,28 @@ def test_the_files_of_every_api_are_marked(checked):
     assert len(found) == 11
     for one in found:
         assert f'DigitalSourceType="{SOURCE_TYPE}"' in marks(one)
+
+
+def test_a_check_that_never_answers_ends_with_the_jobs_deadline(gate):
+    go, late = Event(), []
+
+    def check(_):
+        if not late:
+            wait_for(service.kept.jobs)
+            late.extend(service.kept.jobs())
+            late[0].deadline = 0.0
+            go.wait(PATIENCE)
+
+    service = serve({MODEL: gate}, Limits(), Additions(check=check))
+    with running(service) as address, httpx2.Client(base_url=address, timeout=PATIENCE) as http:
+        fields = {**ASKED, "prompt": "x"}
+        first = submit(http)
+        assert ended(http, first)["status"] == "cancelled"
+        answer = http.get(f"{first['poll_url']}/result")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline")
+        waits = submit(http)
+        wait_for(lambda: http.get(waits["poll_url"]).json()["step"] == 4)
+        http.post(f"{waits['poll_url']}/cancel")
+        assert ended(http, waits)["status"] == "cancelled", "while the first check goes on"
+        go.set()
+        assert http.post("/v1/images/generations", json=fields).status_code == 200

@@ -1,10 +1,14 @@
 """Credits: what requests cost, who pays, and what a balance survives."""
 
+import base64
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from io import BytesIO
 
 import httpx2
 import openai
 import pytest
+from PIL import Image
 
 from latentc.core.errors import RequestError
 from latentc.core.request import Request
@@ -48,7 +52,8 @@ def test_costs(fields, cost):
 def test_fractions_are_exact():
     prices, request = Credits(0.3, 0.1), Request(prompt="x", width=64, height=64)
     for _ in range(3):
-        cost = prices.reserve("", request)
+        cost = prices.cost(request)
+        prices.reserve("", cost)
         prices.settle("", cost, spent=cost)
     assert prices.balance("") == 0
 
@@ -110,10 +115,27 @@ def test_who_leaves_after_a_partial_image_pays(gate, partial, left):
         wait_for(lambda: balance(http) == left)
 
 
+@pytest.mark.parametrize(("decodes", "status", "left"), [(True, 200, 4), (False, 409, 5)])
+def test_an_interrupt_is_paid_if_it_is_answered_with_images(gate, monkeypatch, decodes, status, left):
+    def broken(*_):
+        raise RequestError("No image can be decoded.")
+
+    if not decodes:
+        monkeypatch.setattr(gate._pipeline, "decode_step", broken)
+    fields = {"prompt": "x", "width": 64, "height": 64, "steps": 40}
+    with selling(gate, Credits(5, 1), steps=60) as http, ThreadPoolExecutor() as pool:
+        with gate.held_at(10):
+            asked = pool.submit(http.post, "/sdapi/v1/txt2img", json=fields)
+            assert gate.held.wait(60)
+            assert http.post("/sdapi/v1/interrupt").status_code == 200
+        assert asked.result().status_code == status
+        wait_for(lambda: balance(http) == left)
+
+
 @pytest.mark.parametrize(("given", "left"), [("completed", 7), ("failed", 10), ("cancelled", 10)])
 def test_withheld_images_are_not_paid_for(given, left):
     prices, job = Credits(10, 1), ImageJob(Request(prompt="x", width=64, height=64, count=4))
-    ended = serve({}, added=Additions(credits=prices))._at_the_end(job)
+    ended = serve({}, added=Additions(credits=prices))._at_the_end(job, prices.cost(job.request))
     job.listeners.append(ended)
     assert prices.balance("") == 6
     job.state, job.filtered = given, {2: "dark"}
@@ -145,3 +167,18 @@ def test_a_damaged_table_is_an_error_at_start(tmp_path):
         state.run("DROP TABLE spent")
         with pytest.raises(RequestError, match="can't be used as a database"):
             Credits(1, 1, state=state)
+
+
+def test_steps_that_a_strength_skips_cost_nothing(gate):
+    """As many are paid for as diffusers runs: `int(steps * strength)`."""
+    buffer = BytesIO()
+    Image.new("RGB", (64, 64), "red").save(buffer, "PNG")
+    image = base64.b64encode(buffer.getvalue()).decode()
+    asked = {"prompt": "x", "width": 64, "height": 64, "scheduler": "euler", "steps": 9, "guidance": 5}
+    for strength, steps in ((0.5, 4), (1.0, 9), (None, 7)):  # the default is 0.8
+        with selling(gate, Credits(1, step_cost=10)) as http:
+            more = {} if strength is None else {"strength": strength}
+            job = http.post("/v1/jobs", json={**asked, "image": image, **more}).json()
+            found = ended(http, job)
+            assert (found["status"], found["steps"]) == ("completed", steps)
+            wait_for(lambda steps=steps: balance(http) == pytest.approx(1 - steps * 10 * 64 * 64 / 1e6))

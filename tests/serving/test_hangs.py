@@ -1,7 +1,7 @@
 """Processes that never answer, and those that end at the start: stand-ins, which load no engines."""
 
 import time
-from pathlib import Path
+from threading import Event
 
 import pytest
 
@@ -10,21 +10,16 @@ from latentc.serving import replica, replicas
 from latentc.serving.errors import ApiError
 from latentc.serving.limits import Limits
 from latentc.serving.metrics import Metrics
-from latentc.serving.queue import GRACE_SECONDS, Queue
+from latentc.serving.queue import GRACE_SECONDS, Queue, close_all
 from latentc.serving.replicas import Replicas
 from latentc.serving.worker import Opening
 
 from . import standins
 from .conftest import wait_for
-from .test_queue import ask
+from .test_queue import Drawing, ask
 
 OPENING = Opening(None, None, {})
-
-
-@pytest.fixture(autouse=True)
-def _found(monkeypatch):
-    """The processes import the stand-ins by their names."""
-    monkeypatch.syspath_prepend(Path(__file__).parents[2])
+pytestmark = pytest.mark.usefixtures("found_by_processes")
 
 
 @pytest.fixture
@@ -83,3 +78,41 @@ def test_one_that_ends_while_it_opens(monkeypatch):
     monkeypatch.setattr(replica, "work", standins.ends)
     with pytest.raises(ProfileError, match=r"opened m has ended.* Serve fewer replicas"):
         Replicas("m", [OPENING, OPENING])
+
+
+def test_a_batch_in_this_process_that_hangs_is_given_up(monkeypatch):
+    for name in ("GRACE_SECONDS", "END_SECONDS"):
+        monkeypatch.setattr(f"latentc.serving.queue.{name}", 0.0)
+    go, drawing = Event(), Drawing()
+    queue = Queue("m", lambda *_, **__: (go.wait() and drawing.go.set()) or drawing(*_, **__), Limits(), Metrics())
+    queue.start()
+    job = queue.submit(ask("x"))
+    wait_for(lambda: queue.generates)
+    assert not queue.close(0)
+    assert (job.state, job.reason, queue.hung) == ("cancelled", "shutdown", True)
+    assert not queue.close()
+    go.set()
+    wait_for(lambda: not queue.generates)
+    assert job.state == "cancelled", "what comes later changes nothing"
+
+
+def test_queues_that_hang_are_cancelled_together(monkeypatch):
+    """The grace of all begins at once: none is waited for before the next is cancelled."""
+    monkeypatch.setattr("latentc.serving.queue.GRACE_SECONDS", 0.0)
+    monkeypatch.setattr("latentc.serving.queue.END_SECONDS", 0.0)
+    go = Event()
+    queues = [Queue(name, lambda *_, **__: go.wait() and [], Limits(), Metrics()) for name in "ab"]
+    jobs = [queue.submit(ask("x")) for queue in queues]
+    reasons = []
+    for queue in queues:
+        monkeypatch.setattr(
+            queue, "give_up", lambda one=queue: (reasons.append([job.reason for job in jobs]), Queue.give_up(one))
+        )
+        queue.start()
+    wait_for(lambda: all(queue.generates for queue in queues))
+    assert not close_all(queues, 0)
+    assert reasons[0] == ["shutdown"] * 2
+    assert all(queue.hung for queue in queues)
+    assert not close_all(queues)
+    go.set()
+    wait_for(lambda: not any(queue.generates for queue in queues))

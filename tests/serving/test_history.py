@@ -184,6 +184,8 @@ def test_a_crash_leaves_no_broken_entry(gate, tmp_path):
 
 @pytest.mark.parametrize("broken", ["file", "row"])
 def test_a_write_that_fails_fails_no_job(gate, tmp_path, monkeypatch, caplog, broken):
+    caplog.set_level("WARNING", "latentc.serving")  # some libraries raise the root logger's level
+
     def failing(*_):
         raise OSError(28, "No space left on device") if broken == "file" else sqlite3.OperationalError("full")
 
@@ -203,9 +205,10 @@ def test_a_write_that_fails_fails_no_job(gate, tmp_path, monkeypatch, caplog, br
 
 
 def test_images_before_one_that_cannot_be_written_have_ids(tmp_path, monkeypatch, caplog):
+    caplog.set_level("WARNING", "latentc.serving")  # some libraries raise the root logger's level
     entered = iter([7, 8])
 
-    def enter(self, image, drawing, about):
+    def enter(self, image, drawing, about, source):
         if (found := next(entered, None)) is None:
             raise OSError(28, "No space left on device")
         return found

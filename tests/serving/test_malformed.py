@@ -1,5 +1,8 @@
 """Malformed requests to every route: an error of the client's, never of the server's, and never a traceback."""
 
+import json
+
+import httpx2
 import pytest
 
 from latentc.core.errors import RequestError
@@ -71,6 +74,55 @@ def test_faults_are_seen(status, body, headers, complaint):
     assert faults(Case(), Answered(hung=True))
     documented = Answered(503, {"content-type": "application/json", "x-request-id": "1"}, error("busy"))
     assert faults(Case(), documented) == []
+
+
+LARGE = 4 << 20
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "named"),
+    [
+        ("/v1/generation/tiny/text-to-image", {"text_prompts": [{"text": "(" * LARGE}]}, "text_prompts"),
+        ("/v1/generation/tiny/text-to-image", {"text_prompts": [{"text": "("}] * 9000}, "text_prompts"),
+        ("/v1/generation/tiny/text-to-image", {"text_prompts": [{"text": "(" * 30_000}] * 100}, "text_prompts"),
+        ("/sdapi/v1/txt2img", {"styles": list(range(190_000))}, "styles"),
+        ("/sdapi/v1/txt2img", {"prompt": "<lora:a" * (LARGE // 7)}, "prompt"),
+        ("/sdapi/v1/img2img", {"init_images": list(range(190_000))}, "init_images"),
+        ("/v1/images/generations", {"prompt": "x", "y" * LARGE: 1}, "yyy"),
+        ("/v1/jobs", {"prompt": "x", "outpaint": [1] * 190_000}, "outpaint"),
+        ("/v1/jobs", {"prompt": "x", "adapters": {"y" * 30_000 + str(n): 1 for n in range(9)}}, "adapters"),
+        ("/v2/models/tiny/infer", {"inputs": [{"name": "prompt", "data": ["x" * LARGE]}]}, "inputs"),
+    ],
+    ids=lambda one: one if isinstance(one, str) else None,
+)
+def test_large_texts_and_lists_are_refused_before_they_are_read(address, path, fields, named):
+    answer = httpx2.post(address + path, json=fields, timeout=60)
+    assert answer.status_code == 400
+    assert named in answer.text
+    assert "limit is" in answer.text
+    assert len(answer.text) < 1000
+
+
+def test_the_text_of_an_image_may_be_as_long_as_the_body(address):
+    """It is refused for what it is."""
+    fields = {"prompt": "x", "steps": 1, "image": "QUJD" * (LARGE // 4)}
+    answer = httpx2.post(address + "/v1/jobs", json=fields, timeout=60)
+    assert answer.status_code == 400
+    assert "is not an image" in answer.json()["error"]["message"]
+
+
+def test_large_texts_in_forms_and_tensors(address):
+    texts = {f"text_prompts[{index}][text]": (None, "(" * 900_000) for index in range(2)}
+    answer = httpx2.post(address + "/v1/generation/tiny/image-to-image", files=texts, timeout=60)
+    assert answer.status_code == 400
+    assert "limit is" in answer.text
+    value = (LARGE).to_bytes(4, "little") + b"x" * LARGE
+    tensor = {"name": "prompt", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": len(value)}}
+    header = json.dumps({"inputs": [tensor]}).encode()
+    sent = {"inference-header-content-length": str(len(header))}
+    answer = httpx2.post(address + "/v2/models/tiny/infer", content=header + value, headers=sent, timeout=60)
+    assert answer.status_code == 400
+    assert "32,000 characters" in answer.text
 
 
 def error(code):

@@ -14,13 +14,13 @@ from PIL import Image
 
 from latentc.core.errors import NotFiniteError
 from latentc.pipelines.png import read
-from latentc.pipelines.save import SOURCE_TYPE
 from latentc.serving.bodies import ALIVE
 from latentc.serving.errors import ApiError
 from latentc.serving.openai import asked
 from latentc.serving.service import serve
 
 from .conftest import MODEL, asking, running, wait_for
+from .test_checks import SOURCE_TYPE
 
 EXTRA = {"steps": 4, "scheduler": "euler", "guidance": 5.0}
 

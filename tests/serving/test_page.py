@@ -202,15 +202,15 @@ def test_a_gallery_of_several_images(visit):
 
 def test_sizes(visit):
     page = visit()
-    page.locator("#preset").select_option(index=4)
+    page.locator("#size").select_option(index=4)
     width, height = (page.locator(f"#{side}").input_value() for side in ("width", "height"))
     assert int(width) > int(height)
     page.locator("#swap").click()
     expect(page.locator("#width")).to_have_value(height)
-    expect(page.locator("#preset")).to_have_value(f"{height}x{width}")
+    expect(page.locator("#size")).to_have_value(f"{height}x{width}")
     page.locator("#width").fill("72")
-    expect(page.locator("#preset")).to_have_value("other")
-    page.locator("#preset").select_option("")
+    expect(page.locator("#size")).to_have_value("other")
+    page.locator("#size").select_option("")
     expect(page.locator("#width")).to_have_value("")
 
 
@@ -234,7 +234,7 @@ def test_a_mask_is_painted_and_sent(visit, keyboard):
     page.locator("#source summary").click()
     drop(page, "#drop", png(200))
     expect(page.locator("#strength-value")).to_have_text("0.80")
-    expect(page.locator("#preset")).to_contain_text("Near the image's")
+    expect(page.locator("#size")).to_contain_text("Near the image's")
     canvas = page.locator("#mask")
     if keyboard:
         canvas.press("ArrowLeft")
@@ -289,3 +289,22 @@ def test_a_token_is_asked_for_once(visit, slow, token):
         page.wait_for_selector("html[data-ready]")
         drawn(page)
         page.close()
+
+
+def test_presets_and_groups_of_schedulers(visit, slow):
+    page = visit()
+    preset, scheduler, steps = (page.locator(f"#{name}") for name in ("preset", "scheduler", "steps"))
+    expect(preset).to_have_value("exact")
+    preset.select_option("draft")
+    expect(scheduler).to_have_value("dpm++2m")
+    ask(page, steps="6")
+    assert read(drawn(page)).request.preset == "draft"
+    expect(page.locator("#parameters")).to_contain_text("draft")
+    steps.fill("7")
+    expect(preset).to_have_value("")
+    page.locator("#use").click()
+    expect(preset).to_have_value("draft")
+    labels = scheduler.locator("optgroup").evaluate_all("all => all.map((one) => one.label)")
+    assert labels[0] == "Recommended for this model"
+    found = scheduler.locator("optgroup option").evaluate_all("all => all.map((one) => one.value)")
+    assert sorted(found) == sorted(slow.schedulers)

@@ -4,7 +4,7 @@ import gc
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from threading import Event
+from threading import Event, Thread, current_thread
 from types import SimpleNamespace
 from weakref import ref
 
@@ -238,6 +238,37 @@ def test_jobs_of_a_process_that_ended_run_again_alone(queue, drawing):
     assert [job.state for job in jobs] == ["completed", "failed", *["completed"] * 4]
     assert [job.lost for job in jobs] == [1, 2, 1, 1, 0, 0]
     assert jobs[1].error.status == 500
+
+
+def test_a_cancellation_while_a_batch_is_put_back(queue, drawing):
+    """It waits until the job is in the queue again, and takes it out of there: it is not generated again."""
+
+    class Watched(ImageJob):
+        def __setattr__(self, name, value):
+            super().__setattr__(name, value)
+            if name == "state" and value == "queued" and self.lost:
+                thread.start()
+                thread.join(0.2)
+
+    job = Watched(ask("a").request)
+    thread = Thread(target=lambda: queue.cancel(job))
+    ends = [Interrupted(began=True)]
+
+    def heard():  # before the queue goes on
+        if thread.ident is not None and current_thread() is not thread:
+            thread.join()
+
+    def end_once(_):
+        if drawing.batches[-1] == ["a"] and ends:
+            raise ends.pop()
+
+    job.listeners.append(heard)
+    drawing.before_step = end_once
+    submitted(queue, drawing, [job])
+    last = queue.submit(ask("last"))
+    wait_for(lambda: last.done)
+    assert (job.state, job.reason, job.lost) == ("cancelled", "client", 1)
+    assert drawing.batches == [["first"], ["a"], ["last"]]
 
 
 def test_a_process_that_never_began_is_not_counted(queue, drawing):

@@ -2,6 +2,7 @@
 
 import base64
 import json
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from threading import Thread
 from urllib.parse import urlsplit
@@ -64,9 +65,9 @@ def test_image_to_image_and_inpainting(webui, gate):
     mask = np.zeros((64, 64), np.uint8)
     mask[16:48, 16:48] = 255
     common = {"images": [image], "prompt": "a hut", "seed": 3, "cfg_scale": 5, "denoising_strength": 0.5, **SIZE}
-    masked = {"mask_blur": 0, "inpainting_fill": 1, "inpaint_full_res": False}
+    masked = {"mask_blur": 4, "inpainting_fill": 1, "inpaint_full_res": False}
     found = webui.img2img(mask_image=Image.fromarray(mask), **common, **masked)
-    alone = gate(asking("a hut", 3, strength=0.5, prompt_syntax="a1111"), image=image, mask=mask)
+    alone = gate(asking("a hut", 3, strength=0.5, mask_blur=4, prompt_syntax="a1111"), image=image, mask=mask)
     assert np.array_equal(np.asarray(found.image), alone.images[0])
     other = webui.img2img(mask_image=Image.fromarray(255 - mask), inpainting_mask_invert=1, **common, **masked)
     assert np.array_equal(np.asarray(other.image), alone.images[0])
@@ -203,3 +204,21 @@ def test_progress_by_task_and_an_interrupt_of_the_clients_own_job(gate):
         thread.join(60)
         assert errors == [409]
         assert mine.get_progress()["state"]["job_count"] == 0
+
+
+def test_an_interrupt_answers_the_unfinished_images(server, webui, gate):
+    """As the web UI: those that the denoiser estimates at the last step."""
+    fields = {"prompt": "a hut", "seed": 1, "cfg_scale": 5, "batch_size": 2, **SIZE, "steps": 20}
+    steps = []
+    request = asking("a hut", 1, steps=20, count=2, prompt_syntax="a1111")
+    gate._pipeline(request, on_step=steps.append)
+    with ThreadPoolExecutor() as pool:
+        with gate.held_at(10):
+            asked = pool.submit(webui.txt2img, **fields)
+            assert gate.held.wait(60)
+            webui.interrupt()
+        found = asked.result()
+    expected = gate._pipeline.decode_step(request, steps[8])
+    assert all(np.array_equal(np.asarray(one), own) for one, own in zip(found.images, expected, strict=True))
+    assert found.info["notices"] == ["The image is unfinished: it was interrupted after step 9 of 20."]
+    assert found.info["infotexts"][1].startswith("a hut\nSteps: 20, Sampler: Euler")

@@ -5,6 +5,7 @@ import json
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
+from threading import Event
 
 import httpx2
 import numpy as np
@@ -208,6 +209,8 @@ def test_who_may_ask(guarded, headers, status):
 def test_probes_need_no_token(guarded):
     """And those who fetch an image by its URL have none."""
     assert [guarded.get(path).status_code for path in ("/livez", "/readyz", "/metrics")] == [200, 200, 401]
+    pod = {"host": "10.1.2.3:8000"}  # as Kubernetes' probes state it
+    assert [guarded.get(path, headers=pod).status_code for path in ("/livez", "/readyz", "/")] == [200, 200, 403]
     fields = {"prompt": "x", **FIELDS, "response_format": "url"}
     answer = guarded.post(GENERATIONS, json=fields, headers={"authorization": "Bearer secret"})
     assert guarded.get(answer.json()["data"][0]["url"]).status_code == 200
@@ -266,7 +269,7 @@ def test_a_first_image_that_fails(gate, monkeypatch):
 def test_every_queue_is_closed_before_one_is_waited_for(gate, monkeypatch):
     service = serve({"a": gate, "b": gate})
     first, second = (model.queue for model in service.models.values())
-    monkeypatch.setattr(first, "close", lambda _: second.submit(ImageJob(asking("x", 1))))
+    monkeypatch.setattr(first, "join", lambda _: second.submit(ImageJob(asking("x", 1))))
     with pytest.raises(ApiError, match="shutting down"):
         service.close()
 
@@ -294,3 +297,24 @@ def test_draining(gate):
         assert closing.result()
     assert (ready.status_code, refused.status_code, alive.status_code) == (503, 503, 200)
     assert "retry-after" in refused.headers
+
+
+def test_a_request_whose_check_takes_long_keeps_no_other_waiting(server, http, gate, monkeypatch):
+    """Checking a request decodes its images: it is done in a thread beside the server's."""
+    began, go = Event(), Event()
+
+    def check(request, **more):
+        if request.prompt == "slow":
+            began.set()
+            assert go.wait(60)
+        return gate._pipeline.check(request, **more)
+
+    monkeypatch.setattr(gate, "check", check, raising=False)
+    with ThreadPoolExecutor() as pool:
+        slow = pool.submit(post, http, "slow", 1)
+        assert began.wait(60)
+        assert http.get("/livez").status_code == 200
+        assert post(http, "fast", 1).status_code == 200
+        assert not slow.done()
+        go.set()
+        assert slow.result().status_code == 200

@@ -1,5 +1,6 @@
 """Content Credentials: files signed with a certificate, read by the library's own reader."""
 
+import base64
 import json
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 from latentc.core.errors import RequestError
+from latentc.core.request import Request
 from latentc.pipelines.png import read
 from latentc.serving.history import History
 from latentc.serving.limits import Limits
@@ -131,7 +133,7 @@ def test_files_are_signed_and_still_hold_their_request(gate, signer, tmp_path):
 def test_kinds_of_keys(make, tmp_path):
     buffer = BytesIO()
     Image.new("RGB", (64, 64)).save(buffer, "PNG")
-    signed = ContentSigner(*written(tmp_path, make())).sign(buffer.getvalue(), "png")
+    signed = ContentSigner(*written(tmp_path, make())).sign(buffer.getvalue(), "png", Request())
     assert manifest_of(signed)[0] == "Valid"
 
 
@@ -152,3 +154,38 @@ def test_what_cannot_sign_is_refused_at_start(tmp_path):
             ContentSigner(chain, path)
     with pytest.raises(RequestError, match="missing"):
         ContentSigner(tmp_path / "missing.pem", path)
+
+
+def test_an_image_that_was_changed_was_opened_and_edited(gate, signer):
+    """C2PA's first action is then `opened`, and the image is a parent with the credentials that it has."""
+    service = serve({MODEL: gate}, Limits(), Additions(signer=signer))
+    with running(service) as address, httpx2.Client(base_url=address, timeout=120) as http:
+
+        def made(**fields):
+            job = submit(http, "a boat", 7, **fields)
+            ended(http, job)
+            (image,) = http.get(f"{job['poll_url']}/result").json()["images"]
+            return http.get(image["url"]).content
+
+        first = base64.b64encode(made()).decode()
+        plain, mask = BytesIO(), BytesIO()
+        Image.new("RGB", (64, 64)).save(plain, "BMP")
+        Image.linear_gradient("L").resize((64, 64)).save(mask, "PNG")
+        white, black = (base64.b64encode(one.getvalue()).decode() for one in (mask, plain))
+        changed, part, bare = made(image=first), made(image=first, mask=white), made(image=black)
+        edited = {"init_images": [first], "prompt": "x", "steps": 4, "width": 64, "height": 64}
+        answer = http.post("/sdapi/v1/img2img", json=edited).json()["images"][0]
+    kinds = ("trainedAlgorithmicMedia", "compositeWithTrainedAlgorithmicMedia")
+    every = ((changed, 0, 1), (part, 1, 1), (bare, 0, 0), (base64.b64decode(answer), 0, 1))
+    for content, kind, has in every:
+        state, manifest = manifest_of(content)
+        assert state == "Valid"
+        (actions,) = (
+            one["data"]["actions"] for one in manifest["assertions"] if one["label"].startswith("c2pa.actions")
+        )
+        assert [one["action"] for one in actions] == ["c2pa.opened", "c2pa.edited"]
+        assert actions[1]["digitalSourceType"].endswith(f"/{kinds[kind]}")
+        assert f"/{kinds[kind]}" in marks(content)
+        (parent,) = manifest["ingredients"]
+        assert (parent["relationship"], "active_manifest" in parent) == ("parentOf", bool(has))
+        assert actions[0]["parameters"]["ingredients"][0]["url"].endswith(parent["label"])

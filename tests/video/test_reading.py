@@ -9,7 +9,7 @@ from PIL import Image, ImageCms
 
 from latentc.core.errors import RequestError
 from latentc.core.images import pixels_sha256
-from latentc.core.manifest import ImageReader
+from latentc.core.model import ImageReader
 from latentc.pipelines import picture
 from latentc.pipelines.picture import load_mask, load_picture
 from latentc.sampling.image import antialiased, fitted, for_encoder

@@ -6,7 +6,8 @@ import pytest
 from latentc.core.bundle import MANIFEST, open_bundle
 from latentc.core.errors import BundleError
 from latentc.core.files import read_sealed, write_sealed
-from latentc.core.manifest import Model, TensorInfo, TextEncoder
+from latentc.core.manifest import TensorInfo
+from latentc.core.model import Model, TextEncoder
 from latentc.core.request import Request
 from latentc.core.shapes import Setting, sizes
 from latentc.core.wires import Wire

@@ -1,6 +1,5 @@
 """Fused weights beside those of PEFT, LyCORIS and diffusers: their own files, and their own merges."""
 
-
 import numpy as np
 import pytest
 import torch
