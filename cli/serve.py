@@ -14,6 +14,8 @@ from .options import Embeddings, Loras, ProfileName, Quiet, Threads
 
 DEFAULT_PORT = 8000
 MOST_REPLICAS = 64
+SENT_TIMES, SENT_LEAST = 4, 16_000_000
+"""How many times the pixels of an image one that a client sends may have, and how many at least."""
 
 
 def serve(
@@ -29,7 +31,13 @@ def serve(
     batch: Annotated[int, typer.Option(min=1, help="Images that are generated at once.")] = 8,
     steps: Annotated[int, typer.Option(min=1, help="Limit of the steps of a request.")] = 150,
     megapixels: Annotated[
-        float, typer.Option(min=0.01, max=1e6, help="Limit of an image's size, in millions of pixels.")
+        float,
+        typer.Option(
+            min=0.01,
+            max=1e6,
+            help="Limit of an image's size, in millions of pixels. Images that clients "
+            "send may have four times as many, and at least 16.",
+        ),
     ] = 4.2,
     count: Annotated[int, typer.Option(min=1, help="Limit of the images of a request.")] = 10,
     timeout: Annotated[float, typer.Option(min=1, max=1e9, help="Seconds after which a job is cancelled.")] = 600,
@@ -173,7 +181,15 @@ def serve(
     if on is None and (ray_address, ray_gpus) != (None, None):
         raise RequestError("--ray-address and --ray-gpus say how Ray is used. Pass --on ray too.")
     pixels = round(megapixels * 1e6)
-    limits = Limits(queue=queue, batch=batch, steps=steps, pixels=pixels, count=count, job_seconds=timeout)
+    limits = Limits(
+        queue=queue,
+        batch=batch,
+        steps=steps,
+        pixels=pixels,
+        image_pixels=max(SENT_LEAST, SENT_TIMES * pixels),
+        count=count,
+        job_seconds=timeout,
+    )
     chosen = AdditionOptions(
         state=state,
         keep_images=keep_images,
