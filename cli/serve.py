@@ -20,7 +20,12 @@ SENT_TIMES, SENT_LEAST = 4, 16_000_000
 
 def serve(
     bundles: Annotated[
-        list[Path], typer.Argument(metavar="BUNDLE...", help="Folders made by `latentc export` or `latentc package`.")
+        list[Path],
+        typer.Argument(
+            metavar="BUNDLE[=PROFILE]...",
+            help="Folders made by `latentc export` or `latentc package`, with profiles of their own or that of "
+            "--profile.",
+        ),
     ],
     profile: ProfileName = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
@@ -169,7 +174,7 @@ def serve(
     from ..checkpoints.adapters.open import strengths
     from ..core.errors import RequestError, RuntimeMissing
     from ..core.install import install
-    from .choose import choose_one
+    from .choose import choose_each
 
     try:
         from ..serving.limits import Limits
@@ -205,8 +210,7 @@ def serve(
         c2pa_key=c2pa_key,
     )
     run(
-        bundles,
-        choose_one(profile, threads, bundle=bundles[0]),
+        choose_each(bundles, profile, threads),
         device=device,
         replicas=replicas,
         most_replicas=most_replicas,
