@@ -58,9 +58,9 @@ BODIES = {
 
 @pytest.fixture(scope="module")
 def http(gate):
-    with running(serve({MODEL: gate}, Limits(image_pixels=100 * 100))) as address:
-        with httpx2.Client(base_url=address, timeout=PATIENCE) as client:
-            yield client
+    limits = Limits(image_pixels=100 * 100)
+    with running(serve({MODEL: gate}, limits)) as address, httpx2.Client(base_url=address, timeout=PATIENCE) as client:
+        yield client
 
 
 @pytest.fixture
