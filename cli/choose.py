@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..compiler.devices import with_device
 from ..compiler.packaged import usual_profile
 from ..compiler.targets import with_threads
 from ..core.bundle import open_bundle
-from ..core.errors import ProfileError
+from ..core.errors import ProfileError, RequestError
 from ..core.presets import own_preset
-from ..core.reading import is_regular
+from ..core.reading import is_folder, is_regular
 from ..profiles import Profile, load_profile
 
 
@@ -57,6 +58,32 @@ def choose_one(
         return with_device(choose(None, threads, sequential=sequential, bundle=bundle)[0], device)
     one = with_device(with_threads(load_profile(name), threads), device)
     return one.sequentially() if sequential else one
+
+
+def choose_each(names: Sequence[Path], default: str | None, threads: int | None) -> list[tuple[Path, Profile]]:
+    """The bundle and the profile of each BUNDLE or BUNDLE=PROFILE. A bundle without one has `default`; None selects as
+    `choose` does.
+
+    Raises `RequestError` for half of a pair, and the errors of `choose_one`.
+    """
+    pairs = [_pair(str(name)) for name in names]
+    return [(path, choose_one(own or default, threads, bundle=path)) for path, own in pairs]
+
+
+def _pair(name: str) -> tuple[Path, str | None]:
+    """The two sides of BUNDLE=PROFILE. Names of files may contain `=`: the bundle is the longest part that exists."""
+    ends = [index for index, mark in enumerate(name) if mark == "="]
+    if not ends or _exists(name):
+        return Path(name), None
+    end = next((index for index in reversed(ends) if _exists(name[:index])), ends[-1])
+    bundle, profile = name[:end], name[end + 1 :]
+    if not bundle or not profile:
+        raise RequestError(f"{name!r} lacks a side of BUNDLE=PROFILE. Write it like scenes.bundle=cpu-onnxruntime.")
+    return Path(bundle), profile
+
+
+def _exists(name: str) -> bool:
+    return bool(name) and (is_folder(name) or is_regular(name))
 
 
 def profile_in(preset: str | None) -> str | None:

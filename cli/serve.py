@@ -14,11 +14,18 @@ from .options import Embeddings, Loras, ProfileName, Quiet, Threads
 
 DEFAULT_PORT = 8000
 MOST_REPLICAS = 64
+SENT_TIMES, SENT_LEAST = 4, 16_000_000
+"""How many times the pixels of an image one that a client sends may have, and how many at least."""
 
 
 def serve(
     bundles: Annotated[
-        list[Path], typer.Argument(metavar="BUNDLE...", help="Folders made by `latentc export` or `latentc package`.")
+        list[Path],
+        typer.Argument(
+            metavar="BUNDLE[=PROFILE]...",
+            help="Folders made by `latentc export` or `latentc package`, with profiles of their own or that of "
+            "--profile.",
+        ),
     ],
     profile: ProfileName = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
@@ -29,7 +36,13 @@ def serve(
     batch: Annotated[int, typer.Option(min=1, help="Images that are generated at once.")] = 8,
     steps: Annotated[int, typer.Option(min=1, help="Limit of the steps of a request.")] = 150,
     megapixels: Annotated[
-        float, typer.Option(min=0.01, max=1e6, help="Limit of an image's size, in millions of pixels.")
+        float,
+        typer.Option(
+            min=0.01,
+            max=1e6,
+            help="Limit of an image's size, in millions of pixels. Images that clients "
+            "send may have four times as many, and at least 16.",
+        ),
     ] = 4.2,
     count: Annotated[int, typer.Option(min=1, help="Limit of the images of a request.")] = 10,
     timeout: Annotated[float, typer.Option(min=1, max=1e9, help="Seconds after which a job is cancelled.")] = 600,
@@ -161,7 +174,7 @@ def serve(
     from ..checkpoints.adapters.open import strengths
     from ..core.errors import RequestError, RuntimeMissing
     from ..core.install import install
-    from .choose import choose_one
+    from .choose import choose_each
 
     try:
         from ..serving.limits import Limits
@@ -173,7 +186,15 @@ def serve(
     if on is None and (ray_address, ray_gpus) != (None, None):
         raise RequestError("--ray-address and --ray-gpus say how Ray is used. Pass --on ray too.")
     pixels = round(megapixels * 1e6)
-    limits = Limits(queue=queue, batch=batch, steps=steps, pixels=pixels, count=count, job_seconds=timeout)
+    limits = Limits(
+        queue=queue,
+        batch=batch,
+        steps=steps,
+        pixels=pixels,
+        image_pixels=max(SENT_LEAST, SENT_TIMES * pixels),
+        count=count,
+        job_seconds=timeout,
+    )
     chosen = AdditionOptions(
         state=state,
         keep_images=keep_images,
@@ -189,8 +210,7 @@ def serve(
         c2pa_key=c2pa_key,
     )
     run(
-        bundles,
-        choose_one(profile, threads, bundle=bundles[0]),
+        choose_each(bundles, profile, threads),
         device=device,
         replicas=replicas,
         most_replicas=most_replicas,

@@ -18,7 +18,7 @@ import uvicorn
 
 from ..compiler.budget import budget_bytes
 from ..compiler.devices import each_device
-from ..compiler.plan import plan
+from ..compiler.plan import BuildPlan, plan
 from ..compiler.targets import with_threads
 from ..core.bundle import Bundle, open_bundle
 from ..core.errors import ProfileError, RequestError
@@ -79,8 +79,7 @@ class _Server(uvicorn.Server):
 
 
 def serve(
-    bundles: Sequence[Path],
-    profile: Profile,
+    bundles: Sequence[tuple[Path, Profile]],
     *,
     device: str | None = None,
     replicas: int | None = None,
@@ -99,7 +98,7 @@ def serve(
     chosen: AdditionOptions | None = None,
     quiet: bool = False,
 ) -> None:
-    """Open the bundles, and serve them until SIGTERM or Ctrl-C.
+    """Open the bundles, each under its profile, and serve them until SIGTERM or Ctrl-C.
 
     With several `replicas`, each bundle is opened in as many processes, of `threads` each, or which share the CPU's
     cores. They are spread over the devices of `device`, by default one on each. While jobs wait, there are more, up to
@@ -111,16 +110,21 @@ def serve(
         say(f"note: whoever reaches {host} may use this server. Pass --token-file to ask for a token.", err=True)
         if access.hosts is None:
             say("note: so may web pages that its users open (DNS rebinding). Pass --allow-host NAME.", err=True)
-    opened = named(bundles)
+    opened = named([path for path, _ in bundles])
     if on_ray is not None and (device is not None or memory_gb is not None):
         raise RequestError("Ray places replicas, and keeps them loaded. Leave --device and --memory out.")
-    least, profiles = scaled(profile, device, replicas, most_replicas)
+    chosen_for = {name: one for name, (_, one) in zip(opened, bundles, strict=True)}
+    scales = {name: scaled(one, device, replicas, most_replicas) for name, one in chosen_for.items()}
+    profiles = {name: each for name, (_, each) in scales.items()}
     residents, sizes = None, dict[str, int]()
     if on_ray is None:
-        if crowded := crowd_notice(profiles):
+        for crowded in dict.fromkeys(filter(None, map(crowd_notice, profiles.values()))):
             say(crowded, err=True)
-        if len(profiles) > 1 and threads is None:
-            profiles = [with_share(one, cores() // len(profiles)) for one in profiles]
+        if threads is None:
+            profiles = {
+                name: each if len(each) < 2 else [with_share(one, cores() // len(each)) for one in each]
+                for name, each in profiles.items()
+            }
         sizes = check_memory(opened, profiles, together=memory_gb is None)
     if memory_gb is not None:
         residents = Residents(budget_bytes(memory_gb))
@@ -131,10 +135,10 @@ def serve(
         begins: dict[str, Begin] = dict.fromkeys(opened, spawned)
         if on_ray is not None:
             cluster = stack.enter_context(closing(Cluster(on_ray.address)))
-            share = threads or cluster.threads(len(profiles) * len(opened))
-            profiles = [with_share(one, share) for one in profiles]
-            needed = {name: needs(one, profiles[0], share, on_ray.gpus) for name, one in opened.items()}
-            if lacks := cluster.lacks([one for one in needed.values() for _ in range(least)]):
+            share = threads or cluster.threads(sum(map(len, profiles.values())))
+            profiles = {name: [with_share(one, share) for one in each] for name, each in profiles.items()}
+            needed = {name: needs(one, profiles[name][0], share, on_ray.gpus) for name, one in opened.items()}
+            if lacks := cluster.lacks([one for name, one in needed.items() for _ in range(scales[name][0])]):
                 say(lacks, err=True)
             begins = {name: cluster.begin(one) for name, one in needed.items()}
         added = stack.enter_context(additions(chosen or AdditionOptions()))
@@ -143,13 +147,14 @@ def serve(
             engines = stack.enter_context(ExitStack())
             for name, bundle in opened.items():
                 openings = [
-                    Opening(bundle, one, adapters, tuple(embeddings), loaded=residents is None) for one in profiles
+                    Opening(bundle, one, adapters, tuple(embeddings), loaded=residents is None)
+                    for one in profiles[name]
                 ]
                 pipelines[name] = one = engines.enter_context(
                     closing(
                         openings[0].open(tell)
                         if len(openings) == 1 and on_ray is None
-                        else Replicas(name, openings, tell, least=least, begin=begins[name])
+                        else Replicas(name, openings, tell, least=scales[name][0], begin=begins[name])
                     )
                 )
                 if residents is not None:
@@ -290,30 +295,40 @@ def spread(profile: Profile, device: str | None, replicas: int | None) -> list[P
 
 
 def check_memory(
-    bundles: Mapping[str, Bundle], profiles: Sequence[Profile], *, together: bool = True
+    bundles: Mapping[str, Bundle], profiles: Mapping[str, Sequence[Profile]], *, together: bool = True
 ) -> dict[str, int]:
-    """Predict the bytes of memory that each bundle's engines hold on one device, for the profile of each replica.
+    """Predict the bytes of memory that each bundle's engines hold on one device, for the profile of each of its
+    replicas.
 
     Raises `ProfileError` if several, of all bundles if they are loaded `together`, don't fit in the memory of a device.
     Replicas share nothing that the prediction counts: each has its own engines.
     """
-    if together and len(bundles) * len(profiles) < 2:
+    if together and sum(map(len, profiles.values())) < 2:
         return {}
-    plans = {name: plan(bundle, profiles[0]) for name, bundle in bundles.items()}
-    first = next(iter(plans.values()))
-    places = 1 if first.on_host else len({one.device for one in profiles})
-    replicas = -(-len(profiles) // places)
-    sizes = {name: replicas * one.held_bytes for name, one in plans.items()}
-    held = sum(sizes.values()) if together else max(sizes.values())
-    room = first.free_bytes if first.on_host else first.device_bytes
-    if room is not None and held > room:
-        of = f"{replicas} replicas{' on a device' if places > 1 else ''} of " if replicas > 1 else ""
+    plans = {name: plan(bundle, profiles[name][0]) for name, bundle in bundles.items()}
+    sizes, groups = dict[str, int](), dict[str | None, list[str]]()
+    for name, one in plans.items():
+        sizes[name] = _replicas_on_one(one, profiles[name]) * one.held_bytes
+        groups.setdefault(None if one.on_host else one.device, []).append(name)
+    for names in groups.values():
+        first, count = plans[names[0]], len(profiles[names[0]])
+        held = [sizes[name] for name in names]
+        room = first.free_bytes if first.on_host else first.device_bytes
+        if room is None or (sum(held) if together else max(held)) <= room:
+            continue
+        replicas = _replicas_on_one(first, profiles[names[0]])
+        of = f"{replicas} replicas{' on a device' if replicas < count else ''} of " if replicas > 1 else ""
         raise ProfileError(
-            f"{of or 'These '}{counted(len(bundles) if together else 1, 'bundle')} are predicted to hold "
-            f"{sized(held)}, but {first.device} has {sized(room)}. Serve fewer {'replicas or ' if of else ''}bundles"
-            f"{', or set --memory' if together and len(bundles) > 1 else ''}."
+            f"{of or 'These '}{counted(len(names) if together else 1, 'bundle')} are predicted to hold "
+            f"{sized(sum(held) if together else max(held))}, but {first.device} has {sized(room)}. Serve fewer "
+            f"{'replicas or ' if of else ''}bundles{', or set --memory' if together and len(names) > 1 else ''}."
         )
     return sizes
+
+
+def _replicas_on_one(found: BuildPlan, profiles: Sequence[Profile]) -> int:
+    """How many of a bundle's replicas are on one device."""
+    return -(-len(profiles) // (1 if found.on_host else len({one.device for one in profiles})))
 
 
 def tokens(file: Path | None) -> tuple[str, ...]:

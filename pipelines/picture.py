@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,8 @@ from ..core.tensors import Array
 from ..core.units import counted
 from ..sampling.image import Pixels
 from .layout import enlarged
+
+T = TypeVar("T")
 
 ImageLike = Path | str | bytes | Image.Image | Array
 """An image file, its contents, a Pillow image, or an array [height, width, 3]: uint8, or floats from 0 to 1."""
@@ -126,6 +128,16 @@ def load_mask(mask: ImageLike | Decoded) -> Decoded:
     return Decoded(np.asarray(Image.fromarray(decoded.pixels).convert("L")), decoded.notices)
 
 
+def check_file(image: bytes, kind: str, most: int | None = None) -> None:
+    """Check the header of an image file, which may have up to `most` pixels; none of them is decoded. Messages call it
+    `kind`.
+
+    Raises the errors of `load_picture` that a header shows.
+    """
+    most = MAX_PIXELS if most is None else min(most, MAX_PIXELS)
+    _read(BytesIO(image), f"The {kind}", kind, lambda what, opened, _: _check(what, opened, most), most)
+
+
 def load_clear(image: bytes) -> Decoded:
     """The mask of the transparent area of an image file: pixels [height, width], uint8, white where it is transparent.
 
@@ -187,7 +199,7 @@ def _loaded(image: ImageLike | Decoded, kind: str) -> Decoded:
     if isinstance(image, Path | str):
         return _file(image, kind)
     if isinstance(image, bytes):
-        return _read(BytesIO(image), f"The {kind}", kind)
+        return _read(BytesIO(image), f"The {kind}", kind, _decoded)
     if isinstance(image, Image.Image):
         return _decoded(f"The {kind}", image, kind)
     return Decoded(_array(image, kind))
@@ -196,15 +208,15 @@ def _loaded(image: ImageLike | Decoded, kind: str) -> Decoded:
 def _file(path: Path | str, kind: str) -> Decoded:
     try:
         with regular(path) as file:
-            return _read(file, path, kind)
+            return _read(file, path, kind, _decoded)
     except (OSError, ValueError) as exc:
         raise RequestError(unreadable(path, exc, "Check the path.")) from exc
 
 
 def _read(
-    file: BinaryIO, what: object, kind: str, decode: Callable[[object, Image.Image, str], Decoded] | None = None
-) -> Decoded:
-    """The image of a file that is open, which errors call `what`, by `decode`; None is `_decoded`."""
+    file: BinaryIO, what: object, kind: str, read: Callable[[object, Image.Image, str], T], most: int | None = None
+) -> T:
+    """What `read` returns of the image of a file that is open, which errors call `what`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # sizes are checked here
@@ -213,13 +225,15 @@ def _read(
                 raise RequestError(f"{what} has {size:,} bytes, but the limit is {MAX_BYTES:,}. Pass a smaller image.")
             file.seek(0)
             with Image.open(file, formats=FORMATS) as opened:
-                return (decode or _decoded)(what, opened, kind)
+                return read(what, opened, kind)
     except RequestError:
         raise
     except Image.UnidentifiedImageError as exc:
         raise RequestError(f"{what} is not an image of a known format. Use one of: {', '.join(FORMATS)}.") from exc
     except Image.DecompressionBombError as exc:
-        raise RequestError(f"{what} has too many pixels; the limit is {MAX_PIXELS:,}. Pass a smaller image.") from exc
+        raise RequestError(
+            f"{what} has too many pixels; the limit is {most or MAX_PIXELS:,}. Pass a smaller image."
+        ) from exc
     except Exception as exc:  # Pillow raises many kinds of errors for untrusted bytes
         raise RequestError(f"{what} is damaged ({type(exc).__name__}). Save it again.") from exc
 
@@ -244,12 +258,13 @@ def _decoded(what: object, image: Image.Image, kind: str) -> Decoded:
     return Decoded(np.asarray(_in_srgb(turned, kind, notices)), tuple(notices))
 
 
-def _check(what: object, image: Image.Image) -> None:
+def _check(what: object, image: Image.Image, most: int | None = None) -> None:
     """Raise `RequestError` for an image that is too large, too small, animated, or of more than 8 bits per colour."""
     width, height = image.size
-    if width * height > MAX_PIXELS:
+    most = MAX_PIXELS if most is None else most
+    if width * height > most:
         raise RequestError(
-            f"{what} has {width}x{height} pixels, but the limit is {MAX_PIXELS:,} pixels. Pass a smaller image."
+            f"{what} has {width}x{height} pixels, but the limit is {most:,} pixels. Pass a smaller image."
         )
     _check_sides(what, width, height)
     if (frames := getattr(image, "n_frames", 1)) > 1:

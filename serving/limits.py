@@ -28,6 +28,8 @@ class Limits:
     pixels: int = 4_200_000
     """Pixels of one image: of what is drawn, after `hires` too, and of the result, which `crop` and `outpaint` enlarge.
     """
+    image_pixels: int = 16_800_000
+    """Pixels of an image that a client sends, which is decoded: photos have more than what is drawn from them."""
     prompt: int = PROMPT
     """Characters of a prompt."""
     body_bytes: int = 32 << 20

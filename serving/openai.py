@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Response
@@ -148,7 +149,7 @@ def router(service: Service) -> APIRouter:
         texts, sent = await form_fields(http, nested=True)
         wanted = asked(texts)
         service.check_first(wanted.request, wanted.model)
-        return await _answer(service, http, wanted, "image_edit", await asyncio.to_thread(edited, sent))
+        return await _answer(service, http, wanted, "image_edit", await _decoded(service, edited(sent)))
 
     @routes.get("/v1/models")
     async def models() -> dict[str, Any]:
@@ -161,9 +162,9 @@ def router(service: Service) -> APIRouter:
     return routes
 
 
-def edited(sent: Mapping[str, list[bytes]]) -> dict[str, Any]:
-    """What accompanies the request of an edit: the files `image` and `mask` of its form; the transparent area of the
-    mask is generated. Raises `ApiError` 400.
+def edited(sent: Mapping[str, list[bytes]]) -> dict[str, bytes]:
+    """The files that accompany the request of an edit: `image`, and `mask` if its form has one. Raises `ApiError`
+    400.
     """
     if unknown := next((name for name in sent if name not in ("image", "mask")), None):
         raise ApiError(400, f"Unknown file {unknown[:80]!a}.", param=unknown[:80], code="unknown_parameter")
@@ -172,7 +173,14 @@ def edited(sent: Mapping[str, list[bytes]]) -> dict[str, Any]:
         raise ApiError(400, f"One image is needed, and {len(images)} were sent.", param="image")
     if len(masks) > 1:
         raise ApiError(400, f"{len(masks)} masks were sent. Send one.", param="mask")
-    return {"image": images[0], **({"mask": load_clear(masks[0])} if masks else {})}
+    return {"image": images[0], **({"mask": masks[0]} if masks else {})}
+
+
+async def _decoded(service: Service, files: Mapping[str, bytes]) -> dict[str, Any]:
+    """The inputs of an edit from its files: the transparent area of the mask is generated."""
+    if (mask := files.get("mask")) is None:
+        return dict(files)
+    return {**files, "mask": await service.decode(partial(load_clear, mask), {"mask": mask})}
 
 
 def _model(service: Service, name: str) -> dict[str, Any]:

@@ -92,6 +92,10 @@ def first_request(model: OpenModel) -> tuple[Request, dict[str, Any]]:
     built = fixed_sizes(facts, model.profile)
     width, height = facts.own_size if not built or facts.own_size in built else built[0]
     request = Request(prompt="", steps=WARM_STEPS, seed=0, width=width, height=height)
+    shapes = model.profile.shapes
+    if built and "batch" not in shapes.free:  # engines take these rows only
+        guidance = request.guidance if shapes.guided else 1.0
+        request = request.model_copy(update={"count": shapes.images, "guidance": guidance})
     if not (facts.needs_image or facts.inpaints):
         return request, {}
     side = facts.default_size

@@ -11,6 +11,7 @@ import json
 import logging
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import psutil
@@ -22,7 +23,7 @@ from ..core.errors import CancelledError, RequestError
 from ..core.record import complaints
 from ..core.request import Result, Step
 from ..pipelines.a1111 import LANCZOS, pairs_of, sampler_pairs, samplers
-from ..pipelines.picture import Decoded, load_picture
+from ..pipelines.picture import Decoded, check_file
 from ..pipelines.png import drawings, read, texts
 from ..sampling.draw import drawing_digest
 from ..sampling.schedulers.settings import LEVELS, RAMPS
@@ -31,7 +32,7 @@ from .errors import ApiError, route_class
 from .pictures import base64_of, files, json_answer, plain_file, unfinished
 from .queue import ImageJob
 from .service import ServedModel, Service
-from .webui import VERSION, Img2Img, Txt2Img, WebUiAsked, content, pictures, translated
+from .webui import VERSION, Img2Img, Txt2Img, WebUiAsked, content, pictures, sent_files, translated
 
 PREFIX = "/sdapi/v1"
 NAME, PREFIXES = "sdapi", (f"{PREFIX}/",)
@@ -221,9 +222,9 @@ async def _generated(service: Service, state: _Open, http: HttpRequest, kind: ty
         asked = translated(body, edits=edits, strengths=strengths)
         service.check_first(asked.request, model.name)
         if isinstance(body, Img2Img):
-            given = await asyncio.to_thread(pictures, body, asked.request)
-            if service.added.signer is not None:
-                source = await asyncio.to_thread(content, (body.init_images or [""])[0], "init_images")
+            sent = await asyncio.to_thread(sent_files, body)
+            given = await service.decode(partial(pictures, body, asked.request, sent), sent)
+            source = sent["image"] if service.added.signer is not None else None
         job = await service.submit(
             asked.request,
             model=model.name,
@@ -387,11 +388,11 @@ def _schedules() -> dict[str, str]:
 
 
 def _info_in(text: str) -> dict[str, Any]:
-    """The text in a picture in base64, as `png-info` answers it; empty for one without. Raises `RequestError` for other
-    files.
+    """The text in a picture in base64, as `png-info` answers it; empty for one without. No pixel is decoded. Raises
+    `RequestError` for other files.
     """
     picture = content(text, "image")
-    load_picture(picture)
+    check_file(picture, "image")
     try:
         shown = read(picture)
     except RequestError:

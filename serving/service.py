@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from threading import Lock
 from typing import Any
 
@@ -17,6 +18,7 @@ from ..core.errors import RequestError
 from ..core.request import Request, Result, Step
 from .checks import Check, FilteredError, checking
 from .credits import Credits, account_of
+from .decoding import Decoder
 from .errors import NO_ANSWER, ApiError
 from .history import History
 from .kept import KeptJobs
@@ -79,6 +81,9 @@ class Service:
     _warm: list[ImageJob] = field(default_factory=list[ImageJob], init=False)
     _checks: Lock = field(default_factory=Lock, init=False)
     """Held while an image is checked."""
+
+    def __post_init__(self) -> None:
+        self.decode = Decoder(self.limits.image_pixels)
 
     def start(self) -> None:
         """Start the queues, each with a first image: until they are done, the server isn't ready. Of models that are
@@ -173,7 +178,9 @@ class Service:
         """
         chosen = self.check_first(request, model)
         beside = dict(inputs or {})
-        asked = await asyncio.to_thread(chosen.pipeline.check, request, within=self.limits.check, **beside)
+        check = partial(chosen.pipeline.check, request, within=self.limits.check, **beside)
+        files = {name: one for name, one in beside.items() if isinstance(one, bytes)}
+        asked = await (self.decode(check, files) if beside else asyncio.to_thread(check))
         size_and_seed = {name: getattr(asked, name) for name in ("width", "height", "seed")}
         job = ImageJob(
             request.model_copy(update=size_and_seed),

@@ -7,10 +7,9 @@ Source: the API's reference and the typings of its clients (`stability-ai` 0.7.0
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from fastapi import APIRouter, Response
@@ -56,6 +55,8 @@ class StabilityAsked:
     """Decodes the images that accompany it, by their names in `Pipeline.__call__`."""
     kind: str = "png"
     """Of `pictures.TYPES`."""
+    decoded: Mapping[str, bytes] = field(default_factory=dict[str, bytes])
+    """The files that `read` decodes, by their names in the form."""
 
 
 def stability_body(error: ApiError) -> dict[str, Any]:
@@ -129,12 +130,11 @@ def from_form(texts: Mapping[str, str], sent: Mapping[str, list[bytes]], *, mask
             prompts.setdefault(int(found[1]), {})[found[2]] = left.pop(name)
     values = _prompts([prompts[index] for index in sorted(prompts)])
     image = _file(sent, "init_image")
-    read = _alone(image)
     if masked:
-        read = _masked(left.pop("mask_source", None), sent, image)
-    else:
-        values["strength"] = 1 - _kept(left)
-    return StabilityAsked(Request.model_validate(values | _common(left)), read)
+        read, decoded = _masked(left.pop("mask_source", None), sent, image)
+        return StabilityAsked(Request.model_validate(values | _common(left)), read, decoded=decoded)
+    values["strength"] = 1 - _kept(left)
+    return StabilityAsked(Request.model_validate(values | _common(left)), _alone(image))
 
 
 def from_v2(texts: Mapping[str, str], sent: Mapping[str, list[bytes]], size: tuple[int, int]) -> StabilityAsked:
@@ -179,7 +179,8 @@ def inpainted(texts: Mapping[str, str], sent: Mapping[str, list[bytes]]) -> Stab
         mask = load_clear(image) if drawn is None else load_mask(drawn)
         return {"image": image, "mask": replace(mask, pixels=spread(mask.pixels, grown))}
 
-    return StabilityAsked(Request.model_validate(values), read, kind)
+    decoded = {"image": image} if drawn is None else {"mask": drawn}
+    return StabilityAsked(Request.model_validate(values), read, kind, decoded)
 
 
 def _common(left: dict[str, Any]) -> dict[str, Any]:
@@ -259,10 +260,12 @@ def _alone(image: bytes) -> Callable[[], dict[str, Any]]:
     return lambda: {"image": image}
 
 
-def _masked(source: object, sent: Mapping[str, list[bytes]], image: bytes) -> Callable[[], dict[str, Any]]:
-    """What decodes the image of `masking` and its mask."""
+def _masked(
+    source: object, sent: Mapping[str, list[bytes]], image: bytes
+) -> tuple[Callable[[], dict[str, Any]], dict[str, bytes]]:
+    """What passes on the image of `masking` and decodes its mask, and the files that it decodes."""
     if source == "INIT_IMAGE_ALPHA":
-        return lambda: {"image": image, "mask": load_clear(image)}
+        return lambda: {"image": image, "mask": load_clear(image)}, {"init_image": image}
     if source not in ("MASK_IMAGE_WHITE", "MASK_IMAGE_BLACK"):
         known = "MASK_IMAGE_WHITE, MASK_IMAGE_BLACK and INIT_IMAGE_ALPHA"
         raise ApiError(400, f"mask_source is {str(source)[:80]!a}. Use one of: {known}.", param="mask_source")
@@ -273,7 +276,7 @@ def _masked(source: object, sent: Mapping[str, list[bytes]], image: bytes) -> Ca
         white = mask if source == "MASK_IMAGE_WHITE" else replace(mask, pixels=255 - mask.pixels)
         return {"image": image, "mask": white}
 
-    return read
+    return read, {"mask_image": drawn}
 
 
 def _file(sent: Mapping[str, list[bytes]], name: str) -> bytes:
@@ -343,7 +346,7 @@ def _reason(job: ImageJob, index: int) -> str:
 async def _generated(service: Service, model: str, http: HttpRequest, asked: StabilityAsked) -> tuple[ImageJob, Result]:
     try:
         service.check_first(asked.request, model)
-        inputs = await asyncio.to_thread(asked.read)
+        inputs = await service.decode(asked.read, asked.decoded)
         job = await service.submit(asked.request, model=model, inputs=inputs, api=NAME, owner=http.state.owner)
     except RequestError as exc:
         raise ApiError(400, str(exc), code="bad_request") from exc

@@ -274,14 +274,22 @@ def _from_image(body: Img2Img, *, edits: bool) -> dict[str, Any]:
     return found
 
 
-def pictures(body: Img2Img, request: Request) -> dict[str, Decoded]:
-    """The image of a body and its mask, decoded, by their names in `Pipeline.__call__`; `request` is its request.
+def sent_files(body: Img2Img) -> dict[str, bytes]:
+    """The files of the image of a body and of its mask, by their names in `Pipeline.__call__`. Raises `RequestError`
+    for what isn't in base64.
+    """
+    found = {"image": content((body.init_images or [""])[0], "init_images")}
+    return found | ({"mask": content(body.mask, "mask")} if body.mask else {})
+
+
+def pictures(body: Img2Img, request: Request, sent: Mapping[str, bytes]) -> dict[str, Decoded]:
+    """The images of the files that a body has, decoded; `request` is its request.
 
     Raises `RequestError` for what is no picture.
     """
-    found = {"image": load_picture(content((body.init_images or [""])[0], "init_images"))}
-    if body.mask:
-        mask = load_mask(content(body.mask, "mask"))
+    found = {"image": load_picture(sent["image"])}
+    if "mask" in sent:
+        mask = load_mask(sent["mask"])
         found["mask"] = replace(mask, pixels=255 - mask.pixels) if body.inpainting_mask_invert else mask
     if body.resize_mode == 1 and request.crop is None and request.width and request.height:
         size = (request.width, request.height)

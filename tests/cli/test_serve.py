@@ -1,12 +1,14 @@
 """`latentc serve`: a server that starts, answers and drains, and what it refuses before it loads anything."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 
 import httpx2
@@ -14,6 +16,7 @@ import psutil
 import pytest
 
 from latentc.cli import server
+from latentc.cli.choose import choose_each
 from latentc.compiler.build import build
 from latentc.compiler.targets import with_threads
 from latentc.core.errors import ProfileError
@@ -176,7 +179,7 @@ def test_a_first_image_that_fails_ends_the_server(folder, monkeypatch):
 
     monkeypatch.setattr(Pipeline, "draw_many", broken)
     with pytest.raises(RuntimeError, match="no kernel image"):
-        server.serve([folder], load_profile("null"), host="127.0.0.1", port=0, limits=Limits(), quiet=True)
+        server.serve([(folder, load_profile("null"))], host="127.0.0.1", port=0, limits=Limits(), quiet=True)
 
 
 def test_a_first_image_that_ends_processes_is_advised():
@@ -199,7 +202,7 @@ def test_an_error_beside_a_batch_that_hangs_is_said_before_the_end(folder, monke
     monkeypatch.setattr(Service, "hung", hung)
     monkeypatch.setattr(os, "_exit", codes.append)
     with pytest.raises(RuntimeError, match="no event loop"):
-        server.serve([folder], load_profile("null"), host="127.0.0.1", port=0, limits=Limits(), quiet=True)
+        server.serve([(folder, load_profile("null"))], host="127.0.0.1", port=0, limits=Limits(), quiet=True)
     assert codes == [1] * hung
     found = capsys.readouterr().err
     assert ("error: no event loop" in found, "did not end" in found) == (hung, hung)
@@ -230,11 +233,15 @@ def test_two_bundles_of_one_name(folder, refused):
 def test_bundles_that_do_not_fit_in_memory(folder, monkeypatch):
     one = SimpleNamespace(held_bytes=6 * 10**9, on_host=True, free_bytes=10**10, device_bytes=None, device="CPU")
     monkeypatch.setattr(server, "plan", lambda *_: one)
-    server.check_memory({"a": folder}, [load_profile("null")])
+    null = [load_profile("null")]
+    server.check_memory({"a": folder}, {"a": null})
     with pytest.raises(ProfileError, match=r"These 2 bundles .* 12.00 GB, .* CPU has 10.00 GB"):
-        server.check_memory({"a": folder, "b": folder}, [load_profile("null")])
+        server.check_memory({"a": folder, "b": folder}, {"a": null, "b": null})
     with pytest.raises(ProfileError, match=r"2 replicas of 1 bundle are .* 12.00 GB, .* Serve fewer replicas"):
-        server.check_memory({"a": folder}, [load_profile("null")] * 2)
+        server.check_memory({"a": folder}, {"a": null * 2})
+    plans = {"null": one, "torch-f32": SimpleNamespace(**vars(one) | {"on_host": False, "device_bytes": 7 * 10**9})}
+    monkeypatch.setattr(server, "plan", lambda _, profile: plans[profile.name])
+    server.check_memory({"a": folder, "b": folder}, {"a": null, "b": [load_profile("torch-f32")]})
 
 
 def test_bundles_that_are_loaded_when_asked_for(folder, monkeypatch, refused):
@@ -242,9 +249,10 @@ def test_bundles_that_are_loaded_when_asked_for(folder, monkeypatch, refused):
     one = SimpleNamespace(held_bytes=6 * 10**9, on_host=True, free_bytes=10**10, device_bytes=None, device="CPU")
     monkeypatch.setattr(server, "plan", lambda *_: one)
     both = {"a": folder, "b": folder}
-    assert server.check_memory(both, [load_profile("null")], together=False) == dict.fromkeys(both, 6 * 10**9)
+    null = [load_profile("null")]
+    assert server.check_memory(both, {"a": null, "b": null}, together=False) == dict.fromkeys(both, 6 * 10**9)
     with pytest.raises(ProfileError, match=r"2 replicas of 1 bundle are .* 12.00 GB, .* CPU has 10.00 GB"):
-        server.check_memory(both, [load_profile("null")] * 2, together=False)
+        server.check_memory(both, {"a": null * 2, "b": null * 2}, together=False)
     words = ("serve", folder, "-p", "null", "--memory", "5")
     assert "sd1 is predicted to hold 6.00 GB, more than the 5.00 GB of --memory" in refused(*words)
 
@@ -266,3 +274,25 @@ def test_without_the_extra(folder, refused, monkeypatch):
     message = refused("serve", folder, "-p", "null")
     assert "fastapi" in message
     assert "[serve]" in message
+
+
+def test_each_bundle_has_a_profile(folder, refused, tmp_path, monkeypatch):
+    """The longest part before a `=` that exists is the bundle, since names of files may have one."""
+    odd = tmp_path / "a=b.bundle"
+    shutil.copytree(folder, odd)
+    (tmp_path / "a").mkdir()
+    own = tmp_path / "my=own.toml"
+    own.write_text((Path(server.__file__).parents[1] / "profiles" / "null.toml").read_text())
+    found = choose_each([odd, Path(f"{odd}=null"), Path(f"{folder}={own}")], "torch-f32", None)
+    assert [path for path, _ in found] == [odd, odd, folder]
+    assert [one.name for _, one in found] == ["torch-f32", "null", own.stem]
+    used = []
+    monkeypatch.setattr(server, "check_memory", lambda _, profiles, **__: used.append(profiles) or {})
+    monkeypatch.setattr(server, "_run", lambda *_, **__: None)
+    bundles = choose_each([Path(f"{folder}={own}"), odd], "null", None)
+    server.serve(bundles, host="127.0.0.1", port=0, limits=Limits())
+    assert {name: [one.name for one in each] for name, each in used[0].items()} == {"sd1": [own.stem], "a=b": ["null"]}
+    assert "lacks a side of BUNDLE=PROFILE" in refused("serve", f"{folder}=")
+    assert "lacks a side of BUNDLE=PROFILE" in refused("serve", "=null")
+    assert "no-such" in refused("serve", f"{folder}=no-such")
+    assert str(tmp_path / "none") in refused("serve", f"{tmp_path / 'none'}=null")

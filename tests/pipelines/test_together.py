@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from latentc.compiler.build import build
-from latentc.core.errors import CancelledError, CompileError, RequestError
+from latentc.core.errors import CancelledError, CompileError, RequestError, ShapeError
 from latentc.core.request import Request
 from latentc.core.tensors import psnr_db
 from latentc.pipelines.pipeline import Pipeline
@@ -254,14 +254,21 @@ def test_an_interrupt_cancels_all(drawing, monkeypatch):
     assert len(seen) < 100
 
 
-def test_fixed_rows_are_computed_one_by_one(bundle):
-    """An engine for one image with guidance takes no more rows."""
+@pytest.mark.parametrize("images", [1, 2])
+def test_fixed_rows_are_computed_one_by_one(bundle, images):
+    """An engine for so many images with guidance takes no other number of rows."""
+    fixed = {"sizes": ("64x64",), "images": images}
     profile = load_profile("cpu-onnxruntime").model_copy(update={"name": "rows"})
-    profile = profile.model_copy(update={"shapes": profile.shapes.model_copy(update={"sizes": ("64x64",)})})
+    profile = profile.model_copy(update={"shapes": profile.shapes.model_copy(update=fixed)})
     build(bundle("sd1"), profile)
+    requests = [one.model_copy(update={"count": images}) for one in REQUESTS[:2]]
+    other = REQUESTS[0].model_copy(update={"count": 3})
     with Pipeline.open(bundle("sd1"), profile) as pipeline:
-        alone = [pipeline(request) for request in REQUESTS[:2]]
-        found = pipeline.draw_many(REQUESTS[:2])
+        counting = Counting(pipeline._work.engines)
+        alone = [pipeline(request) for request in requests]
+        *found, refused = pipeline.through(lambda _: counting).draw_many([*requests, other], return_exceptions=True)
+    assert counting.rows == [2 * images] * 8
+    assert isinstance(refused, ShapeError)
     assert all(np.array_equal(one.images, other.images) for one, other in zip(alone, found, strict=True))
 
 

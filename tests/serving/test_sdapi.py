@@ -19,7 +19,7 @@ from latentc.pipelines.png import read
 from latentc.serving.guard import Access
 from latentc.serving.limits import Limits
 from latentc.serving.service import serve
-from latentc.serving.webui import Img2Img, Txt2Img, pictures, translated
+from latentc.serving.webui import Img2Img, Txt2Img, pictures, sent_files, translated
 
 from .conftest import MODEL, asking, running, wait_for
 
@@ -137,7 +137,7 @@ def test_images_are_decoded_last():
     def read(**fields):
         body = Img2Img.model_validate(fields)
         asked = translated(body)
-        return asked.request, pictures(body, asked.request)
+        return asked.request, pictures(body, asked.request, sent_files(body))
 
     picture = text_of(photo())
     tall = {"init_images": [f"data:image/png;base64,{picture}"], "resize_mode": 1, "width": 64, "height": 128}
