@@ -1,8 +1,5 @@
-import re
-
 import pytest
 
-from latentc.compiler.targets import choices
 from latentc.core.errors import ProfileError
 from latentc.profiles import load_profile, profile_names
 from latentc.runtimes import runtime
@@ -151,23 +148,3 @@ def test_shipped_profiles_ask_for_what_their_runtimes_can():
 def test_the_jetsons_attention_is_fused():
     """Its memory is too small for the scores, which are a tensor of their own at opset 18."""
     assert load_profile("jetson-orin").opset == 23
-
-
-NVIDIA = [one for one in map(load_profile, profile_names()) if one.device.startswith(("sm", "CUDA", "TensorRT"))]
-
-
-@pytest.mark.parametrize("profile", NVIDIA, ids=lambda one: one.name)
-def test_decoders_are_in_tf32_on_gpus_that_have_it(profile, monkeypatch):
-    """Compute capability 8.0 and later (NVIDIA's Ampere tuning guide), unless the variable is 0."""
-    named = re.findall(r"\d+", profile.device) or [one.removeprefix("sm_") for one in profile.gpus]
-    ampere = all(int(one) >= 80 for one in named)
-    assert profile.wishes("vae_decoder", "decoder") == (("tf32", "f32") if ampere else ("f16",))
-    adapter = runtime(profile.runtime)
-    if profile.runtime != "tensorrt-rtx" or adapter.unbuildable(profile.device):
-        return
-    for value, expected in ((None, "tf32"), ("0", "f32")):
-        monkeypatch.delenv("NVIDIA_TF32_OVERRIDE", raising=False)
-        if value is not None:
-            monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", value)
-        chosen = choices(profile, "vae_decoder", "decoder", adapter.precisions(profile.device))[0]
-        assert chosen == (expected if ampere else "f16")
