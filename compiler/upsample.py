@@ -128,7 +128,7 @@ def _replace(model: ir.Model, resize: ir.Node, conv: ir.Node) -> None:
     def sums() -> ir.TensorProtocol:
         return ir.tensor(transposed(values_of(stored).astype(np.float32)))
 
-    name, shape, dtype = f"{stored.name or kept.name}.upsampled", ir.Shape((into, out, 4, 4)), ir.DataType.FLOAT
+    name, shape, dtype = f"{kept.name}.upsampled", ir.Shape((into, out, 4, 4)), ir.DataType.FLOAT
     weight = ir.Value(name=name, shape=shape, type=ir.TensorType(dtype))
     weight.const_value = ir.LazyTensor(sums, dtype=dtype, shape=shape, name=name, cache=False)
     model.graph.register_initializer(weight)

@@ -124,10 +124,8 @@ def test_which_gpu_is_meant(monkeypatch):
         "Vulkan has no GPU with number 3; it has: Vulkan:0 (Radeon Graphics, integrated), "
         "Vulkan:1 (Radeon RX 7900 XTX, discrete), Vulkan:2 (llvmpipe, cpu)."
     )
-    assert (
-        adapter.missing("gfx942:1")
-        == "IREE's devices have no numbers, except Vulkan's and NVIDIA's. Write device = 'gfx942'."
-    )
+    assert adapter.missing("gfx942:1") == "This machine has no gfx942 GPU; AMD GPUs found: none."
+    assert adapter.missing("CPU:1") == "IREE's CPU has no number. Write device = 'CPU'."
     adapter = has(monkeypatch, CARD, CARD)
     assert "Vulkan has several GPUs: Vulkan:0 (Radeon RX 7900 XTX, " in (adapter.missing("Vulkan") or "")
     assert adapter.missing("Vulkan:1") is None
