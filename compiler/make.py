@@ -34,9 +34,6 @@ from .traces import LACKING_DB
 WEIGHTS_MAPPED = 2
 """How often a compiler maps the weights: ONNX Runtime does once to read them, and once to write its own graph."""
 
-WEIGHTS_MAPPED = 2
-"""How often a compiler maps the weights: ONNX Runtime does once to read them, and once to write its own graph."""
-
 
 class Made(Record):
     """Figures of a new engine, which the caller compares with the profile's floor."""
