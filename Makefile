@@ -168,7 +168,7 @@ $(SOFTWARE)/.ready: $(READY)
 	cd $(@D) && apt-get download --quiet chromium-common && dpkg -x chromium-common_*.deb debian && rm chromium-common_*.deb
 	@touch $@
 
-# Profiles of Arm CPUs on an emulated one, with Debian's Python for arm64 and wheels for aarch64: 0.3 GB, some minutes.
+# Profiles of Arm CPUs on an emulated one, with Debian's Python for arm64 and wheels for aarch64.
 emulated-arm: $(READY)
 	$(BIN)/python tests/arm.py $(VENV)/arm
 
