@@ -3,7 +3,6 @@
 import gc
 import hashlib
 import json
-import logging
 import os
 import shutil
 import signal
@@ -95,12 +94,8 @@ def settle() -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def settled():
-    """Before each file; and after it, the root logger's level is as it was, which some libraries change."""
+    """Before each file."""
     settle()
-    level = logging.root.level
-    yield
-    logging.disable(logging.NOTSET)
-    logging.root.setLevel(level)
 
 
 def contents(folder: Path) -> dict[str, list]:

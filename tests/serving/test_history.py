@@ -184,7 +184,7 @@ def test_a_crash_leaves_no_broken_entry(gate, tmp_path):
 
 @pytest.mark.parametrize("broken", ["file", "row"])
 def test_a_write_that_fails_fails_no_job(gate, tmp_path, monkeypatch, caplog, broken):
-    caplog.set_level("WARNING", "latentc.serving")  # some libraries raise the root logger's level
+    caplog.set_level("WARNING", "latentc.serving")  # whatever earlier tests left
 
     def failing(*_):
         raise OSError(28, "No space left on device") if broken == "file" else sqlite3.OperationalError("full")
@@ -205,7 +205,7 @@ def test_a_write_that_fails_fails_no_job(gate, tmp_path, monkeypatch, caplog, br
 
 
 def test_images_before_one_that_cannot_be_written_have_ids(tmp_path, monkeypatch, caplog):
-    caplog.set_level("WARNING", "latentc.serving")  # some libraries raise the root logger's level
+    caplog.set_level("WARNING", "latentc.serving")  # whatever earlier tests left
     entered = iter([7, 8])
 
     def enter(self, image, drawing, about, source):

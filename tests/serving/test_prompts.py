@@ -139,7 +139,7 @@ def test_answers_are_plain_and_short(chat, text, expanded):
 
 
 def test_answers_that_are_of_no_use(gate, chat, caplog):
-    caplog.set_level("WARNING", "latentc.serving")  # some libraries raise the root logger's level
+    caplog.set_level("WARNING", "latentc.serving")  # whatever earlier tests left
     bodies = [
         *(
             b"",
