@@ -126,9 +126,9 @@ def test_replicas_are_spread_over_equal_devices(nvidia):
 def test_memory_of_each_device(nvidia, monkeypatch):
     one = SimpleNamespace(held_bytes=6 * 10**9, on_host=False, free_bytes=10**9, device_bytes=10**10, device="CUDA:0")
     monkeypatch.setattr(server, "plan", lambda *_: one)
-    server.check_memory({"a": None}, server.spread(profile("CUDA"), "cuda:0,cuda:1", 2))
+    server.check_memory({"a": None}, {"a": server.spread(profile("CUDA"), "cuda:0,cuda:1", 2)})
     with pytest.raises(ProfileError, match=r"2 replicas on a device of 1 bundle .* 12.00 GB"):
-        server.check_memory({"a": None}, server.spread(profile("CUDA"), "cuda:0,cuda:1", 3))
+        server.check_memory({"a": None}, {"a": server.spread(profile("CUDA"), "cuda:0,cuda:1", 3)})
 
 
 def test_a_pipeline_on_a_device_that_is_named(opened):
