@@ -20,7 +20,7 @@ from ..core.limits import threads
 from ..core.request import Request
 from ..pipelines.complete import size_and_seed
 from ..profiles import Profile
-from ..sampling.draw import SCHEDULER, drawing_digest, image_shape, latent_shape
+from ..sampling.host import SCHEDULER, drawing_digest, image_shape, latent_shape
 from ..sampling.noise import image_noise, initial_noise
 from .baselines import PROFILE_MODULE, Baseline, peers_folder, python_of
 from .line import Brief, Wish

@@ -42,7 +42,8 @@ from ..export.export import export
 from ..profiles import ANY, Profile, load_profile
 from ..runtimes.base import files_in
 from ..runtimes.machine import machine
-from ..sampling.draw import draw, latent_shape, load_host
+from ..sampling.draw import draw
+from ..sampling.host import latent_shape, load_host
 from ..sampling.noise import added_noise, initial_noise
 from .planted import FAULTS, HOST, PROMPT, TEXT, Fault, Graph
 

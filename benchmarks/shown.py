@@ -12,7 +12,7 @@ from ..pipelines.complete import complete
 from ..pipelines.control import digested
 from ..pipelines.picture import load_controls, load_picture, read_mask, read_picture, size_in
 from ..pipelines.style import read_style
-from ..sampling.draw import SCHEDULER
+from ..sampling.host import SCHEDULER
 from ..sampling.image import Pixels
 from .moving import MOVING_SCENES
 

@@ -30,7 +30,7 @@ from ..core.request import Request
 from ..core.tensors import Array
 from ..pipelines.pipeline import Pipeline
 from ..profiles import Profile
-from ..sampling.draw import latent_shape
+from ..sampling.host import latent_shape
 from ..sampling.image import Pixels
 from ..sampling.noise import initial_noise
 from .forced import Forced, RecordedCall, Recording, force, record

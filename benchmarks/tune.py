@@ -25,7 +25,7 @@ from ..core.units import counted
 from ..pipelines.pipeline import Pipeline
 from ..profiles import Profile
 from ..runtimes.machine import machine
-from ..sampling.draw import drawing_digest
+from ..sampling.host import drawing_digest
 from ..scenes.judge import Pixels
 from .bench import bench
 from .meaning import open_judge, read

@@ -18,8 +18,9 @@ from ..core.request import Request
 from ..core.units import listed
 from ..pipelines.complete import check, own_scheduler
 from ..profiles import Profile
-from ..sampling.draw import SCHEDULER, schedule_of
+from ..sampling.host import SCHEDULER
 from ..sampling.schedulers import check_name, names
+from ..sampling.walks import schedule_of
 from .meaning import captions
 from .plan import PATIENCE, Plan
 from .suite import SUITE, is_scenes, suite_for

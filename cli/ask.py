@@ -17,7 +17,7 @@ from ..core.reading import parse_json, read_small
 from ..core.request import Fused, Request
 from ..pipelines.complete import check
 from ..pipelines.png import TI_HASHES, Shown, origin, read
-from ..sampling.draw import SCHEDULER, denoiser_of
+from ..sampling.host import SCHEDULER, denoiser_of
 from ..sampling.schedulers import check_name
 from .text import is_number, plain
 

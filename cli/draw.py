@@ -27,7 +27,8 @@ from ..pipelines.png import Shown, drawings
 from ..pipelines.save import attempt, check_names, encoded, failed, make_place
 from ..pipelines.style import read_style
 from ..profiles import Profile
-from ..sampling.draw import ENCODE_STAGE, IMAGE_STAGE, SCHEDULER
+from ..sampling.draw import ENCODE_STAGE, IMAGE_STAGE
+from ..sampling.host import SCHEDULER
 from . import BEFORE
 from .ask import check_all, differences
 from .text import as_json as json_text

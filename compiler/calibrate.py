@@ -17,8 +17,9 @@ from ..core.request import Request
 from ..core.tensors import Array
 from ..core.wires import TIMESTEP
 from ..runtimes import Calibration, Target, runtime
-from ..sampling.draw import Host, draw, image_shape, latent_shape, load_host
+from ..sampling.draw import draw
 from ..sampling.given import Given
+from ..sampling.host import Host, image_shape, latent_shape, load_host
 from ..sampling.image import Pixels
 from ..sampling.noise import added_noise, image_noise, initial_noise
 from .cases import REFEREES, cases_in, refereed, stored_drawings

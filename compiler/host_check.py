@@ -31,15 +31,11 @@ from ..core.standing import Standing
 from ..core.tensors import PERFECT_DB, Array, psnr_db
 from ..core.wires import TIMESTEP
 from ..sampling.denoise import feeds, step
-from ..sampling.draw import (
-    Host,
-    beside_latents,
-    constants,
-    latent_shape,
-    read_request,
-)
+from ..sampling.draw import beside_latents, constants
 from ..sampling.given import Given, begun
+from ..sampling.host import Host, latent_shape
 from ..sampling.pixels import frame_chunks, quantized
+from ..sampling.reading import read_request
 from ..sampling.scaling import unscaled
 from ..sampling.vocabulary import ids_of
 from ..sampling.wires import READS_IMAGE

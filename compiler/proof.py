@@ -28,7 +28,7 @@ from ..core.version import __version__
 from ..profiles import Profile
 from ..runtimes import Runtime, runtime
 from ..runtimes.environment import environment
-from ..sampling.draw import SCHEDULER, host_files, load_host
+from ..sampling.host import SCHEDULER, host_files, load_host
 from ..sampling.wires import SOURCES
 from .cache import Artifact, Parity
 from .calibrate import exact_below

@@ -34,19 +34,11 @@ from ..core.shapes import FREE, all_of, filled
 from ..core.tensors import PERFECT_DB, Array, change_db, psnr_db
 from ..core.wires import CONTROL, TIMESTEP
 from ..sampling.denoise import Walk, is_guided, step
-from ..sampling.draw import (
-    Host,
-    beside_latents,
-    constants,
-    decoded_shapes,
-    draw,
-    image_shape,
-    latent_shape,
-    read_request,
-    sample_shape,
-    walk_of,
-)
+from ..sampling.draw import beside_latents, constants, decoded_shapes, draw, sample_shape
 from ..sampling.given import Given, with_kept
+from ..sampling.host import Host, image_shape, latent_shape
+from ..sampling.reading import read_request
+from ..sampling.walks import walk_of
 from .cases import InputShapes, reference, shapes_of, stored_cases, stored_drawings, stretched
 
 Answer = Callable[[str, Mapping[str, Array]], dict[str, Array]]

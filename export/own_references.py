@@ -37,10 +37,13 @@ from ..core.shapes import embedding_length, shape_of
 from ..core.tensors import Array
 from ..core.wires import TIMESTEP
 from ..sampling.denoise import feeds, is_guided, step
-from ..sampling.draw import Host, Text, constants, latent_shape, load_host, read_text, walk_of
+from ..sampling.draw import constants
+from ..sampling.host import Host, latent_shape, load_host
 from ..sampling.pixels import quantized
+from ..sampling.reading import Text, read_text
 from ..sampling.scaling import unscaled
 from ..sampling.vocabulary import Vocabulary, ids_of
+from ..sampling.walks import walk_of
 from .asked import AT_SHARES, MAX_PIXELS, OTHER_TEXT_EACH, SEED, Asked, exact
 from .export import write_json
 from .scheduler import least_steps

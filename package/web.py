@@ -34,7 +34,8 @@ from ..export.genai import plain_parts
 from ..export.sessions import CpuSession
 from ..pipelines.png import origin
 from ..runtimes import runtime
-from ..sampling.draw import SCHEDULER, draw, latent_shape, load_host
+from ..sampling.draw import draw
+from ..sampling.host import SCHEDULER, latent_shape, load_host
 from ..sampling.noise import added_noise, initial_noise
 from .folder import bytes_in
 from .onnxruntime_web import BACKENDS, FOLDER, VERSION, library_files

@@ -24,12 +24,13 @@ from ..core.request import (
 )
 from ..core.shapes import size_complaint
 from ..core.units import listed, sized
-from ..sampling.draw import check_calls, check_clip_skip
 from ..sampling.prompt import Tokens, pieces_of
+from ..sampling.reading import check_clip_skip
 from ..sampling.schedulers import KNOWN_KEYS, samplers
 from ..sampling.schedulers.settings import settings
 from ..sampling.tiles import LEAST_TILE, PARTS, is_tiled, smallest_side, tile_shapes
 from ..sampling.vocabulary import Vocabulary
+from ..sampling.walks import check_calls
 from . import syntax
 from .control import with_controls
 from .layout import FAR, size_of

@@ -20,13 +20,15 @@ from ..core.tensors import Array
 from ..core.units import counted
 from ..profiles import Profile
 from ..sampling.denoise import OnStep
-from ..sampling.draw import Drawn, Host, check_calls, draw, image_shape, latent_shape
+from ..sampling.draw import Drawn, draw
 from ..sampling.given import Given
+from ..sampling.host import Host, image_shape, latent_shape
 from ..sampling.image import resized
 from ..sampling.noise import added_noise, checked_image_noise, checked_latents, checked_noise, initial_noise
 from ..sampling.noise import image_noise as core_image_noise
 from ..sampling.pixels import is_flat
 from ..sampling.schedulers import Noise, few_steps
+from ..sampling.walks import check_calls
 from .adapters import Adapters
 from .complete import about_memory, complete, notices, second_pass, size_and_seed
 from .control import about_controls, digested

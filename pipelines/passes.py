@@ -6,8 +6,9 @@ from dataclasses import replace
 
 from ..core.request import Request
 from ..sampling.denoise import OnStep
-from ..sampling.draw import Host, first_of, schedule_of
+from ..sampling.host import Host
 from ..sampling.schedulers import hand_over
+from ..sampling.walks import first_of, schedule_of
 
 
 def calls_of(host: Host, request: Request) -> int:

@@ -35,7 +35,8 @@ from ..core.units import counted
 from ..export.fused import adapters_of
 from ..profiles import Profile, load_profile
 from ..sampling.denoise import OnStep
-from ..sampling.draw import host_files, load_host, tile_of
+from ..sampling.draw import tile_of
+from ..sampling.host import host_files, load_host
 from ..sampling.pixels import decode, preview
 from ..sampling.scaling import unscaled
 from ..sampling.schedulers import Noise, names

@@ -22,7 +22,7 @@ from ..core.reading import is_folder, is_regular, parse_json
 from ..core.record import Record, complaints
 from ..core.request import Fitted, Fused, Origin, Request, Result
 from ..core.version import __version__
-from ..sampling.draw import drawing_digest
+from ..sampling.host import drawing_digest
 from .a1111 import OWN_KEYS, Parsed, as_made, parse, write
 from .chunks import named
 from .complete import size_and_seed

@@ -2,104 +2,36 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from time import perf_counter
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.bundle import Bundle
 from ..core.engine import EngineOf, Run
-from ..core.errors import BundleError, RequestError
-from ..core.files import sha256_json
-from ..core.manifest import TensorInfo
-from ..core.model import Model, Role, Task
-from ..core.request import TINY, Request
+from ..core.model import Model, Task
+from ..core.request import Request
 from ..core.tensors import Array
 from ..core.wires import TIMESTEP
-from .control import control_images, residual_factors
 from .denoise import OnStep, Walk, denoise, is_guided
-from .given import Given, begun, latent_parameters, read_edited, read_masked, with_kept
-from .guidance import frame_scales
-from .image import Pixels, encode_image, fitted
+from .given import Given, begun, with_kept
+from .host import Host
+from .image import Pixels
 from .pixels import decode, frame_chunks
-from .prompt import Call, Tokens, encode, tokenize
+from .prompt import Call
+from .reading import Text, read_request
 from .scaling import unscaled
-from .schedulers import Noise, Schedule, first_call, hand_over, schedule
-from .schedulers.lcm import Lcm
-from .style import read_style
+from .schedulers import Noise
 from .tiles import is_tiled, tile_shapes
-from .vocabulary import Vocabulary, load_vocabularies
-from .wires import uncomputed, wired
+from .walks import walk_of
+from .wires import wired
 
-SCHEDULER = "scheduler/scheduler_config.json"
 STAGES = ("text_encoder", "denoiser", "vae_decoder")
 ENCODE_STAGE = "vae_encoder"
 """The stage of the VAE's encoder in image to image."""
 IMAGE_STAGE = "image_encoder"
 """The stage of the parts that read the request's image, in a model that reads one."""
-
-
-@dataclass(frozen=True)
-class Host:
-    """Everything in a bundle that determines an image and isn't computed by an engine. Immutable and thread-safe."""
-
-    model: Model
-    vocabularies: tuple[Vocabulary, ...]
-    scheduler: Mapping[str, Any]
-    """The checkpoint's `scheduler_config.json`."""
-    denoisers: Mapping[str | None, str]
-    """Names of denoiser parts by variant; None is the key of the default one."""
-    inputs: Mapping[str, tuple[TensorInfo, ...]]
-    """Inputs of the denoisers, by name of the part."""
-    decoders: Mapping[str | None, str]
-    """Names of the decoder parts, keyed as in `Request.decoder`."""
-    encoder: str | None = None
-    """Name of the VAE's encoder, which reads images for image to image; None if the bundle has none."""
-    roles: Mapping[str, Role] = field(default_factory=dict[str, Role])
-    """Role of each part."""
-    refiner: Host | None = None
-    """The same of the refiner that may take over the last steps; None without one."""
-
-    def of(self, part: str) -> Host:
-        """The host of a denoiser: the refiner's for its own."""
-        return self.refiner if self.refiner is not None and part in self.refiner.inputs else self
-
-    def denoiser(self, request: Request) -> str:
-        """The denoiser part for a request; see `denoiser_of`."""
-        return denoiser_of(self.denoisers, request)
-
-    def decoder(self, request: Request) -> str:
-        """The decoder part for a request, which `complete` has checked."""
-        return self.decoders[request.decoder]
-
-
-def denoiser_of(denoisers: Mapping[str | None, str], request: Request) -> str:
-    """The denoiser part for a request's variant; raises `RequestError` if the variant doesn't exist."""
-    if request.variant not in denoisers:
-        known = ", ".join(name for name in denoisers if name)
-        advice = f"Use one that it has ({known}), or leave it out" if known else "It has none; leave it out"
-        raise RequestError(f"This bundle has no denoiser variant {request.variant!r}. {advice}.")
-    return denoisers[request.variant]
-
-
-@dataclass(frozen=True)
-class Text:
-    """What the encoders make of a request: the tokens of its prompts, and the outputs for them and for its image."""
-
-    tokens: Tokens | None
-    """None for a model that reads no prompt."""
-    guided: bool
-    """Whether negative rows come first."""
-    encoded: Mapping[str, Mapping[str, Array]]
-    """Outputs of text encoders by part and name, with a row for each prompt."""
-    pictured: Mapping[str, Mapping[str, Array]] = field(default_factory=dict[str, Mapping[str, Array]])
-    """Outputs of the parts that read the image by part and name, with a row for each image that is generated."""
-    controls: Mapping[str, Array] = field(default_factory=dict[str, Array])
-    """What ControlNets read by the name of their source: see `control_images`."""
 
 
 @dataclass(frozen=True)
@@ -116,238 +48,6 @@ class Drawn:
     step_seconds: tuple[float, ...]
     calls: int
     """Denoiser calls of the whole walk; image to image begins later, so that fewer are made."""
-
-
-def host_files(model: Model) -> list[str]:
-    """Files of a bundle that determine the image and are read by the host rather than by an engine."""
-    tokenizers = dict.fromkeys(encoder.tokenizer for encoder in model.every_text_encoder)
-    return [SCHEDULER, *(f"{one}/tokenizer.json" for one in tokenizers)]
-
-
-def drawing_digest(bundle: Bundle, request: Request | None = None) -> str:
-    """SHA-256 of everything in a bundle that determines the images of a completed request: parts, host files and facts
-    about the model. An image determines it by the VAE's encoder too; the tiny decoder and a refiner only if they are
-    used. None is a request without any of them.
-    """
-    manifest, model = bundle.manifest, bundle.manifest.model
-    unused: dict[str, tuple[str | None, ...]] = {}
-    if request is None or request.decoder != TINY:
-        unused["tiny_decoder"] = (model.tiny_decoder,)
-    if request is None or not request.refined:
-        unused["refiner"] = model.refiner_parts
-    spare = {name for each in unused.values() for name in each}
-    every = manifest.parts if request is not None and request.encodes else bundle.drawing
-    parts = [name for name in every if name not in spare]
-    model = model.model_copy(update=dict.fromkeys((*unused, "preview")))
-    host = [path for path in host_files(model) if path in manifest.files]
-    return sha256_json(
-        {
-            "parts": {name: manifest.parts[name].digest for name in parts},
-            "files": {path: manifest.files[path].sha256 for path in host},
-            "model": model.model_dump(mode="json"),
-        }
-    )
-
-
-def load_host(bundle: Bundle) -> Host:
-    """Load a bundle's host data.
-
-    Raises `BundleError` for a missing or damaged file, and for a wire whose source this version can't compute.
-    """
-    model, parts = bundle.manifest.model, bundle.manifest.parts
-    if wrong := uncomputed(model.every_wire, parts):
-        raise BundleError(f"{bundle.folder} {wrong}. Use the version of latentc that exported it.")
-    bundle.one("denoiser")
-    denoisers = bundle.variants("denoiser")
-    host = Host(
-        model=model,
-        vocabularies=load_vocabularies(bundle),
-        scheduler=bundle.json(SCHEDULER),
-        denoisers=denoisers,
-        inputs={name: parts[name].inputs for name in denoisers.values()},
-        decoders=bundle.decoders,
-        encoder=bundle.variants("encoder").get(None),
-        roles={name: part.role for name, part in parts.items()},
-    )
-    if model.refiner is None:
-        return host
-    refining, part = model.refining(), model.refiner.part
-    own = {"vocabularies": load_vocabularies(bundle, refining), "inputs": {part: parts[part].inputs}}
-    return replace(host, refiner=replace(host, model=refining, denoisers={None: part}, **own))
-
-
-def latent_shape(model: Model, request: Request) -> tuple[int, ...]:
-    """Shape of the latents of a request with width and height: [count, channels, height / 8, width / 8].
-
-    For a model that generates frames, [count, frames, channels, height / 8, width / 8].
-    """
-    assert request.width is not None
-    assert request.height is not None
-    return model.latents(request.count, request.height // model.downscale, request.width // model.downscale)
-
-
-def prompts(host: Host, request: Request) -> tuple[Tokens, bool, bool]:
-    """The ids of a request's prompts, whether it is guided, and whether zeros replace the negative prompt."""
-    guided = is_guided(host.model, request)
-    zeros = guided and host.model.zeros_for_empty and not request.negative_prompt
-    both = guided and not zeros
-    texts = (request.negative_prompt, request.prompt) if both else (request.prompt,)
-    downweight = request.downweight or ("mask" if host.model.hides else "remove")
-    return tokenize(host.vocabularies, texts, request.prompt_syntax, downweight), guided, zeros
-
-
-def read_request(
-    host: Host,
-    request: Request,
-    given: Given | None,
-    call: Call,
-    engines: Mapping[str, str] = {},
-    controls: Sequence[Pixels] = (),
-    style: Pixels | None = None,
-) -> Text:
-    """Run the parts that read the prompts of a request with width and height, and the image of a model that needs one.
-
-    `engines` names the engine of each part, for errors; `controls` are the images of ControlNets, and `style` is that
-    of an IP-Adapter.
-    """
-    if host.model.reads_image:
-        assert given is not None
-        return read_given(host, request, given, call, engines)
-    text = read_text(host, request, call, engines, controls)
-    pictured = dict(read_masked(host, request, given, call, engines)) if host.model.inpaints else {}
-    if host.model.edits:
-        pictured = dict(read_edited(host, request, given, call, engines))
-    if host.model.takes_style:
-        inputs = {one.name: one.shape[1:] for one in host.inputs[host.denoiser(request)]}
-        pictured |= read_style(host.model, host.roles, inputs, style, request.count, call, engines)
-    return replace(text, pictured=pictured)
-
-
-def read_text(
-    host: Host, request: Request, call: Call, engines: Mapping[str, str], controls: Sequence[Pixels] = ()
-) -> Text:
-    """Run the text encoders on a request's prompts, and prepare the images of ControlNets, if it has any.
-
-    `engines` names the engine of each part, for errors.
-    """
-    check_clip_skip(host.model, request)
-    tokens, guided, zeros = prompts(host, request)
-    encoded = encode(host.model, tokens, zeros, call, engines, request.clip_skip or 0)
-
-    def means(sample: NDArray[np.float32]) -> NDArray[np.float32]:
-        return np.split(latent_parameters(host, sample, call, engines), 2, axis=1)[0]
-
-    return Text(tokens, guided, encoded, controls=control_images(host.model, controls, request, means))
-
-
-def check_clip_skip(model: Model, request: Request) -> None:
-    """Raise `RequestError` for a `clip_skip` that no text encoder supports, or that one supports only in part."""
-    if not request.clip_skip:
-        return
-    most = min((one.clip_skip for one in model.text_encoders if one.clip_skip), default=0)
-    if most == 0:
-        raise RequestError(
-            f"The request has a clip_skip of {request.clip_skip}, but the text encoders in this bundle have no outputs "
-            "of earlier layers. Export the checkpoint again with this version of latentc, or leave clip_skip out."
-        )
-    if request.clip_skip > most:
-        raise RequestError(f"clip_skip is {request.clip_skip}, but this model can skip {most} layers at most.")
-
-
-def read_given(host: Host, request: Request, given: Given, call: Call, engines: Mapping[str, str]) -> Text:
-    """Run the parts that read the image of a request, with width, height and noise augmentation."""
-    width, height = request.width, request.height
-    assert width is not None
-    assert height is not None
-    noise = np.multiply(given.noise, request.noise_aug_strength or 0, dtype=np.float32)
-    noisy = np.add(fitted(given.image, width, height), noise, dtype=np.float32)
-    pictured = encode_image(host.model, host.roles, given.image, noisy, call, engines)
-    return Text(None, is_guided(host.model, request), {}, pictured)
-
-
-def image_shape(model: Model, request: Request) -> tuple[int, ...]:
-    """Shape of the noise for the image of a request with width and height.
-
-    A model that needs an image adds it to the image, [count, 3, height, width]. Image to image draws latents from the
-    encoder's distribution with it, [count, channels, height / 8, width / 8].
-    """
-    if not model.reads_image:
-        return latent_shape(model, request)
-    count, *_, height, width = latent_shape(model, request)
-    return count, 3, height * model.downscale, width * model.downscale
-
-
-def guidance_of(model: Model, request: Request) -> float | Array:
-    """The guidance scale of a request, or that of each frame: from `min_guidance` to `guidance`."""
-    if model.frame_guidance is None or model.frames is None:
-        return request.guidance
-    first = model.frame_guidance[0] if request.min_guidance is None else request.min_guidance
-    return frame_scales(first, request.guidance, model.frames)
-
-
-def schedule_of(model: Model, scheduler: Mapping[str, Any], request: Request) -> Schedule:
-    """The steps of a request with width and height; `scheduler` is the checkpoint's `scheduler_config.json`."""
-    tokens = math.prod(latent_shape(model, request)[-2:]) // model.patch**2
-    strength = request.strength if model.takes_guidance and request.strength is not None else 1.0
-    return schedule(
-        scheduler, request.steps, request.scheduler, spacing=request.timestep_spacing, eta=request.eta,
-        timesteps=request.timesteps, sigmas=request.sigmas, aligned=model.align_your_steps, tokens=tokens,
-        strength=strength,
-    )  # fmt: skip
-
-
-def first_of(model: Model, scheduler: Mapping[str, Any], request: Request, walk: Schedule) -> int:
-    """The call at which the walk of a request begins: 0, or a later one for image to image.
-
-    diffusers' LCM pipeline makes all calls, at lower noise levels: see `schedule_of`.
-    """
-    if model.refines:
-        return hand_over(scheduler, walk, request.refine_from or 0)[1]
-    if request.strength is None or (model.takes_guidance and isinstance(walk, Lcm)):
-        return 0
-    return first_call(scheduler, walk, request.steps, request.strength)
-
-
-def check_calls(model: Model, scheduler: Mapping[str, Any], request: Request) -> None:
-    """Raise `RequestError` for a request with width and height that leaves the model, or its refiner, no call."""
-    walk = schedule_of(model, scheduler, request)
-    first = first_of(model, scheduler, request, walk)
-    if model.refiner is not None and request.refined:
-        _end_of(scheduler, request, walk, first)
-
-
-def _end_of(scheduler: Mapping[str, Any], request: Request, walk: Schedule, first: int) -> tuple[int, int]:
-    """The call before which a model ends whose refiner takes over, and the refiner's first call."""
-    end, begin = hand_over(scheduler, walk, request.refine_from or 0)
-    if end <= first:
-        raise RequestError(
-            f"With a strength of {request.strength:g}, no denoiser call is left before the refiner takes over from "
-            f"{request.refine_from:g}. Use a higher strength or refine_from, or a refine_from of 1 to leave it out."
-        )
-    return end, begin
-
-
-def walk_of(host: Host, request: Request, *, guided: bool, noise: Noise, engine: str) -> Walk:
-    """The `Walk` of a request with width and height from noise, or from its image, to latents."""
-    walk = schedule_of(host.model, host.scheduler, request)
-    first, end, after = first_of(host.model, host.scheduler, request, walk), None, 0
-    if host.refiner is not None and request.refined:
-        end, begin = _end_of(host.scheduler, request, walk, first)
-        after = len(walk.timesteps) - begin
-    return Walk(
-        schedule=walk,
-        first=first,
-        end=end,
-        after=after,
-        varying=residual_factors(host.model, request, calls=len(walk.timesteps) - first, guided=guided),
-        noise=noise,
-        guidance=guidance_of(host.model, request) if guided else None,
-        image_guidance=request.image_guidance if guided else None,
-        guidance_rescale=request.guidance_rescale,
-        latents=host.model.latents_input,
-        part=host.denoiser(request),
-        engine=engine,
-    )
 
 
 def constants(host: Host, request: Request, text: Text) -> dict[str, Array]:

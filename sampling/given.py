@@ -20,7 +20,7 @@ from .scaling import scaled
 from .schedulers.arrays import mixed
 
 if TYPE_CHECKING:
-    from .draw import Host
+    from .host import Host
 
 
 @dataclass(frozen=True)

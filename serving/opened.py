@@ -12,7 +12,7 @@ from ..compiler.targets import fixed_sizes
 from ..core.bundle import Bundle
 from ..core.request import Request, Result, Step
 from ..profiles import Profile
-from ..sampling.draw import SCHEDULER
+from ..sampling.host import SCHEDULER
 from ..sampling.schedulers import skipped_steps
 
 WARM_STEPS = 2

@@ -25,7 +25,7 @@ from ..core.request import Result, Step
 from ..pipelines.a1111 import LANCZOS, pairs_of, sampler_pairs, samplers
 from ..pipelines.picture import Decoded, check_file
 from ..pipelines.png import drawings, read, texts
-from ..sampling.draw import drawing_digest
+from ..sampling.host import drawing_digest
 from ..sampling.schedulers.settings import LEVELS, RAMPS
 from .bodies import json_fields
 from .errors import ApiError, route_class

@@ -5,7 +5,7 @@ import importlib
 import numpy as np
 from PIL import Image
 
-from latentc.sampling.draw import latent_shape
+from latentc.sampling.host import latent_shape
 
 PIPELINES = {
     "sd1": ("StableDiffusionImg2ImgPipeline", "stable_diffusion.pipeline_stable_diffusion_img2img"),

@@ -18,7 +18,8 @@ from latentc.export.weights import computing
 from latentc.pipelines.complete import complete
 from latentc.pipelines.pipeline import Pipeline
 from latentc.profiles import load_profile
-from latentc.sampling.draw import load_host, read_text
+from latentc.sampling.host import load_host
+from latentc.sampling.reading import read_text
 from latentc.sampling.wires import wired
 
 REQUEST = Request(prompt="a lighthouse at sunset", negative_prompt="fog", width=64, height=64, steps=3, seed=1)

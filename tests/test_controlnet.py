@@ -28,7 +28,7 @@ from latentc.export.export import export
 from latentc.pipelines.pipeline import Pipeline
 from latentc.pipelines.png import read
 from latentc.profiles import load_profile
-from latentc.sampling.draw import latent_shape, load_host
+from latentc.sampling.host import latent_shape, load_host
 
 from .images import asked_of
 

@@ -25,7 +25,8 @@ from latentc.pipelines.complete import check, complete
 from latentc.pipelines.pipeline import Pipeline
 from latentc.pipelines.png import read
 from latentc.profiles import load_profile
-from latentc.sampling.draw import drawing_digest, latent_shape, load_host, unscaled
+from latentc.sampling.draw import unscaled
+from latentc.sampling.host import drawing_digest, latent_shape, load_host
 from latentc.sampling.pixels import quantized
 
 from .images import asked_of

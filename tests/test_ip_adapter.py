@@ -25,7 +25,7 @@ from latentc.export.export import export
 from latentc.pipelines.pipeline import Pipeline
 from latentc.pipelines.png import read
 from latentc.profiles import load_profile
-from latentc.sampling.draw import latent_shape
+from latentc.sampling.host import latent_shape
 from latentc.sampling.image import for_encoder
 
 from .images import asked_of

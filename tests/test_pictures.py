@@ -14,7 +14,7 @@ from latentc.core.request import Request
 from latentc.core.tensors import psnr_db
 from latentc.pipelines.pipeline import Pipeline
 from latentc.profiles import load_profile
-from latentc.sampling.draw import latent_shape
+from latentc.sampling.host import latent_shape
 
 FAMILIES = ("sd1", "sd2", "sdxl", "sd3", "sd35m", "sd35l")
 PROFILES = ("cpu-openvino-f32", "cpu-onnxruntime", "torch-f32")

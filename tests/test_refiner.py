@@ -28,7 +28,7 @@ from latentc.pipelines.pipeline import Pipeline
 from latentc.pipelines.png import read
 from latentc.profiles import load_profile
 from latentc.profiles.profile import Shapes
-from latentc.sampling import draw, wires
+from latentc.sampling import walks, wires
 
 from .images import diffusers_images, noises, photo
 
@@ -187,7 +187,7 @@ def test_a_text_encoder_is_shared_if_it_is_the_same(pair):
 
 def beside(calls):
     """`hand_over`, so many calls beside the right one."""
-    return lambda *given, right=draw.hand_over: tuple(call + calls for call in right(*given))
+    return lambda *given, right=walks.hand_over: tuple(call + calls for call in right(*given))
 
 
 FAULTS = {
@@ -195,8 +195,8 @@ FAULTS = {
         patch.setitem(wires.NEGATIVES, "request.aesthetic_score", wires.score_row),
         patch.setitem(wires.SOURCES, "request.aesthetic_score", wires.negative_score_row),
     ),
-    "it takes over a step late": lambda patch: patch.setattr(draw, "hand_over", beside(1)),
-    "it takes over a step early": lambda patch: patch.setattr(draw, "hand_over", beside(-1)),
+    "it takes over a step late": lambda patch: patch.setattr(walks, "hand_over", beside(1)),
+    "it takes over a step early": lambda patch: patch.setattr(walks, "hand_over", beside(-1)),
 }
 
 

@@ -82,7 +82,7 @@ class ProfileSubject:
 
     def load(self, brief: Brief) -> Loaded:
         """Open the pipeline, with all engines."""
-        from ...sampling.draw import SCHEDULER
+        from ...sampling.host import SCHEDULER
         from ..device import ClockedEngines, DeviceLog
 
         start = perf_counter()

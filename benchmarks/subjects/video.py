@@ -14,7 +14,7 @@ from PIL import Image
 from ...core.bundle import Bundle
 from ...core.request import Request
 from ...core.tensors import Array
-from ...sampling.draw import image_shape
+from ...sampling.host import image_shape
 from ...sampling.image import Pixels
 from ...sampling.noise import image_noise
 from ..suite import Video

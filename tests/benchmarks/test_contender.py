@@ -14,7 +14,7 @@ from latentc.core.manifest import FileInfo
 from latentc.core.request import Request
 from latentc.profiles import load_profile
 from latentc.runtimes.machine import machine
-from latentc.sampling.draw import SCHEDULER
+from latentc.sampling.host import SCHEDULER
 
 REQUEST = Request(prompt="a", width=64, height=64, steps=2, seed=7)
 

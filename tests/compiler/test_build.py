@@ -33,7 +33,7 @@ from latentc.core.progress import quiet
 from latentc.core.records import state_folder
 from latentc.runtimes import runtime
 from latentc.runtimes.null import Null
-from latentc.sampling.draw import load_host
+from latentc.sampling.host import load_host
 
 from .builds import NULL, ONNXRUNTIME, OPENVINO, OTHERWISE, copied, new_unet, of, static
 

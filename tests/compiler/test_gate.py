@@ -35,7 +35,7 @@ from latentc.export.texts import Frame, spread
 from latentc.pipelines.pipeline import Pipeline
 from latentc.profiles import load_profile
 from latentc.runtimes import Target, runtime
-from latentc.sampling.draw import load_host
+from latentc.sampling.host import load_host
 
 ONNXRUNTIME = load_profile("cpu-onnxruntime")
 HOST_FAULTS = [fault for fault in FAULTS if fault.part == "host"]

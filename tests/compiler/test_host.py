@@ -16,7 +16,7 @@ from latentc.core.errors import ParityError
 from latentc.core.references import DRAWINGS, DRAWN, stored_at
 from latentc.core.wires import SIZE
 from latentc.export.reference import References
-from latentc.sampling.draw import load_host
+from latentc.sampling.host import load_host
 from latentc.sampling.wires import SOURCES
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}

@@ -20,7 +20,7 @@ from latentc.core.tensors import psnr_db
 from latentc.pipelines.pipeline import Pipeline
 from latentc.profiles import load_profile
 from latentc.sampling.denoise import is_guided
-from latentc.sampling.draw import load_host
+from latentc.sampling.host import load_host
 
 from .builds import ONNXRUNTIME, OPENVINO, static
 

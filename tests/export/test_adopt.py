@@ -23,7 +23,7 @@ from latentc.export.adopt import adopt
 from latentc.pipelines.complete import check
 from latentc.pipelines.pipeline import Pipeline
 from latentc.profiles import load_profile
-from latentc.sampling.draw import SCHEDULER
+from latentc.sampling.host import SCHEDULER
 
 from . import foreign
 

@@ -24,7 +24,7 @@ from latentc.export import export as exporting
 from latentc.export import reference
 from latentc.export.export import export as run_export
 from latentc.export.sessions import CpuSession
-from latentc.sampling.draw import drawing_digest
+from latentc.sampling.host import drawing_digest
 
 FAMILIES = ("sd1", "sd2", "sdxl")
 

@@ -38,7 +38,7 @@ from latentc.pipelines.png import read
 from latentc.profiles import load_profile
 from latentc.profiles.profile import Shapes
 from latentc.runtimes import runtime
-from latentc.sampling.draw import latent_shape
+from latentc.sampling.host import latent_shape
 from latentc.sampling.pixels import is_flat
 from latentc.sampling.wires import SOURCES
 

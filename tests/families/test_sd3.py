@@ -34,7 +34,7 @@ from latentc.export.trace import trace
 from latentc.pipelines.pipeline import Pipeline
 from latentc.profiles import load_profile
 from latentc.profiles.profile import Shapes
-from latentc.sampling.draw import latent_shape
+from latentc.sampling.host import latent_shape
 
 PROFILE = load_profile("cpu-onnxruntime")
 REQUEST = Request(prompt="a lighthouse", negative_prompt="fog", width=144, height=80, steps=4, guidance=5.0, count=2)

@@ -17,7 +17,8 @@ from latentc.core.files import read_sealed, write_sealed
 from latentc.core.request import Request
 from latentc.package.web import PAGE
 from latentc.package.web_parts import KINDS, scheduler_data, tokenizer_data
-from latentc.sampling.draw import draw, latent_shape, load_host
+from latentc.sampling.draw import draw
+from latentc.sampling.host import latent_shape, load_host
 from latentc.sampling.noise import added_noise, initial_noise
 from latentc.sampling.prompt import tokenize
 

@@ -17,7 +17,7 @@ from latentc.core.request import Origin, Request, Result
 from latentc.pipelines import a1111
 from latentc.pipelines.png import Drawing, origin, read
 from latentc.pipelines.save import save
-from latentc.sampling.draw import SCHEDULER
+from latentc.sampling.host import SCHEDULER
 
 NASTY = [
     "a lighthouse at sunset",

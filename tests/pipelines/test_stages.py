@@ -5,7 +5,8 @@ import pytest
 
 from latentc.core.request import Request
 from latentc.sampling import draw as drawing
-from latentc.sampling.draw import TASKS, Draft, Drawn, draw, load_host, plan_walk, walk_latents
+from latentc.sampling.draw import TASKS, Draft, Drawn, draw, plan_walk, walk_latents
+from latentc.sampling.host import load_host
 from latentc.sampling.noise import added_noise, initial_noise
 
 REQUEST = Request(prompt="a boat", negative_prompt="fog", width=64, height=64, steps=3, seed=1)

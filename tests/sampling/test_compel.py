@@ -12,8 +12,9 @@ from latentc.core.errors import RequestError
 from latentc.core.request import Request
 from latentc.pipelines.complete import check, complete, notices
 from latentc.sampling.compel import MAX_OPEN, parse_compel
-from latentc.sampling.draw import SCHEDULER, load_host, prompts
+from latentc.sampling.host import SCHEDULER, load_host
 from latentc.sampling.prompt import encode, tokenize
+from latentc.sampling.reading import prompts
 from latentc.sampling.vocabulary import load_vocabularies
 from latentc.sampling.wires import wired
 

@@ -9,9 +9,10 @@ import pytest
 from latentc.core.errors import RequestError
 from latentc.core.request import Request
 from latentc.core.tensors import psnr_db
-from latentc.sampling.draw import load_host, prompts
 from latentc.sampling.emphasis import MAX_OPEN, emphasized, parse_weights
+from latentc.sampling.host import load_host
 from latentc.sampling.prompt import encode, tokenize
+from latentc.sampling.reading import prompts
 from latentc.sampling.vocabulary import load_vocabularies
 from latentc.sampling.wires import wired
 

@@ -12,7 +12,7 @@ from latentc.core.model import Model, TextEncoder
 from latentc.core.request import Request
 from latentc.core.wires import Wire, complaint
 from latentc.sampling import wires as sources
-from latentc.sampling.draw import load_host
+from latentc.sampling.host import load_host
 from latentc.sampling.wires import resized, wired
 
 REQUEST = Request(prompt="a", negative_prompt="b", width=128, height=64, count=2)

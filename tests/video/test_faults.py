@@ -23,10 +23,9 @@ from latentc.core.request import Request
 from latentc.pipelines.pipeline import Pipeline
 from latentc.profiles import load_profile
 from latentc.runtimes import runtime
-from latentc.sampling import draw as sampling
-from latentc.sampling import image as reading
-from latentc.sampling import wires
-from latentc.sampling.draw import load_host
+from latentc.sampling import image as preparing
+from latentc.sampling import reading, walks, wires
+from latentc.sampling.host import load_host
 
 pytestmark = pytest.mark.slow
 PROFILE = load_profile("cpu-onnxruntime")
@@ -110,8 +109,8 @@ def plainly_resized(image, reader):
     return reading_for_encoder(small, reader)
 
 
-reading_for_encoder, reading_fitted, motion_row = reading.for_encoder, reading.fitted, wires.motion_row
-encode_image, frame_scales = sampling.encode_image, sampling.frame_scales
+reading_for_encoder, reading_fitted, motion_row = preparing.for_encoder, preparing.fitted, wires.motion_row
+encode_image, frame_scales = reading.encode_image, walks.frame_scales
 
 
 def cubic(image, width, height):
@@ -135,11 +134,11 @@ def shifted(row):
 
 CODE = {
     "guidance from the last frame to the first": (
-        (sampling, "frame_scales", lambda first, last, frames: frame_scales(last, first, frames)),
+        (walks, "frame_scales", lambda first, last, frames: frame_scales(last, first, frames)),
         "the latents after call",
     ),
     "the mean guidance for all frames": (
-        (sampling, "frame_scales", lambda first, last, frames: frame_scales(*[(first + last) / 2] * 2, frames)),
+        (walks, "frame_scales", lambda first, last, frames: frame_scales(*[(first + last) / 2] * 2, frames)),
         "the latents after call",
     ),
     "motion in another order": (
@@ -150,14 +149,14 @@ CODE = {
         (wires.SOURCES, "request.motion", lambda request, width: shifted(motion_row(request, width))),
         "added_time_ids",
     ),
-    "Pillow's resizing for the image encoder": ((reading, "for_encoder", plainly_resized), "pixel_values"),
-    "cubic resizing for the VAE": ((sampling, "fitted", cubic), "sample of the vae_encoder"),
+    "Pillow's resizing for the image encoder": ((preparing, "for_encoder", plainly_resized), "pixel_values"),
+    "cubic resizing for the VAE": ((reading, "fitted", cubic), "sample of the vae_encoder"),
     "latents scaled as others are": (
-        (sampling, "encode_image", changed("vae_encoder", lambda array: array * 0.18215)),
+        (reading, "encode_image", changed("vae_encoder", lambda array: array * 0.18215)),
         "sample of call",
     ),
     "another image's embedding": (
-        (sampling, "encode_image", changed("image_encoder", lambda array: array[:, ::-1])),
+        (reading, "encode_image", changed("image_encoder", lambda array: array[:, ::-1])),
         "encoder_hidden_states",
     ),
 }
@@ -177,7 +176,7 @@ def test_what_the_host_computes_is_proved(exported, monkeypatch, change, says):
 
 def test_noise_that_is_not_added_is_noticed(exported, monkeypatch):
     opened = exported("svd")
-    monkeypatch.setattr(sampling.np, "multiply", lambda noise, strength, dtype: np.zeros_like(noise))
+    monkeypatch.setattr(reading.np, "multiply", lambda noise, strength, dtype: np.zeros_like(noise))
     with pytest.raises(ParityError, match=HOST + "sample of the vae_encoder"):
         check_host(opened, load_host(opened))
 

@@ -17,7 +17,7 @@ from latentc.core.tensors import psnr_db
 from latentc.export.export import export
 from latentc.pipelines.pipeline import Pipeline
 from latentc.profiles import load_profile
-from latentc.sampling.draw import load_host
+from latentc.sampling.host import load_host
 from latentc.sampling.schedulers import schedule
 
 PROFILES = ("cpu-openvino-f32", "cpu-onnxruntime", "torch-f32")

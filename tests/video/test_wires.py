@@ -172,7 +172,7 @@ BAD = {
 @pytest.mark.slow
 @pytest.mark.parametrize(("plant", "says"), BAD.values(), ids=BAD)
 def test_wires_that_do_not_fit_are_refused(own_bundle, plant, says):
-    from latentc.sampling.draw import load_host
+    from latentc.sampling.host import load_host
 
     folder = own_bundle("svd").folder
     value = read_sealed(folder / MANIFEST)
