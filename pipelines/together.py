@@ -51,9 +51,15 @@ def together(
     bundle: Bundle, engines: EngineProvider, work: Sequence[Callable[[EngineProvider], T]]
 ) -> list[T | Exception]:
     """Run functions that take engines, each in a thread, with their denoiser calls joined; returns results or errors.
+    A single one runs in the calling thread.
 
     An error of one function doesn't affect the others. If the calling thread is interrupted, all of them are cancelled.
     """
+    if len(work) == 1:
+        try:
+            return [work[0](engines)]
+        except Exception as exc:
+            return [exc]
     meeting = _Meeting(bundle, engines, len(work))
     found: list[T | Exception] = [CancelledError("The request was cancelled.")] * len(work)
 

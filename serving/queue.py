@@ -156,6 +156,8 @@ class Queue:
         self._batches: list[list[ImageJob]] = []
         self._finishing: list[ImageJob] = []
         self._closed = False
+        self._crowded = False  # whether another job came before the last batch had ended
+        self._ended = time.monotonic()  # when that was
         self._stopped: float | None = None
         self._hung = False
         self._batch_seconds: float | None = None
@@ -175,6 +177,7 @@ class Queue:
         """Queue a job. Raises `ApiError`: 429 if the queue is full, 503 if it was closed."""
         with self._turn:
             self.check_room()
+            self._crowded = self._crowded or bool(self._batches)
             self._waiting.append(job)
             self._count()
             self._turn.notify_all()
@@ -330,13 +333,15 @@ class Queue:
                     self._turn.wait(max(0.0, min(ends) - time.monotonic()) if ends else None)
                     continue
                 batch = self._alike(self._waiting[0])
-                left = self._limits.wait_seconds - (time.monotonic() - self._waiting[0].arrived)
+                since = time.monotonic() - max(self._waiting[0].arrived, self._ended)
+                left = self._limits.wait_seconds - since if self._crowded else 0.0  # nobody else may come
                 if left > 0 and not self._closed and sum(job.request.count for job in batch) < self._limits.batch:
                     self._turn.wait(left)
                     continue
                 batch = batch[: -(-len(self._waiting) // free)]  # several at once are faster than one of all
                 self._waiting = [job for job in self._waiting if job not in batch]
                 self._batches.append(batch)
+                self._crowded = len(batch) > 1 or bool(self._waiting)
                 self._count()
                 for job in self._waiting:  # their positions changed
                     job.changed()
@@ -390,7 +395,7 @@ class Queue:
     def _leave(self, batch: Sequence[ImageJob], first: Sequence[ImageJob] = ()) -> None:
         """A batch is no longer generated; `first` wait again, before all others."""
         with self._turn:
-            self._batches = [one for one in self._batches if one is not batch]
+            self._batches, self._ended = [one for one in self._batches if one is not batch], time.monotonic()
             self._waiting = [*first, *self._waiting]
             self._count()
             self._turn.notify_all()

@@ -259,7 +259,7 @@ class Service:
         """
         gone = asyncio.ensure_future(_disconnected(http))
         try:
-            async for _ in self.changes(job, gone):
+            async for _ in self.changes(job, gone, steps=False):
                 pass
         finally:
             gone.cancel()
@@ -270,13 +270,17 @@ class Service:
             return job.error.result
         return result_of(job)
 
-    async def changes(self, job: ImageJob, gone: asyncio.Future[None] | None = None) -> AsyncGenerator[None]:
-        """Yield at first, after each change of a job and every `HEARTBEAT` seconds, until it has ended or `gone` is
-        done; cancels it at its deadline.
+    async def changes(
+        self, job: ImageJob, gone: asyncio.Future[None] | None = None, *, steps: bool = True
+    ) -> AsyncGenerator[None]:
+        """Yield at first, after each change of a job (without `steps`, after its end) and every `HEARTBEAT` seconds,
+        until it has ended or `gone` is done; cancels it at its deadline.
         """
         loop, changed = asyncio.get_running_loop(), asyncio.Event()
 
         def heard() -> None:
+            if not steps and not job.done:
+                return
             with suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(changed.set)
 

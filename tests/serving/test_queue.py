@@ -95,6 +95,37 @@ def test_images_are_counted_not_requests(queue, drawing):
     assert drawing.batches == [["first"], ["a", "c"], ["b"], ["d"]]
 
 
+@pytest.fixture
+def patient(drawing):
+    """A queue that waits long for others, of two jobs a batch."""
+    one = Queue("m", drawing, Limits(batch=2, wait_seconds=600.0), Metrics())
+    one.start()
+    yield one
+    drawing.go.set()
+    one.close(0)
+
+
+def test_a_client_alone_waits_for_nobody(patient, drawing):
+    drawing.go.set()
+    for prompt in ("a", "b"):
+        job = patient.submit(ask(prompt))
+        wait_for(lambda job=job: job.done)
+    assert drawing.batches == [["a"], ["b"]]
+
+
+def test_clients_that_took_turns_are_joined(patient, drawing):
+    """The first client sends its next request once it has its image: a moment after the engine is free."""
+    first = patient.submit(ask("a"))
+    wait_for(lambda: patient._running)
+    second = patient.submit(ask("b"))
+    drawing.go.set()
+    wait_for(lambda: first.done)
+    assert not second.done
+    third = patient.submit(ask("c"))
+    wait_for(lambda: second.done and third.done)
+    assert drawing.batches == [["a"], ["b", "c"]]
+
+
 @pytest.mark.parametrize("other", [{"width": 96}, {"steps": 3}, {"scheduler": "euler"}, {"adapters": {"a": 1.0}}])
 def test_only_what_is_alike_is_joined(queue, drawing, other):
     submitted(queue, drawing, [ask("a"), ask("b", **other), ask("c")])
