@@ -57,7 +57,9 @@ def verdict(found: Tuned) -> str:
     if chosen is None or report is None:
         near = found.nearest
         said = f" Closest: {near.candidate.title}, {quality_shown(near.quality)}." if near and near.quality else ""
-        return f"No candidate meets {found.floor}.{said} Use {best.candidate.title}, or a lower floor.{unseen}"
+        if found.left:
+            return f"No candidate that was generated meets {found.floor}.{said}{unseen}"
+        return f"No candidate meets {found.floor}.{said} Use {best.candidate.title}, or a lower floor."
     ratio = best.predicted.median / chosen.predicted.median
     mine, theirs = (memory_shown(one, found) for one in (chosen, best))
     took = f"{seconds_shown(chosen.predicted.median)} an image{f' with {mine} of memory' if mine else ''}"

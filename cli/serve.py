@@ -15,7 +15,7 @@ from .options import Embeddings, Loras, ProfileName, Quiet, Threads
 DEFAULT_PORT = 8000
 MOST_REPLICAS = 64
 SENT_TIMES, SENT_LEAST = 4, 16_000_000
-"""How many times the pixels of an image one that a client sends may have, and how many at least."""
+"""An image that a client sends may have this many times the pixels of `--megapixels`, and at least this many."""
 
 
 def serve(

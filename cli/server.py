@@ -279,7 +279,7 @@ def needs(bundle: Bundle, profile: Profile, threads: int, gpus: float | None) ->
     found, in_threads = plan(bundle, profile), runtime(profile.runtime).threads_option(profile.device) is not None
     return {
         "num_cpus": threads if in_threads else 1,
-        "num_gpus": (0 if found.on_host else 1) if gpus is None else gpus,
+        "num_gpus": 0 if found.on_host else 1 if gpus is None else gpus,
         "memory": found.held_bytes if found.on_host else 0,
     }
 

@@ -90,7 +90,7 @@ def run_tune(bundle: Path, plan: Tuning, output: Path, *, quiet: bool, as_json: 
     if as_json:
         emit(_as_values(found, output if made else None, page))
     else:
-        _print(found, output if made else None, page)
+        _print(found, output if made else None, page, plan.guidance_of(found.bundle))
     if made is None:
         raise typer.Exit(1)
 
@@ -120,7 +120,7 @@ def _as_values(found: Tuned, output: Path | None, page: Path) -> dict[str, Any]:
     }
 
 
-def _print(found: Tuned, output: Path | None, page: Path) -> None:
+def _print(found: Tuned, output: Path | None, page: Path, guidance: float) -> None:
     console = Screen(highlight=False)
     columns = ("predicted", "memory", "median", "worst", "images", "score")
     listed = table(f"floor: {found.floor}", "candidate", *columns, "", right=columns)
@@ -144,4 +144,4 @@ def _print(found: Tuned, output: Path | None, page: Path) -> None:
     console.print(verdict(found), markup=False)
     say(f"The page is {page}; the measurements are in {found.log.path}.")
     if output is not None:
-        say(f'To use it: latentc run {found.bundle.argument} "PROMPT" --preset {output}')
+        say(f'To use it: latentc run {found.bundle.argument} "PROMPT" --guidance {guidance:g} --preset {output}')

@@ -1,6 +1,6 @@
 """Several requests at once: their denoiser calls are joined, and each gets the rows that it would get alone.
 
-Each request is generated in a thread of its own. When all of them wait for a denoiser, the calls that
+Each of several requests is generated in a thread of its own. When all of them wait for a denoiser, the calls that
 differ in their rows only are computed as one. Text encoders and the VAE are called as for a single request.
 """
 

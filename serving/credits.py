@@ -52,7 +52,7 @@ class Credits:
         except sqlite3.Error as exc:
             raise damaged(self.state.database, exc) from exc
 
-    def cost(self, request: Request, steps_run: StepsRun = lambda steps, _: steps) -> int:
+    def cost(self, request: Request, steps_run: StepsRun) -> int:
         """What a completed request costs, in millionths: all its images, and both passes of `hires`."""
         pixels, second = (request.width or 0) * (request.height or 0), request.hires
         worked = pixels * steps_run(request.steps, request.strength)

@@ -16,7 +16,7 @@ DECODERS = 2
 
 
 class Decoder:
-    """What all decoding of clients' images goes through: a few threads of their own, and a limit of pixels."""
+    """What checks clients' images, and first decodes them: a few threads of its own, and a limit of pixels."""
 
     def __init__(self, most: int) -> None:
         """`most` is the pixels that an image may have."""

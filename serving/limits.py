@@ -20,7 +20,7 @@ class Limits:
     batch: int = 8
     """Images whose denoiser calls are joined."""
     wait_seconds: float = 0.005
-    """For how long an idle engine waits for more requests to join."""
+    """For how long an idle engine waits for more requests to join, if its last batch didn't end before another came."""
     count: int = 10
     """Images of one request."""
     steps: int = 150

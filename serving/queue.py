@@ -195,7 +195,7 @@ class Queue:
                 429,
                 f"The queue is full ({self._limits.queue} jobs). Try again later.",
                 code="queue_full",
-                retry_seconds=(self._batch_seconds or 1.0) / len(self._threads),
+                retry_seconds=(self._batch_seconds or 1.0) / max(1, len(self._batches)),
             )
 
     def cancel(self, job: ImageJob, reason: str = "client") -> bool:
@@ -334,7 +334,8 @@ class Queue:
                     continue
                 batch = self._alike(self._waiting[0])
                 since = time.monotonic() - max(self._waiting[0].arrived, self._ended)
-                left = self._limits.wait_seconds - since if self._crowded else 0.0  # nobody else may come
+                # a client alone waits for nobody, and where another engine is free, it takes what comes
+                left = self._limits.wait_seconds - since if self._crowded and free == 1 else 0.0
                 if left > 0 and not self._closed and sum(job.request.count for job in batch) < self._limits.batch:
                     self._turn.wait(left)
                     continue
@@ -384,7 +385,6 @@ class Queue:
         before = seconds if self._batch_seconds is None else self._batch_seconds
         with self._turn:
             self._batch_seconds = before + SMOOTHING * (seconds - before)
-        with self._turn:
             self._finishing += batch
         self._leave(batch)
         for job, result in zip(batch, results, strict=True):

@@ -7,6 +7,7 @@ they need, and starts nodes for those that wait for room where its own autoscale
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +23,8 @@ from ..core.record import in_a_line
 from ..core.units import counted, listed, sized
 from .replica import Begin, ReplicaProcess
 from .worker import MessagePipe, Opening, answer
+
+log = logging.getLogger("latentc.serving")
 
 LOCAL = "local"
 """Address of a Ray of this machine's own, which ends with the server."""
@@ -86,7 +89,7 @@ class Cluster:
         rest = [one for one in sorted(needs, key=_size, reverse=True) if not _placed(one, nodes)]
         if not rest:
             return None
-        room = f"Ray has room for {len(needs) - len(rest)} of {counted(len(needs), 'replica')}"
+        room = f"Ray has nodes for {len(needs) - len(rest)} of {counted(len(needs), 'replica')}"
         text = f"{room}: no node has {_said(rest[0])} left for another one."
         advice = "Set a smaller number of --threads or --ray-gpus"
         if self.local:
@@ -174,6 +177,8 @@ class _Actor:
                 self.pid = self._ray.get(self._asked)
             return pickle.loads(self._ray.get(next(self._messages)))
         except Exception as exc:  # the end of the generator, and several kinds of Ray's
+            if not self._ended.is_set():
+                log.warning("an actor of Ray has ended: %a", in_a_line(exc))
             self._ended.set()
             raise EOFError(in_a_line(exc)) from exc
 

@@ -341,7 +341,7 @@ class Replicas:
                     self._retry_at = time.monotonic() + RETRY_SECONDS[1]
                 said = " and is given up" if give_up else ""
                 log.warning("process %d of %s did not open%s: %a", index + 1, self.name, said, str(exc))
-                return give_up or self._turn.wait_for(lambda: self._closed or index not in self._wanted, seconds)
+                return give_up or self._turn.wait_for(lambda: self._closed, seconds)
         return True
 
 

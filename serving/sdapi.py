@@ -62,6 +62,7 @@ class _Task:
     masked: bool = False
     """Whether only a part of an image is generated, which is put into the image at the end."""
     latest: Step | None = None
+    interrupted: bool = False
     answered: Result | None = None
     """The answer, since its client has interrupted it: the images of a step."""
 
@@ -105,7 +106,9 @@ def router(service: Service) -> APIRouter:
     @routes.post("/interrupt")
     @routes.post("/skip")
     async def interrupt(http: HttpRequest) -> dict[str, Any]:
-        own = [one for one in state.tasks if one.job.owner == _client(http)]
+        own = [one for one in state.tasks if one.job.owner == _client(http) and not one.interrupted]
+        for task in own:
+            task.interrupted = True  # its images are decoded once
         await asyncio.gather(*(asyncio.to_thread(_interrupt, service, task) for task in own))
         return {}
 

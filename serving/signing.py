@@ -88,7 +88,9 @@ class ContentSigner:
         with self._turn, self._library.Builder(manifest, self._context) as builder:
             if changed and source is not None:
                 with Image.open(BytesIO(source)) as opened:
-                    builder.add_ingredient(parent, opened.get_format_mimetype(), BytesIO(source))
+                    # of several pictures in a file, such as a phone's with a gain map, the first one is a JPEG
+                    kind_of = TYPES["jpeg"] if opened.format == "MPO" else opened.get_format_mimetype()
+                    builder.add_ingredient(parent, kind_of, BytesIO(source))
             builder.sign(TYPES[kind], BytesIO(content), signed)
         return signed.getvalue()
 

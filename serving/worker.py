@@ -92,8 +92,8 @@ def work(connection: Connection, opening: Opening) -> None:
 
 
 def answer(messages: MessagePipe, opening: Opening) -> None:
-    """Open a pipeline, generate a first image, and answer calls until `("end",)`. If no more messages come, the process
-    ends at once.
+    """Open a pipeline, generate a first image, and answer calls until `("end",)`. When the connection is lost, the
+    process ends at once.
     """
     calls = _Calls(messages)
     Thread(target=calls.hear, daemon=True).start()

@@ -57,7 +57,13 @@ worker.onmessage = ({ data }) => {
   if (data.kind === "failed" || data.kind === "stopped") reject(new Error(data.message));
   else resolve(data);
 };
-worker.onerror = (event) => fail(new Error(`The page cannot compute here: ${event.message ?? "its worker does not start"}.`));
+worker.onerror = (event) => {
+  const error = new Error(`The page cannot compute here: ${event.message ?? "its worker does not start"}.`);
+  const job = waiting;
+  waiting = null;
+  if (job) job.reject(error);
+  else fail(error);
+};
 
 /** Run a job with the progress shown and the buttons disabled. */
 async function work(kind, value, request) {

@@ -25,6 +25,11 @@ from .test_jobs import ended, submit
 ONE, TWO = ({"authorization": f"Bearer {name}"} for name in ("one", "two"))
 
 
+def every_step(steps, _):
+    """Steps that a scheduler makes at a strength: all of them."""
+    return steps
+
+
 @contextmanager
 def selling(gate, prices, access=None, **limits):
     service = serve({MODEL: gate}, Limits(**limits), Additions(credits=prices))
@@ -46,13 +51,13 @@ def balance(http, **more):
     ],
 )
 def test_costs(fields, cost):
-    assert Credits(10, 1, 0.1).cost(Request(prompt="x", **fields)) == pytest.approx(cost * 1e6)
+    assert Credits(10, 1, 0.1).cost(Request(prompt="x", **fields), every_step) == pytest.approx(cost * 1e6)
 
 
 def test_fractions_are_exact():
     prices, request = Credits(0.3, 0.1), Request(prompt="x", width=64, height=64)
     for _ in range(3):
-        cost = prices.cost(request)
+        cost = prices.cost(request, every_step)
         prices.reserve("", cost)
         prices.settle("", cost, spent=cost)
     assert prices.balance("") == 0
@@ -135,7 +140,7 @@ def test_an_interrupt_is_paid_if_it_is_answered_with_images(gate, monkeypatch, d
 @pytest.mark.parametrize(("given", "left"), [("completed", 7), ("failed", 10), ("cancelled", 10)])
 def test_withheld_images_are_not_paid_for(given, left):
     prices, job = Credits(10, 1), ImageJob(Request(prompt="x", width=64, height=64, count=4))
-    ended = serve({}, added=Additions(credits=prices))._at_the_end(job, prices.cost(job.request))
+    ended = serve({}, added=Additions(credits=prices))._at_the_end(job, prices.cost(job.request, every_step))
     job.listeners.append(ended)
     assert prices.balance("") == 6
     job.state, job.filtered = given, {2: "dark"}

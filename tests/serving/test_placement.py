@@ -69,7 +69,7 @@ def test_room_is_counted_on_single_nodes(made):
     assert cluster.lacks([{"num_cpus": 0, "num_gpus": 0.1}] * 20) is None
     assert cluster.lacks([{"num_cpus": 1}, {"num_cpus": 3}, {"num_cpus": 4}]) is None
     assert cluster.lacks([{"num_cpus": 3, "memory": 1e9}] * 3) == (
-        "note: Ray has room for 2 of 3 replicas: no node has 3 CPUs and 1.00 GB of memory left for another one. Set a "
+        "note: Ray has nodes for 2 of 3 replicas: no node has 3 CPUs and 1.00 GB of memory left for another one. Set a "
         "smaller number of --threads or --ray-gpus, or add nodes: the server waits 10 minutes for them."
     )
     with pytest.raises(ProfileError, match=r"room for 0 of 1 replica: no node has 8 GPUs left .* serve fewer replicas"):
