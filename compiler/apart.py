@@ -30,9 +30,14 @@ class Measured:
 
 
 def measured_apart(
-    bundle: Bundle, profile: Profile, artifacts: Sequence[Artifact], *, steps: bool, on_progress: Progress
+    bundle: Bundle,
+    profile: Profile,
+    artifacts: Sequence[Artifact],
+    *,
+    steps: Sequence[Artifact] = (),
+    on_progress: Progress,
 ) -> Measured:
-    """Measure engines, and with `steps` the whole steps of all the profile's engines, in a separate process.
+    """Measure engines, and the whole steps of `steps`, all engines of the profile, in a separate process.
 
     Raises the errors of measuring, and `CompileError` where the process crashes or doesn't end.
     """
@@ -42,11 +47,11 @@ def measured_apart(
             "bundle": str(bundle.folder),
             "profile": profile.model_dump(mode="json"),
             "keys": [artifact.key for artifact in artifacts],
-            "steps": steps,
+            "steps": bool(steps),
         },
         seconds=LIMIT_SECONDS,
         what=f"The first run of the engines for profile {profile.name}",
-        mapped_bytes=sum(artifact.bytes for artifact in artifacts),
+        mapped_bytes=sum(one.bytes for one in {one.key: one for one in (*artifacts, *steps)}.values()),
         advice=ADVICE,
         on_progress=on_progress,
     )

@@ -367,7 +367,7 @@ def _made(site: Site, want: Wanted, refitted: Path | None = None, refitted_from:
 
 def _prove(site: Site, artifact: Artifact) -> Parity:
     """Compare an engine that this machine didn't build."""
-    measured = measured_apart(site.bundle, site.profile, [artifact], steps=False, on_progress=site.on_progress)
+    measured = measured_apart(site.bundle, site.profile, [artifact], on_progress=site.on_progress)
     parity = measured.parities[artifact.key]
     remember(engine_key(site.bundle, site.adapter, artifact, site.profile.device), parity)
     return parity

@@ -45,7 +45,7 @@ def exact_below(bundle: Bundle, part: str) -> float | None:
 
 def calibration(bundle: Bundle, part: str, target: Target, floor_db: float, on_progress: Progress) -> Calibration:
     """Generate the images of `TRACES` with f32 engines of the exported graphs, and record the calls of a part. A model
-    for inpainting changes the image before.
+    for inpainting inpaints the image that it generated before, grey at first.
 
     A denoiser is also called with noise alone at every level, as its proof does. Its calls in the last `EXACT_SHARE` of
     the noise levels are computed exactly, so that they are not recorded. Raises `RuntimeMissing` where no runtime is

@@ -211,7 +211,8 @@ class Engines:
         if steps is None or len(known) < len(artifacts):
             start = time.perf_counter()
             unknown = [one for one in artifacts if one.key not in known]
-            measured = measured_apart(self.bundle, self.profile, unknown, steps=steps is None, on_progress=on_progress)
+            stepped = artifacts if steps is None else ()
+            measured = measured_apart(self.bundle, self.profile, unknown, steps=stepped, on_progress=on_progress)
             known |= measured.parities
             steps = steps or measured.steps
             self._remember(artifacts, measured, time.perf_counter() - start)
@@ -317,7 +318,10 @@ class Engines:
         proved = self._proved.get(want.key)
         if proved is not None and proved != self._engine_key(artifact):
             place = self.bundle.engines / artifact.name
-            raise BundleError(f"{place} was replaced after it was {self.bundle.standing.verb}. Open the bundle again.")
+            raise BundleError(
+                f"{place}, or code that was compiled for it on this machine, was replaced after it was "
+                f"{self.bundle.standing.verb}. Open the bundle again."
+            )
         return artifact
 
     def _opened(self, want: Wanted) -> Engine:

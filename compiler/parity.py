@@ -169,7 +169,7 @@ def _exported(bundle: Bundle, part: str) -> float:
     if info.measured_for != proof_digest(info.digest, _fixed(bundle, part)):
         raise RuntimeMissing(
             f"The graph of {part} was changed since its export, so it must be {bundle.standing.verb} in f32, and "
-            f"nothing is installed to run it. {install_referee()}"
+            f"ONNX Runtime or onnx-ir, which run it, is not installed. {install_referee()}"
         )
     return info.psnr_db
 

@@ -249,8 +249,8 @@ def _exact_call(bundle: Bundle, want: Wanted, parity: Parity) -> str:
     if below is None or parity.worst_timestep is None or parity.worst_timestep >= below:
         return ""
     return (
-        f" That call, at timestep {parity.worst_timestep:g}, is one of those below {below:g} that are exact in "
-        f"{want.target.precision}, so more exact layers would not help."
+        f" That call, at timestep {parity.worst_timestep:g}, is below {below:g}, where an engine in "
+        f"{want.target.precision} computes exactly, so more exact layers would not help."
     )
 
 

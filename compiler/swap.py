@@ -44,7 +44,7 @@ from .cache import Parity
 from .cases import reference
 from .engines import Engines
 from .lower import LOWERING_VERSION
-from .make import lowered_job
+from .make import WEIGHTS_MAPPED, lowered_job
 from .parity import LIMIT_SECONDS, is_exported_here, measure
 from .proof import DIFFERENCE_LOSS_DB, check_change, check_floor
 from .scratch import scratch_folder
@@ -229,7 +229,13 @@ class Swaps:
                     "files": dict(graph.files),
                 }
                 what = f"The first run of {want.part} with adapters"
-                answer = quarantined(f"{__name__}:compare_apart", arguments, seconds=LIMIT_SECONDS, what=what)
+                answer = quarantined(
+                    f"{__name__}:compare_apart",
+                    arguments,
+                    seconds=LIMIT_SECONDS,
+                    what=what,
+                    mapped_bytes=WEIGHTS_MAPPED * sum(file.bytes for file in self.bundle.files(want.part).values()),
+                )
                 found = Compared.model_validate(answer)
             remember(record, found)
         check(self.bundle, self.profile, want, found, self.engines.figures(want))

@@ -194,10 +194,10 @@ class Request(Record):
     `strength` is for image to image, where an image is passed to the pipeline: the share of the steps that are run on
     it, from near 0 (the image hardly changes) to 1 (little of it is left); None is 0.8 if there is an image, and 1 with
     a mask (inpainting). `fill` replaces the masked area of the image before it is noised, at a strength below 1: by
-    `noise`, random latents, or by `edge`, the colours around it; None keeps what is there. `mask_blur` is the deviation
-    in pixels of the mask of a Gaussian blur, by whose shares the result is mixed with the image; None is a border of
-    about 4 pixels inside of the masked area. `outpaint` extends the image
-    by pixels on the left, the top, the right and the bottom, and generates them, with or without a mask. `crop`
+    `noise`, random latents, or by `edge`, the colours around it; None keeps what is there. `mask_blur` blurs the mask
+    by a Gaussian of this standard deviation, in the mask's pixels, and the result is mixed with the image by the
+    blurred mask; None blends a border of about 4 pixels inside of the masked area. `outpaint` extends the image by
+    pixels on the left, the top, the right and the bottom, and generates them, with or without a mask. `crop`
     generates only the mask's area with a margin of this many pixels, at the request's size, and pastes it into the
     image, whose size the result has.
 

@@ -61,7 +61,7 @@ class Computed:
     narrow: str | None
     """The type, where it is narrower than f32."""
     expanded: tuple[str, ...]
-    """Operators for GPUs that standard ones replaced."""
+    """Operators for GPUs that were replaced or unpacked."""
 
 
 def adopt(
@@ -329,10 +329,16 @@ def _original_db(found: Fit, cases: Sequence[Any], computed: Computed) -> tuple[
     except CheckpointError:
         if computed.narrow is None and not computed.expanded:
             raise
-        uses = f"uses {', '.join(computed.expanded)}" if computed.expanded else f"computes in {computed.narrow}"
-        done = "rewritten with standard operators" if computed.expanded else "widened to f32"
+        uses, done = list[str](), list[str]()
+        if computed.expanded:
+            uses.append(f"uses {', '.join(computed.expanded)}")
+            done.append("rewritten with operators that it has")
+        if computed.narrow is not None:
+            uses.append(f"computes in {computed.narrow}")
+            done.append("widened to f32")
         return 0.0, (
-            f"The graph of {name} {uses}, and ONNX Runtime cannot run it as it is on the CPU. It was {done}, and not "
+            f"The graph of {name} {' and '.join(uses)}, and ONNX Runtime cannot run it as it is on the CPU. It was "
+            f"{' and '.join(done)}, and not "
             "compared with the file."
         )
     worst = round(min(figures), 2)

@@ -1,6 +1,7 @@
 """Microsoft's operators for GPUs as standard ones, so that the CPU and every runtime compute them.
 
-ONNX Runtime's optimizer, which Olive calls, fuses graphs to them for CUDA and DirectML. None has a CPU kernel.
+ONNX Runtime's optimizer, which Olive calls, fuses graphs to them for CUDA and DirectML. The CPU has no kernels for all
+of their forms.
 Source: ContribOperators.md of the ONNX Runtime repository.
 """
 
@@ -10,6 +11,8 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+
+from ..core.errors import CheckpointError
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -32,7 +35,7 @@ class _Nodes:
     def __call__(self, op: str, *inputs: Any, **attributes: Any) -> Any:
         import onnx_ir as ir
 
-        stem = f"{self.node.name or self.node.outputs[0].name}.{len(self.made)}"
+        stem = f"{self.node.outputs[0].name}.{len(self.made)}"  # names of nodes may be there twice
         one: Any = cast("Any", ir).node(op, inputs, attributes, name=stem)
         one.outputs[0].name = stem
         self.made.append(one)
@@ -79,7 +82,12 @@ def _group_norm(add: _Nodes) -> list[Any]:
 def _skip_group_norm(add: _Nodes) -> list[Any]:
     sample, _, _, skip, bias, *_ = add.inputs
     last = bool(add.given.get("channels_last", 1))
-    if skip.shape is not None and len(skip.shape) == 2:
+    if skip.shape is None:
+        raise CheckpointError(
+            f"The graph does not say how many axes {skip.name} has, which a SkipGroupNorm adds. Infer its shapes, such "
+            "as by onnx.shape_inference.infer_shapes, and adopt it again."
+        )
+    if len(skip.shape) == 2:
         skip = add.reshape(skip, 0, 1, 1, -1) if last else add.reshape(skip, 0, -1, 1, 1)
     if bias is not None and not last:
         bias = add.reshape(bias, -1, 1, 1)

@@ -15,7 +15,7 @@ from ..core.errors import RequestError
 from ..core.model import Model
 from ..core.request import MAX_SIDE, Request
 from ..sampling.image import Pixels, resized
-from ..sampling.inpaint import generated, latent_mask, pasted, softened
+from ..sampling.inpaint import generated, latent_mask, pasted, shares, softened
 
 OVERLAP = 8
 """Least number of pixels of the image beside an extended side that are generated too."""
@@ -38,7 +38,7 @@ class Layout:
     area: NDArray[np.bool_] | None = None
     """Where the whole picture is generated, if only a part of it is drawn; None if all of it is."""
     soft: NDArray[np.uint8] | None = None
-    """255 where the blurred mask of the whole picture reaches, if the request blurs it and only a part is drawn."""
+    """The shares of the blurred mask of the whole picture, if the request blurs it and only a part is drawn."""
     box: Box = (0, 0, 0, 0)
     """The part of the canvas that is drawn."""
     inner: Box = (0, 0, 0, 0)
@@ -151,10 +151,11 @@ def lay_out(
     area = generated(mask, image.shape[1], image.shape[0])
     if not area.any():
         raise RequestError(_nothing(model.downscale, width, height, about))
-    box = around(area, width, height, request.crop)
+    blur = request.mask_blur
+    soft = None if blur is None else shares(mask, image.shape[1], image.shape[0], blur)
+    box = around(area if soft is None else soft > 0, width, height, request.crop)
     left, top, right, bottom = box
     part, inner = framed(np.ascontiguousarray(image[top:bottom, left:right]), width, height)
-    soft = None if request.mask_blur is None else resized(mask, image.shape[1], image.shape[0])
     white = (area.astype(np.uint8) * 255 if soft is None else soft)[top:bottom, left:right]
     cut, _ = framed(np.ascontiguousarray(white), width, height)
     notices += _check_area(cut, width, height, model.downscale, about)
@@ -162,8 +163,7 @@ def lay_out(
         f"Only {right - left}x{bottom - top} pixels around the mask, from ({left}, {top}), were drawn, at {width}x"
         f"{height}."
     )
-    reached = None if soft is None else np.where(soft > 0, 255, 0).astype(np.uint8)  # what is drawn is mixed already
-    return Layout(part, cut, image, area, reached, box, inner, tuple(notices))
+    return Layout(part, cut, image, area, soft, box, inner, tuple(notices))
 
 
 def _check_area(mask: NDArray[np.uint8], width: int, height: int, downscale: int, about: Sequence[str]) -> list[str]:

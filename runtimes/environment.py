@@ -23,8 +23,8 @@ IGNORED = frozenset({"ORT_DISABLE_TELEMETRY", "TORCHINDUCTOR_CACHE_DIR"})
 """Variables that latentc or a library sets while it runs, and that change no result."""
 
 
-SECRET = re.compile("KEY|TOKEN|SECRET|PASS")
-"""In names of variables that are never read."""
+SECRET = re.compile("(^|_)(KEY|TOKEN|SECRET|PASSWORD)(_|$)")
+"""Words in names of variables that are never read."""
 
 
 def environment(adapter: Runtime, device: str) -> dict[str, str]:

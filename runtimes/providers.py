@@ -301,8 +301,8 @@ def settings(target: Target, cache: Path) -> dict[str, str]:
         lower := [name for name in asked if asked[name] == provider.lowers.get(name)]
     ):
         raise ProfileError(
-            f"{' and '.join(f'{name} = {asked[name]}' for name in lower)} lets {provider.name} compute in f16 what the "
-            "profile wants in f32. Remove it, or give it to parts in f16 only, under [part_options]."
+            f"With {' and '.join(f'{name} = {asked[name]}' for name in lower)}, {provider.name} computes in f16 what "
+            "the profile wants in f32. Leave that out, or give it to parts in f16 only, under [part_options]."
         )
     if provider.captures and asked.get(provider.captures) and target.shape is None:
         raise ProfileError(

@@ -44,7 +44,8 @@ Opened = Callable[[Any], Callable[[Mapping[str, Array]], Mapping[str, Array]]]
 
 def digest() -> str:
     """What the choice of layers depends on, beside calls and floor; part of an engine's key."""
-    return sha256_json([REVISION, DEPTH, HARDEST, MARGIN_DB])[:16]
+    kinds = [CONVOLUTIONS, PRODUCT, ATTENTION, MOVES]
+    return sha256_json([REVISION, DEPTH, HARDEST, MARGIN_DB, kinds])[:16]
 
 
 def missing() -> str | None:

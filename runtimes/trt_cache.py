@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ..core.errors import CompileError
 from ..core.files import write_bytes
 from ..core.reading import read_bounded
 from ..core.records import state_folder
@@ -75,7 +76,13 @@ class RuntimeCache:
         self._path = _compiled_path(plan, version, device)
         self._cache = config.create_runtime_cache()
         stored = read_cache(self._path)
-        self._loaded = bool(stored) and bool(self._cache.deserialize(stored))
+        self._loaded = bool(stored)
+        if stored and not self._cache.deserialize(stored):
+            self._path.unlink(missing_ok=True)
+            raise CompileError(
+                "TensorRT for RTX refuses the code that was compiled for this engine and stored. It was removed: run "
+                "again, so that the code that replaces it is compared."
+            )
         self._stored = ""
         config.set_runtime_cache(self._cache)
 

@@ -14,7 +14,7 @@ from ..core.tensors import Array, check_finite
 from ..core.wires import MASK, MASKED
 from .denoise import Kept, Walk
 from .image import Pixels, encode_image, fitted, resized, sampled
-from .inpaint import filled, generated, latent_mask, pasted
+from .inpaint import filled, generated, latent_mask, pasted, shares
 from .prompt import Call
 from .scaling import scaled
 from .schedulers.arrays import mixed
@@ -141,8 +141,10 @@ def begun(
 def with_kept(images: NDArray[np.uint8], request: Request, given: Given) -> NDArray[np.uint8]:
     """Images of a request with width and height, with the image's own pixels where its mask keeps them."""
     area = given.area(request)
-    if area is None:
+    if area is None or given.mask is None:
         return images
+    if request.crop is not None and request.mask_blur is not None:
+        return images  # mixed once, in the whole picture
     height, width = area.shape
-    soft = None if request.mask_blur is None or given.mask is None else resized(given.mask, width, height)
+    soft = None if request.mask_blur is None else shares(given.mask, width, height, request.mask_blur)
     return pasted(images, resized(given.image, width, height), area, soft)

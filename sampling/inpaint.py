@@ -27,6 +27,16 @@ def softened(mask: NDArray[np.uint8], deviation: int) -> NDArray[np.uint8]:
     return np.asarray(Image.fromarray(mask).filter(ImageFilter.GaussianBlur(deviation)))
 
 
+def shares(mask: NDArray[np.uint8], width: int, height: int, deviation: int) -> NDArray[np.uint8]:
+    """By how much, of 255, the pixels of an image are generated, [height, width], for a mask after `softened`.
+
+    The resizing has no overshoot, so that what the blur doesn't reach stays 0.
+    """
+    if deviation == 0:
+        return generated(mask, width, height).astype(np.uint8) * 255
+    return np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.BILINEAR))
+
+
 def pasted(
     images: NDArray[np.uint8], original: Pixels, area: NDArray[np.bool_], soft: NDArray[np.uint8] | None = None
 ) -> NDArray[np.uint8]:

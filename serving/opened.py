@@ -124,7 +124,7 @@ def joint(request: Request) -> object:
 def steps_run(model: OpenModel, request: Request) -> Callable[[int, float | None], int]:
     """What says how many of a number of steps are computed at a strength, for a completed request of a model.
 
-    LCM computes all steps, at lower noise levels: see `sampling.draw`.
+    LCM computes all steps, at lower noise levels: see `sampling.walks`.
     """
     every = model.bundle.manifest.model.takes_guidance and request.scheduler == LCM
 

@@ -10,8 +10,11 @@ from latentc.core.errors import RequestError
 from latentc.core.request import Request
 from latentc.core.tensors import psnr_db
 from latentc.pipelines.a1111 import parse
+from latentc.pipelines.layout import lay_out
 from latentc.pipelines.png import drawings, read, texts
+from latentc.sampling.given import Given, with_kept
 from latentc.sampling.image import resized
+from latentc.sampling.inpaint import softened
 
 from .images import diffusers_images, mask, noises, photo
 
@@ -184,3 +187,34 @@ def test_a_blurred_mask_mixes_both_images_by_its_shares(opened):
     text = texts(next(drawings(cropped)))["parameters"]
     assert "Mask blur: 5" in text
     assert parse(text).request.mask_blur == 5
+
+
+def test_a_crop_with_a_blurred_mask_has_no_seam(bundle):
+    """What is mixed in is the blurred mask itself, also near the border of what is drawn."""
+    model, area = bundle("sd1").manifest.model, np.zeros((320, 320), np.uint8)
+    area[120:200, 120:200] = 255
+    image = np.zeros((320, 320, 3), np.uint8)
+    laid = lay_out(asked(width=128, height=128, crop=0, mask_blur=16), model, image, area)
+    found = laid.placed(np.full((1, 128, 128, 3), 255, np.uint8))[0, :, :, 0].astype(int)
+    soft = np.asarray(Image.fromarray(area).filter(ImageFilter.GaussianBlur(16))).astype(int)
+    assert np.abs(found - soft).max() <= 1
+    assert found[160, :].max() > 250
+
+
+@pytest.mark.parametrize("sides", [(512, 256), (100, 256)], ids=["smaller", "larger"])
+def test_a_mask_of_another_size_leaves_what_it_keeps(sides):
+    """Resized masks have no overshoot beside their edges."""
+    own, drawn = sides
+    one = np.zeros((own, own), np.uint8)
+    one[own // 3 :, own // 4 :] = 255
+    images, image = np.full((1, drawn, drawn, 3), 255, np.uint8), np.zeros((drawn, drawn, 3), np.uint8)
+    request = asked(width=drawn, height=drawn, mask_blur=0)
+    found = with_kept(images, request, Given(image, np.zeros(1), one))[0, :, :, 0]
+    assert set(np.unique(found)) == {0, 255}
+    soft = softened(one, 5)
+    blurred = asked(width=drawn, height=drawn, mask_blur=5)
+    mixed = with_kept(images, blurred, Given(image, np.zeros(1), soft))[0, :, :, 0]
+    reached = Image.fromarray((soft > 0).astype(np.uint8) * 255)
+    kept = np.asarray(reached.resize((drawn, drawn), Image.Resampling.BOX)) == 0
+    assert (mixed[kept] == 0)[1:-1].mean() > 0.99
+    assert (np.diff(mixed[drawn // 2].astype(int)) >= 0).all()

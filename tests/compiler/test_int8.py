@@ -103,7 +103,7 @@ def test_an_engine_whose_worst_call_is_exact_is_not_built_again(bundle, timestep
     assert (make._stricter(given, 25.0, found) is not None) == again
     with pytest.raises(ParityError, match="out_sample of ends.6.; profile .* requires 25 dB.") as refused:
         check_floor(opened, INT8, want, found)
-    sentence = "That call, at timestep 83, is one of those below 100 that are exact in int8"
+    sentence = "That call, at timestep 83, is below 100, where an engine in int8 computes exactly"
     assert (sentence in str(refused.value)) != again
 
 

@@ -72,7 +72,7 @@ def test_the_settings_of_every_shipped_profile_go_together(bundle, profile, tmp_
 def test_core_ml_computes_no_f32_in_f16(case, option, value, tmp_path):
     """Apple: a neural network's precision is the compute unit's, f16 but for the CPU; programs have types."""
     asked = replace(target_of(case, "CoreML"), options={option: value})
-    with pytest.raises(ProfileError, match=f"{option} = {value} lets CoreMLExecutionProvider compute in f16 what"):
+    with pytest.raises(ProfileError, match=f"With {option} = {value}, CoreMLExecutionProvider computes in f16 what"):
         providers.settings(asked, tmp_path)
     assert option in providers.settings(replace(asked, precision="f16"), tmp_path)
     assert providers.settings(replace(asked, options={}), tmp_path)["ModelFormat"] == "MLProgram"
