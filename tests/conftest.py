@@ -109,6 +109,14 @@ def contents(folder: Path) -> dict[str, list]:
     return found
 
 
+@pytest.fixture(scope="session", autouse=True)
+def unsynced():
+    """Don't wait for the disk: no test is about what outlives a power failure. Tests of `fsync`'s errors replace it."""
+    real, os.fsync = os.fsync, lambda _: None
+    yield
+    os.fsync = real
+
+
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory, worker_id):
     """`shared(name, make)`: a folder that one worker fills by `make(folder)`, and that all of this run only read.

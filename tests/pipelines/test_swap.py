@@ -1,5 +1,6 @@
 """Adapters that are swapped at run time: engines of each request's strengths, and what is recorded about them."""
 
+import hashlib
 import shutil
 import threading
 from contextlib import nullcontext
@@ -11,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from latentc.checkpoints.families import find_family
-from latentc.compiler import swap
+from latentc.compiler import make, swap
 from latentc.compiler.build import build
 from latentc.compiler.cache import Parity
 from latentc.compiler.targets import wanted
@@ -23,7 +24,7 @@ from latentc.export.fused import CHANGED, fuse, shapes_of
 from latentc.pipelines.pipeline import Pipeline
 from latentc.pipelines.png import read
 from latentc.profiles import Shapes, load_profile
-from latentc.runtimes import runtime
+from latentc.runtimes import iree, runtime
 
 with_iree = pytest.param(
     "cpu-iree",
@@ -69,10 +70,43 @@ def leftovers(bundle):
     return list(bundle.engines.glob(".latentc-scratch-*"))
 
 
+@pytest.fixture
+def programs_once(tmp_path, monkeypatch):
+    """Let IREE compile each program once: it refers to its weights, and a fused bundle differs only by these.
+
+    What the importer writes is the key. The compilation takes half a minute of a core.
+    """
+    real = iree.call_program
+
+    def call(what, *command):
+        flags = [str(one) for one in command]
+        if not any(one.endswith(".iree_compile") for one in flags):
+            return real(what, *command)
+        place = flags[flags.index("-o") + 1]
+        folder = str(Path(place).parent)
+        imported = next(one for one in flags if one.endswith(".mlir"))
+        key = hashlib.sha256(Path(imported).read_bytes() + " ".join(flags).replace(folder, "").encode()).hexdigest()
+        kept = tmp_path / "programs" / key
+        if kept.exists():
+            shutil.copytree(kept, folder, dirs_exist_ok=True)
+            return None
+        before = set(Path(folder).iterdir())
+        real(what, *command)
+        kept.mkdir(parents=True)
+        for path in set(Path(folder).iterdir()) - before:
+            shutil.copy(path, kept)
+        return None
+
+    monkeypatch.setattr(iree, "call_program", call)
+    monkeypatch.setattr(make, "is_exported_here", lambda *_: True)  # so that a fused bundle is built in this process
+
+
 @pytest.mark.parametrize("name", ["cpu-onnxruntime", "cpu-openvino-f32", "torch-f32", with_iree])
-def test_each_request_has_its_strengths(base, loras, tmp_path, name):
+def test_each_request_has_its_strengths(base, loras, tmp_path, name, request):
     """Images are those of a bundle that is fused and built; without adapters they are the plain ones, to the byte."""
     profile = profile_of(name)
+    if name == "cpu-iree":
+        request.getfixturevalue("programs_once")
     build(base, profile)
     with Pipeline.open(base, profile) as pipeline:
         plain = pipeline(asked())
