@@ -146,11 +146,11 @@ $(RAY)/.ready: $(READY)
 web: $(VENV)/web/.ready
 	$(BIN)/pytest tests/package/test_web.py tests/package/test_web_modules.py
 
-$(VENV)/web/.ready: package/onnxruntime_web.py $(READY)
+$(VENV)/web/.ready: runtimes/web_library.py $(READY)
 	@command -v npm >/dev/null || { echo "npm isn't installed: it comes with Node.js."; exit 1; }
 	mkdir -p $(@D)
 	npm pack --silent --pack-destination $(@D) \
-		onnxruntime-web@$$(sed -n 's/^NAME, VERSION.*"\(.*\)"$$/\1/p' package/onnxruntime_web.py)
+		onnxruntime-web@$$(sed -n 's/^NAME, VERSION.*"\(.*\)"$$/\1/p' runtimes/web_library.py)
 	@touch $@
 
 # A software GPU (SwiftShader from Debian's chromium-common) and an environment for WebGPU: about 0.5 GB.

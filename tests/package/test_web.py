@@ -15,7 +15,7 @@ import pytest
 from latentc.core.errors import BundleError
 from latentc.core.request import Request
 from latentc.core.tensors import psnr_db
-from latentc.package.onnxruntime_web import FILES, NAME, VERSION, library_files
+from latentc.runtimes.web_library import FILES, NAME, VERSION, library_files
 from latentc.package.web import web_page
 
 from ..serving.conftest import CHROMIUM, browser, visit
