@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import tempfile
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -46,8 +46,14 @@ ALWAYS = (
 """Flags: no requests of its own, and no work that is put off because nobody looks."""
 
 PAGES = Path(__file__).parent / "web"
-TYPES = {".html": "text/html", ".js": "text/javascript", ".mjs": "text/javascript", ".css": "text/css"}
-TYPES |= {".json": "application/json", ".svg": "image/svg+xml"}
+TYPES: Mapping[str, str] = {
+    ".html": "text/html",
+    ".js": "text/javascript",
+    ".mjs": "text/javascript",
+    ".css": "text/css",
+    ".json": "application/json",
+    ".svg": "image/svg+xml",
+}
 
 START_SECONDS = 120.0
 """How long it may take until the page answers for the first time."""
@@ -60,7 +66,7 @@ Find = Callable[[str], "bytes | Path | None"]
 """The content of a path of the server, without a leading slash; None where there is nothing."""
 
 
-class BrowserFailed(RuntimeError):  # noqa: N818  as the library's own errors, it is mapped at the border
+class BrowserFailed(RuntimeError):
     """What a page said that went wrong, or that it ended."""
 
 
@@ -144,7 +150,9 @@ class Browser:
             )
         except OSError as exc:
             self.close()
-            raise RuntimeMissing(f"{path} cannot be run ({exc.strerror}). {why_no_program() or 'Reinstall it.'}") from exc
+            raise RuntimeMissing(
+                f"{path} cannot be run ({exc.strerror}). {why_no_program() or 'Reinstall it.'}"
+            ) from exc
 
     def ask(
         self, verb: str, what: Mapping[str, Any] | None = None, arrays: Mapping[str, Array] | None = None
@@ -213,7 +221,7 @@ class Browser:
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
-            def do_GET(self) -> None:  # noqa: N802  the library's name
+            def do_GET(self) -> None:
                 path = self._path()
                 if path == "alive":
                     browser._seen = monotonic()
@@ -227,7 +235,7 @@ class Browser:
                     content, kind = browser._served(path) if path is not None else (None, "text/plain")
                     self._send(404 if content is None else 200, content or b"", kind)
 
-            def do_POST(self) -> None:  # noqa: N802  the library's name
+            def do_POST(self) -> None:
                 found = self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 if self._path() == "answer":
                     browser._answers.put(found)
@@ -270,6 +278,3 @@ def files_below(prefix: str, folder: Path) -> Find:
         return found if found.is_relative_to(folder.resolve()) and found.is_file() else None
 
     return find
-
-
-__all__: Sequence[str] = ("VARIABLES", "Browser", "BrowserFailed", "files_below", "program", "version", "why_no_program")

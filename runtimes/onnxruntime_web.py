@@ -8,8 +8,9 @@ number of threads share one browser.
 from __future__ import annotations
 
 import atexit
+import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from threading import RLock
@@ -23,8 +24,8 @@ from ..core.progress import Progress, quiet
 from ..core.record import suggest
 from ..core.tensors import Array
 from .base import COUNTS, Facts, Job, Runtime, Target
-from .border import ENOUGH, REBUILD, border, rebuild
-from .chromium import VARIABLES, Browser, version, why_no_program
+from .border import ENOUGH, border, rebuild
+from .chromium import FLAGS, VARIABLES, Browser, version, why_no_program
 from .host import HostEngine
 from .web_library import BACKENDS, FOLDER, NAME, VERSION, installed, library_files, why_not_installed
 
@@ -32,6 +33,8 @@ GRAPH = "model.onnx"
 THREADS = "threads"
 DEVICES: Mapping[str, str] = {"CPU": "wasm", "WebGPU": "webgpu"}
 """Devices, and the names of their backends in the library."""
+SOFTWARE = "--use-webgpu-adapter=swiftshader"
+"""The flag of Chromium that chooses its GPU in software."""
 
 
 class ONNXRuntimeWeb(Runtime):
@@ -47,6 +50,10 @@ class ONNXRuntimeWeb(Runtime):
         page=True,
     )
 
+    def kinds(self, device: str) -> tuple[str, ...]:
+        """The device, and its backend in the library."""
+        return device, DEVICES[device]
+
     def missing(self, device: str) -> str | None:
         """Report a missing browser or library, and for WebGPU a browser that offers no GPU."""
         if device not in DEVICES:
@@ -56,13 +63,17 @@ class ONNXRuntimeWeb(Runtime):
         if device == "CPU":
             return None
         try:
-            adapter = _adapter()
+            adapter, software = _adapter()
         except RuntimeMissing as exc:
             return str(exc)
-        return None if adapter else (
-            f"{version()} offers no GPU for WebGPU here. Check chrome://gpu, and set LATENTC_CHROMIUM_FLAGS to flags "
-            "that enable it. For a GPU in software: --use-webgpu-adapter=swiftshader --enable-unsafe-swiftshader"
-        )
+        if not adapter:
+            return f"{version()} offers no GPU for WebGPU here. Open chrome://gpu in it, which says why."
+        if software and SOFTWARE not in os.environ.get(FLAGS, ""):
+            return (
+                f"{version()} offers no GPU for WebGPU here but {adapter}, which computes on the CPU. For a trial of "
+                f'that, set {FLAGS}="{SOFTWARE} --enable-unsafe-swiftshader".'
+            )
+        return None
 
     def versions(self) -> dict[str, str]:
         """The version of the library, whose files are compared with their digests."""
@@ -70,7 +81,7 @@ class ONNXRuntimeWeb(Runtime):
 
     def drivers(self, device: str) -> dict[str, str]:
         """The browser, which compiles the library's WebAssembly, and the GPU that it offers."""
-        return {"browser": version()} | ({} if device == "CPU" else {"adapter": _adapter()})
+        return {"browser": version()} | ({} if device == "CPU" else {"adapter": _adapter()[0]})
 
     def compile(self, job: Job, out: Path, on_progress: Progress) -> None:
         """Copy the graph and the files of its weights. Whether the library computes it, the proof tells."""
@@ -178,11 +189,12 @@ def _tab(device: str, count: int | None) -> _Tab:
 
 
 @cache
-def _adapter() -> str:
-    """The GPU that the browser offers for WebGPU, in its own words; empty where it offers none."""
+def _adapter() -> tuple[str, bool]:
+    """The GPU that the browser offers for WebGPU, in its own words, and whether it is in software; empty for none."""
     with border(RuntimeMissing, "Chromium cannot be asked for its GPU", "Check that it runs: chromium --headless"):
         browser = Browser("engines.html")
         try:
-            return str(browser.ask("adapter")[0]["adapter"])
+            found = browser.ask("adapter")[0]
+            return str(found["adapter"]), bool(found["software"])
         finally:
             browser.close()

@@ -11,11 +11,12 @@ const read = async (path) => new Uint8Array(await (await fetch(path)).arrayBuffe
 const here = (path) => new URL(path, self.location).href;
 
 await answerOrders({
-  /** The GPU that WebGPU uses, in words; empty where there is none. */
+  /** The GPU that WebGPU uses, in words, and whether it is in software; empty where there is none. */
   async adapter() {
     const found = await navigator.gpu?.requestAdapter({ powerPreference: "high-performance" });
-    const { vendor, architecture, device, description } = found?.info ?? {};
-    return { adapter: [vendor, architecture, device, description].filter(Boolean).join(" ") || (found ? "unnamed" : "") };
+    const { vendor, architecture, device, description, isFallbackAdapter } = found?.info ?? {};
+    const words = [vendor, architecture, device, description].filter(Boolean).join(" ");
+    return { adapter: words || (found ? "unnamed" : ""), software: Boolean(isFallbackAdapter) };
   },
   async library({ module, glue, wasm, threads, on }) {
     backend = on;

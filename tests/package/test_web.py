@@ -15,8 +15,8 @@ import pytest
 from latentc.core.errors import BundleError
 from latentc.core.request import Request
 from latentc.core.tensors import psnr_db
-from latentc.runtimes.web_library import FILES, NAME, VERSION, library_files
 from latentc.package.web import web_page
+from latentc.runtimes.web_library import FILES, NAME, VERSION, library_files
 
 from ..serving.conftest import CHROMIUM, browser, visit
 
