@@ -213,7 +213,8 @@ class Browser:
         path = path.partition("?")[0]
         own = PAGES / path
         content = own if "/" not in path and own.is_file() else self._find(path)
-        return content, TYPES.get(Path(path).suffix, "application/octet-stream")
+        named = content if isinstance(content, Path) else Path(path)
+        return content, TYPES.get(named.suffix, "application/octet-stream")
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         browser = self
