@@ -34,6 +34,7 @@ THREADS = "threads"
 LEAVES_OUT = (
     "Building: `build_seconds` and `engine_bytes` are those of the page, which is packaged anew for each run.",
     "Loading starts Chromium, and fetches the page from a server on this machine.",
+    "Memory: pages that Chromium's processes share are counted in each of them.",
 )
 
 

@@ -1,8 +1,5 @@
 """`latentc bench` measures the page of `latentc package --for web` in Chromium, or says what is missing."""
 
-import json
-import sys
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -28,7 +25,12 @@ def wasm():
 @pytest.mark.slow
 def test_the_page_is_measured_and_compared(wasm, bundle, tmp_path):
     plan = Plan(
-        (wasm, load_profile("cpu-onnxruntime")), sizes=((64, 64),), steps=2, repeat=1, patience=1, keep=tmp_path / "kept"
+        (wasm, load_profile("cpu-onnxruntime")),
+        sizes=((64, 64),),
+        steps=2,
+        repeat=1,
+        patience=1,
+        keep=tmp_path / "kept",
     )
     output = tmp_path / "rows.jsonl"
     bench(bundle("sd1"), plan, output)
@@ -45,7 +47,8 @@ def test_the_page_is_measured_and_compared(wasm, bundle, tmp_path):
     assert row.parity.step_psnr_db > 90
     assert row.memory.run_peak_bytes > 3 * row.memory.before_bytes, "Chromium's processes are counted"
     image, other = (
-        np.asarray(Image.open(output.parent / rows[name].pictures[0]), np.float32) for name in ("wasm", "cpu-onnxruntime")
+        np.asarray(Image.open(output.parent / rows[name].pictures[0]), np.float32)
+        for name in ("wasm", "cpu-onnxruntime")
     )
     assert other.std() > 1
     assert psnr_db(other, image) > LEAST_DB
