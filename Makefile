@@ -102,6 +102,7 @@ PEERS := $(VENV)/peers
 INTEL := openvino==2026.4.1 nncf==3.4.0 huggingface_hub==1.21.0 torch==2.13.0 transformers==5.5.4
 
 peers: $(PEERS)/intel/.ready $(PEERS)/onnx/.ready
+	$(BIN)/python -m pytest tests/package/test_optimum.py
 
 # optimum-intel requires torchvision, which isn't needed here and breaks with CPU builds of torch: hence --no-deps.
 $(PEERS)/intel/.ready: $(READY)
@@ -142,15 +143,19 @@ $(RAY)/.ready: $(READY)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "$$(grep ^ray== constraints.txt)"
 	@touch $@
 
-# onnxruntime-web, to test the page of `latentc package --for web` in Chromium: npm comes with Node.js; 30 MB.
+# onnxruntime-web, to test the page of `latentc package --for web` and the profiles of browsers in Chromium, with its
+# GPU in software: npm comes with Node.js; 30 MB.
 web: $(VENV)/web/.ready
-	$(BIN)/pytest tests/package/test_web.py tests/package/test_web_modules.py
+	LATENTC_CHROMIUM_FLAGS="--use-webgpu-adapter=swiftshader --enable-unsafe-swiftshader" $(BIN)/python -m pytest \
+		tests/package/test_web.py tests/package/test_web_modules.py tests/benchmarks/test_browser.py
+	LATENTC_CHROMIUM_FLAGS="--use-webgpu-adapter=swiftshader --enable-unsafe-swiftshader" $(BIN)/python -m pytest \
+		tests/runtimes/test_contract.py tests/runtimes/test_onnxruntime_web.py -k onnxruntime-web
 
-$(VENV)/web/.ready: package/onnxruntime_web.py $(READY)
+$(VENV)/web/.ready: runtimes/web_library.py $(READY)
 	@command -v npm >/dev/null || { echo "npm isn't installed: it comes with Node.js."; exit 1; }
 	mkdir -p $(@D)
 	npm pack --silent --pack-destination $(@D) \
-		onnxruntime-web@$$(sed -n 's/^NAME, VERSION.*"\(.*\)"$$/\1/p' package/onnxruntime_web.py)
+		onnxruntime-web@$$(sed -n 's/^NAME, VERSION.*"\(.*\)"$$/\1/p' runtimes/web_library.py)
 	@touch $@
 
 # A software GPU (SwiftShader from Debian's chromium-common) and an environment for WebGPU: about 0.5 GB.

@@ -35,6 +35,8 @@ class Baseline:
 
 
 PROFILE_MODULE = "benchmarks.subjects.profile"
+PAGE_MODULE = "benchmarks.subjects.browser"
+"""For profiles of a library of browsers: it measures the page of `latentc package --for web`."""
 EAGER = Profile(name="torch-eager", title="PyTorch eager, f32, in latentc's pipeline", runtime="torch")
 COMPILED = Profile(
     name="torch-compile",

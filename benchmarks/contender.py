@@ -20,9 +20,10 @@ from ..core.limits import threads
 from ..core.request import Request
 from ..pipelines.complete import size_and_seed
 from ..profiles import Profile
+from ..runtimes import runtime
 from ..sampling.host import SCHEDULER, drawing_digest, image_shape, latent_shape
 from ..sampling.noise import image_noise, initial_noise
-from .baselines import PROFILE_MODULE, Baseline, peers_folder, python_of
+from .baselines import PAGE_MODULE, PROFILE_MODULE, Baseline, peers_folder, python_of
 from .line import Brief, Wish
 from .plan import Plan
 from .process import Process
@@ -90,7 +91,7 @@ def contenders_of(
     width, height, _ = size_and_seed(request)
     drawing = request.model_dump(mode="json")
     sized = [for_size(bundle.manifest.model, profile, width, height) for profile in profiles]
-    own = [Baseline(profile.name, PROFILE_MODULE, profile=profile) for profile in sized]
+    own = [Baseline(profile.name, _module(profile), profile=profile) for profile in sized]
     peers = plan.peers or peers_folder()
     digest, folder = drawing_digest(bundle)[:16], bundle.folder.name
     found: list[Contender] = []
@@ -102,7 +103,9 @@ def contenders_of(
         brief = Brief(
             bundle=str(bundle.folder),
             checkpoint="",
-            models=str(peers / "models" / f"{digest}-{one.name}"),
+            models=str(
+                scratch / f"page-{index}" if one.module == PAGE_MODULE else peers / "models" / f"{digest}-{one.name}"
+            ),
             profile=one.profile.model_dump(mode="json") if one.profile else None,
             request=drawing,
             ceiling=plan.ceiling,
@@ -128,6 +131,11 @@ def contenders_of(
     if plan.keep:
         plan.keep.mkdir(parents=True, exist_ok=True)
     return found
+
+
+def _module(profile: Profile) -> str:
+    """The program that measures a profile."""
+    return PAGE_MODULE if runtime(profile.runtime).facts.page else PROFILE_MODULE
 
 
 def _given(bundle: Bundle, plan: Plan, request: Request, scratch: Path) -> Wish:

@@ -45,7 +45,7 @@ class Brief:
     checkpoint: str
     """The diffusers folder that the bundle was exported from; empty for profiles."""
     models: str
-    """Folder for the exports of a baseline, which later runs reuse."""
+    """Folder for the exports of a baseline, which later runs reuse, or for the page of a profile of browsers."""
     profile: dict[str, Any] | None
     request: Mapping[str, Any]
     """The fields of the `Request` to generate."""

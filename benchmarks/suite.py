@@ -250,8 +250,12 @@ def make_references(
     return SuiteReferences(suite, dict(engines), size, recording, tuple(images))
 
 
-def measure(pipeline: Pipeline, references: SuiteReferences) -> SuiteParity:
+def measure(
+    pipeline: Pipeline, references: SuiteReferences, image: Callable[[Request], NDArray[np.uint8]] | None = None
+) -> SuiteParity:
     """Generate the suite with an engine and compare: each call with teacher forcing, and the finished images.
+
+    `image` generates the images instead of the pipeline, from noise of the same seed.
 
     Raises what the pipeline raises, except for NaN and infinity, which are faults of the image; `RuntimeMissing` if a
     metric's library isn't installed.
@@ -263,7 +267,11 @@ def measure(pipeline: Pipeline, references: SuiteReferences) -> SuiteParity:
     _, engines = required(pipeline.bundle, profile, to_run=True)
     precisions: dict[str, Precision] = {want.part: want.target.precision for want in engines}
     pairs = zip(wishes, references.images, strict=True)
-    pictures = [picture for wish, wanted in pairs for picture in _pictures(pipeline, wish, wanted)]
+
+    def drawn(wish: _Generation) -> NDArray[np.uint8]:
+        return pipeline(wish.request, **wish.given).images[0] if image is None else image(wish.request)
+
+    pictures = [picture for wish, wanted in pairs for picture in _pictures(drawn, wish, wanted)]
     figures = [each.figures for each in pictures if each.figures is not None]
     return SuiteParity(
         suite=suite.title,
@@ -392,14 +400,16 @@ def _generations(bundle: Bundle, suite: Suite, size: tuple[int, int]) -> list[_G
     return made
 
 
-def _pictures(pipeline: Pipeline, wish: _Generation, wanted: NDArray[np.uint8]) -> list[Picture]:
+def _pictures(
+    draw: Callable[[_Generation], NDArray[np.uint8]], wish: _Generation, wanted: NDArray[np.uint8]
+) -> list[Picture]:
     """The image of a request, or all frames of its video."""
     seed, references = wish.request.seed or 0, frames_of(wanted)
     numbers = range(1, len(references) + 1)
     titles = [f"{wish.title}, frame {number}" if wish.image is not None else wish.title for number in numbers]
     of_reference = [tuple(f"reference {fault}" for fault in faults(one)) for one in references]
     try:
-        drawn = frames_of(pipeline(wish.request, **wish.given).images[0])
+        drawn = frames_of(draw(wish))
     except NotFiniteError:
         return [Picture(wish.title, seed, None, ("not finite", *chain(*of_reference)))]
     return [

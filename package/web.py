@@ -34,17 +34,18 @@ from ..export.genai import plain_parts
 from ..export.sessions import CpuSession
 from ..pipelines.png import origin
 from ..runtimes import runtime
+from ..runtimes.chromium import PAGES
+from ..runtimes.web_library import BACKENDS, FOLDER, VERSION, library_files
 from ..sampling.draw import draw
 from ..sampling.host import SCHEDULER, latent_shape, load_host
 from ..sampling.noise import added_noise, initial_noise
 from .folder import bytes_in
-from .onnxruntime_web import BACKENDS, FOLDER, VERSION, library_files
 from .web_parts import INSTEAD, preset_data, scheduler_data, tokenizer_data
 
 PAGE = Path(__file__).parent / "web"
 SERVED = Path(__file__).parent.parent / "serving" / "web"
-SHARED = ("dom.js", "style.css", "icon.svg")
-"""Files of the server's page that are used here too."""
+SHARED = ((SERVED, ("dom.js", "style.css", "icon.svg")), (PAGES, ("sessions.js",)))
+"""Files that are used here too: of the server's page, and of the runtime adapter."""
 
 MANIFEST, WORKER = "model.json", "sw.js"
 SMALL = (".html", ".js", ".mjs", ".css", ".svg")
@@ -198,7 +199,7 @@ class _Large:
 
 def _copy_page(folder: Path, library: Mapping[str, bytes], large: _Large) -> None:
     """Write the page's own files, and onnxruntime-web's."""
-    for place, names in ((PAGE, sorted(path.name for path in PAGE.iterdir())), (SERVED, SHARED)):
+    for place, names in ((PAGE, sorted(path.name for path in PAGE.iterdir())), *SHARED):
         for name in names:
             shutil.copyfile(place / name, folder / name)
     (folder / FOLDER).mkdir()

@@ -13,6 +13,7 @@ from .host import HostEngine
 RUNTIMES = {
     "openvino": ".openvino:OpenVINO",
     "onnxruntime": ".onnxruntime:ONNXRuntime",
+    "onnxruntime-web": ".onnxruntime_web:ONNXRuntimeWeb",
     "iree": ".iree:IREE",
     "migraphx": ".migraphx:MIGraphX",
     "tensorrt": ".trt:tensorrt",

@@ -292,6 +292,8 @@ class Facts:
     transposes: frozenset[str] = frozenset()
     """Devices on which a transposed convolution is faster than nearest upsampling and a convolution
     (`compiler.upsample`)."""
+    page: bool = False
+    """Whether it is the library of a page for browsers. The harness then measures the page."""
     lacks: Mapping[str, frozenset[str]] = field(default_factory=dict[str, frozenset[str]])
     """Operators without a kernel, by device: the compiler replaces them (`compiler.kernels`)."""
 

@@ -108,9 +108,11 @@ function describe(request, took) {
   $("about").hidden = false;
 }
 
-/** Show an image with its parameters, to be downloaded. */
+/** Show an image with its parameters, to be downloaded. Its times are in the browser's performance timeline. */
 async function finish(made, request) {
   show(made.pixels, request.width, request.height);
+  performance.clearMeasures();
+  for (const { name, start, duration } of made.times) performance.measure(name, { start: start - performance.timeOrigin, duration });
   const png = await new Promise((resolve) => { $("shown").toBlob(resolve); });
   Object.assign($("download"), { href: url("png", png), download: `latentc-${request.seed}.png` });
   describe(request, made.seconds);

@@ -2,10 +2,12 @@
 
 import { Stopped, draw, preview, psnr } from "./draw.js";
 import { compares, load, openStore } from "./files.js";
+import { call, openLibrary, openSession } from "./sessions.js";
 import { encoder } from "./tokenizer.js";
 
 let [model, encode, sessions, ort, manifest, store] = [];
 let stopped = false;
+let times = []; // of the job: of each call of a part, and of the whole image
 
 const turn = () => new Promise((resolve) => { setTimeout(resolve); }); // lets messages arrive
 
@@ -28,40 +30,39 @@ async function open({ backend, threads }) {
     loaded += bytes;
     postMessage({ kind: "loading", loaded, total });
   });
-  ort = await import(`./${library.module}`);
-  ort.env.logLevel = "error";
-  ort.env.wasm.wasmBinary = (await read(library.wasm)).buffer;
-  ort.env.wasm.wasmPaths = { mjs: new URL(library.glue, import.meta.url).href };
-  const most = Math.min(navigator.hardwareConcurrency || 1, 8);
-  ort.env.wasm.numThreads = crossOriginIsolated ? threads ?? most : 1;
+  ort = await openLibrary({
+    module: new URL(library.module, import.meta.url).href,
+    glue: new URL(library.glue, import.meta.url).href,
+    wasm: (await read(library.wasm)).buffer,
+    threads,
+  });
   model.tokenizer = JSON.parse(new TextDecoder().decode(await read("tokenizer.json")));
   encode = encoder(model.tokenizer);
   sessions = {};
   for (const [role, part] of Object.entries(manifest.parts)) {
     const [graph, ...data] = await Promise.all(part.files.map(read));
-    sessions[role] = await ort.InferenceSession.create(graph, {
-      executionProviders: [chosen],
-      logSeverityLevel: 3,
-      externalData: data.map((bytes, index) => ({ path: part.external[index], data: bytes })),
-    });
+    sessions[role] = await openSession(ort, chosen, graph, data.map((bytes, index) => ({ path: part.external[index], data: bytes })));
   }
   const has = { isolated: crossOriginIsolated, checked: compares, kept: store.kept };
   postMessage({ kind: "ready", backend: chosen, threads: ort.env.wasm.numThreads, has, manifest });
 }
 
 async function run(role, feeds) {
-  const tensors = Object.fromEntries(Object.entries(feeds).map(([name, [data, dims]]) => [
-    name, new ort.Tensor(data instanceof BigInt64Array ? "int64" : "float32", data, dims),
-  ]));
-  const answer = (await sessions[role].run(tensors, [manifest.parts[role].output]))[manifest.parts[role].output];
-  const data = await answer.getData();
-  const found = { data: data.slice(), dims: answer.dims };
-  answer.dispose();
-  return found;
+  const { output } = manifest.parts[role];
+  const start = performance.now();
+  const found = await call(ort, sessions[role], feeds, [output]);
+  note(role, start);
+  return found[output];
+}
+
+/** Keep when something began, in milliseconds of this thread's clock, and how long it took. */
+function note(name, start) {
+  times.push({ name, start: performance.timeOrigin + start, duration: performance.now() - start });
 }
 
 async function generate(request) {
   stopped = false;
+  times = [];
   const started = performance.now();
   const asked = { ...request, seed: BigInt(request.seed) };
   const drawn = await draw(model, encode, asked, run, async ({ index, total, estimate }) => {
@@ -70,7 +71,8 @@ async function generate(request) {
     await turn();
     return !stopped;
   });
-  return { ...drawn, seconds: (performance.now() - started) / 1000 };
+  note("image", started);
+  return { ...drawn, seconds: times.at(-1).duration / 1000, times };
 }
 
 async function compare() {
@@ -79,7 +81,7 @@ async function compare() {
   const drawn = await generate(request);
   const wanted = new Float32Array(floats.buffer);
   const apart = drawn.latents.reduce((most, value, index) => Math.max(most, Math.abs(value - wanted[index])), 0);
-  return { request, pixels: drawn.pixels, seconds: drawn.seconds, psnr_db: psnr(drawn.pixels, image), apart };
+  return { ...drawn, request, psnr_db: psnr(drawn.pixels, image), apart };
 }
 
 const WORK = {

@@ -1,13 +1,11 @@
 """The page for browsers: in headless Chromium, it generates Python's images, offline and without a server's headers."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,15 +13,14 @@ import pytest
 from latentc.core.errors import BundleError
 from latentc.core.request import Request
 from latentc.core.tensors import psnr_db
-from latentc.package.onnxruntime_web import FILES, NAME, VERSION, library_files
 from latentc.package.web import web_page
+from latentc.runtimes.web_library import FILES, VERSION, installed, library_files
 
 from ..serving.conftest import CHROMIUM, browser, visit
 
 __all__ = ["browser", "visit"]
 
-PLACE = Path(os.environ.get("LATENTC_WEB", Path(__file__).parents[2] / ".venv" / "web"))
-ARCHIVE = PLACE / f"{NAME}-{VERSION}.tgz"
+ARCHIVE = installed()
 WAIT = 60_000
 """Milliseconds for which a page may load and compute."""
 LEAST_DB = 60.0
@@ -31,7 +28,7 @@ REQUEST = Request(
     prompt="A red cube\u2019s caf\u00e9 \U0001f600", negative_prompt="fog", steps=5, seed=7, width=72, height=64
 )
 
-needs_library = pytest.mark.skipif(not ARCHIVE.is_file(), reason="onnxruntime-web is not there: make web")
+needs_library = pytest.mark.skipif(ARCHIVE is None, reason="onnxruntime-web is not there: make web")
 
 
 def quiet(_what, _share=None):

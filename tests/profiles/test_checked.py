@@ -36,7 +36,9 @@ PINNED = dict(line.split("==") for line in LINES) | {
 }
 """Versions of the libraries with which options are checked, by distribution."""
 
-PROFILES = [one for one in map(load_profile, profile_names()) if one.runtime != "null"]
+WITHOUT_OPTIONS = ("null", "onnxruntime-web")
+"""Runtimes whose libraries have no option that a profile could set."""
+PROFILES = [one for one in map(load_profile, profile_names()) if one.runtime not in WITHOUT_OPTIONS]
 LIBRARIES = {
     "iree": {"iree-base-compiler"},
     "migraphx": {"migraphx"},

@@ -24,7 +24,7 @@ from latentc.runtimes.cuda import RETAINED
 PART = "unet"
 CASES = [
     *RUNTIMES,
-    *("onnxruntime CUDA", "onnxruntime WebGPU", "iree Vulkan", "iree sm_80", "torch CUDA"),
+    *("onnxruntime CUDA", "onnxruntime WebGPU", "onnxruntime-web WebGPU", "iree Vulkan", "iree sm_80", "torch CUDA"),
     *("tensorrt sm90", "tensorrt-rtx sm89"),
 ]
 """Runtimes, each with a device where that isn't the CPU."""

@@ -294,7 +294,7 @@ def test_an_adapter_says_in_words_what_it_cannot_load(case, tmp_path):
         shutil.copytree(case.artifact, folder)
         (folder / name).write_bytes(content)
         files = {path: size for path, size in files_in(folder).items() if path != HEADER}
-        if name.endswith((".data", ".txt", ".sha256", MEMORY)):
+        if name.endswith((".data", "_data", ".txt", ".sha256", MEMORY)):
             with suppress(LatentcError):
                 case.adapter.load(folder, case.target, files).close()
             continue

@@ -5,8 +5,11 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
+import shlex
 import shutil
 import subprocess
+import sys
 import tarfile
 import tempfile
 from base64 import b64encode
@@ -20,6 +23,9 @@ from ..core.record import in_a_line
 NAME, VERSION = "onnxruntime-web", "1.30.0"
 INTEGRITY = "sha512-q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
 """Digest of the package's archive, as npm's registry and lock files have it."""
+
+PLACE = "LATENTC_ONNXRUNTIME_WEB"
+"""Environment variable with the folder or archive of the npm package, if it is not in `web` of Python's environment."""
 
 FOLDER = "ort"
 """Folder of these files in a page."""
@@ -43,12 +49,38 @@ BACKENDS: Mapping[str, tuple[str, str, str]] = {
 """For WebAssembly on the CPU, and for WebGPU: the module, the module that starts WebAssembly, and that."""
 
 
+def installed() -> Path | None:
+    """The npm package's folder or archive on this machine; None where it is not there."""
+    named = os.environ.get(PLACE)
+    found = Path(named) if named else _place() / f"{NAME}-{VERSION}.tgz"
+    return found if found.exists() else None
+
+
+def why_not_installed() -> str | None:
+    """How to install the library where it is not there; None where it is."""
+    if installed() is not None:
+        return None
+    if named := os.environ.get(PLACE):
+        return f"{PLACE} names {named}, which does not exist. {_advice('set it to')}"
+    place = shlex.quote(str(_place()))
+    return (
+        f"{NAME} {VERSION} is not installed. Install it with: mkdir -p {place} && npm pack {NAME}@{VERSION} "
+        f"--pack-destination {place}"
+    )
+
+
+def _place() -> Path:
+    return Path(sys.prefix) / "web"
+
+
 def library_files(source: Path | None, on_progress: Progress) -> dict[str, bytes]:
     """The contents of `FILES` by name, compared with their digests.
 
-    `source` is the folder of the npm package, or its archive; None downloads it with npm. Raises `BundleError` for
-    another version, and `RuntimeMissing` without npm.
+    `source` is the folder of the npm package, or its archive; None is the installed one, or else downloads it with npm.
+    Raises `BundleError` for another version, and `RuntimeMissing` without npm.
     """
+    if source is None:
+        source = installed()
     if source is None:
         on_progress(f"{NAME} {VERSION}: download", None)
         archive = _downloaded()
@@ -68,8 +100,8 @@ def library_files(source: Path | None, on_progress: Progress) -> dict[str, bytes
     return found
 
 
-def _advice() -> str:
-    return f"Run `npm pack {NAME}@{VERSION}`, and pass the archive that it writes with --onnxruntime-web."
+def _advice(use: str = "pass with --onnxruntime-web") -> str:
+    return f"Run `npm pack {NAME}@{VERSION}`, and {use} the archive that it writes."
 
 
 def _unpacked(archive: bytes, where: str) -> dict[str, bytes]:
