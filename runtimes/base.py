@@ -103,6 +103,8 @@ class Target:
     """Smallest, typical and largest length of prompt embeddings (`ranges.CHUNKS`), for an engine of free sizes."""
     number: int | None = None
     """Which device of that name, from 0 on; None for the first. Not part of the key."""
+    loop: str | None = None
+    """For a denoiser's engine that also takes the scheduler's step (`core.looped`): the input for the sample."""
 
     @property
     def place(self) -> str:
@@ -292,6 +294,8 @@ class Facts:
     transposes: frozenset[str] = frozenset()
     """Devices on which a transposed convolution is faster than nearest upsampling and a convolution
     (`compiler.upsample`)."""
+    chains: frozenset[str] = frozenset()
+    """Devices whose engines implement `core.engine.Chains`."""
     lacks: Mapping[str, frozenset[str]] = field(default_factory=dict[str, frozenset[str]])
     """Operators without a kernel, by device: the compiler replaces them (`compiler.kernels`)."""
 

@@ -1,0 +1,175 @@
+"""A denoiser's engine that also guides its output and takes the scheduler's step, so that latents stay on the device.
+
+What it computes is described in `core.looped`. It is appended to the graph in f32, whatever the part's precision, and
+called as the part's own engine too: see `Looped`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from ..core.engine import Chain, Chains, Clocked, DeviceUse, Engine, Run
+from ..core.looped import (
+    CARRY,
+    COUNT,
+    FACTORS,
+    GUIDED,
+    LATENTS,
+    NEGATIVE,
+    NEXT_CARRY,
+    NEXT_LATENTS,
+    NEXT_SAMPLE,
+    POSITIVE,
+    added_inputs,
+    added_outputs,
+    feedback,
+)
+from ..core.manifest import Part, TensorInfo
+from ..core.tensors import Array
+from ..runtimes.base import Runtime, Target
+from ..runtimes.host import Bound
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+REVISION = 1
+"""Part of the key of engines that take the step: increase it when `append_step` changes."""
+
+
+def can_step(part: Part, sample: str) -> bool:
+    """Whether a denoiser's only output has the shape of its input for the sample, so that a step can be appended.
+
+    It has not for a model that also reads an image through that input.
+    """
+    shapes = [one.shape for one in part.inputs if one.name == sample]
+    return part.role == "denoiser" and shapes == [one.shape for one in part.outputs]
+
+
+def engine_target(target: Target) -> Target:
+    """The target of the engine that is compiled and loaded: for `Target.loop`, with the inputs of `core.looped`."""
+    if target.loop is None:
+        return target
+    sample = _sample(target)
+    shape = target.shape
+    if shape is not None:
+        own = shape[sample.name]
+        shape = {**shape, LATENTS: own, CARRY: own, NEGATIVE: own[:1], POSITIVE: own[:1], FACTORS: (COUNT,)}
+    inputs, outputs = added_inputs(sample), added_outputs(sample)
+    return replace(target, inputs=target.inputs + inputs, outputs=target.outputs + outputs, shape=shape)
+
+
+def load_part(adapter: Runtime, folder: Path, target: Target, files: Mapping[str, int]) -> Engine:
+    """Load the engine of a part's target: see `Runtime.load`."""
+    return as_part(adapter.load(folder, engine_target(target), files), target)
+
+
+def as_part(engine: Engine, target: Target) -> Engine:
+    """An engine of `engine_target`, with the inputs and outputs of the part alone."""
+    return engine if target.loop is None else Looped(engine, _sample(target), target.outputs)
+
+
+def _sample(target: Target) -> TensorInfo:
+    return next(one for one in target.inputs if one.name == target.loop)
+
+
+class Looped:
+    """Stands for a part's own engine, whose step is then computed from zeros and not read; implements `Loops` too."""
+
+    def __init__(self, engine: Engine, sample: TensorInfo, outputs: tuple[TensorInfo, ...]) -> None:
+        self._engine, self._sample = engine, sample
+        self._outputs = tuple(one.name for one in outputs)
+        self._zeros: tuple[tuple[int, ...], dict[str, Array]] = ((), {})
+
+    @property
+    def device_use(self) -> DeviceUse | None:
+        """See `Clocked.device_use`."""
+        return self._engine.device_use if isinstance(self._engine, Clocked) else None
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """See `Engine.run`."""
+        return self._own(self._engine.run({**feeds, **self._idle(feeds)}))
+
+    def bind(self, feeds: Mapping[str, Array]) -> Run:
+        """See `Engine.bind`."""
+        run = self._engine.bind(feeds)
+        return lambda others: self._own(run({**others, **self._idle({**feeds, **others})}))
+
+    def loop(self, feeds: Mapping[str, Array]) -> AbstractContextManager[Chain]:
+        """See `Loops.loop`."""
+        return cast("Chains", self._engine).chain(feeds, feedback(self._sample.name))
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        self._engine.close()
+
+    def _own(self, outputs: Mapping[str, Array]) -> dict[str, Array]:
+        return {name: outputs[name] for name in self._outputs}
+
+    def _idle(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Values of the added inputs, the same arrays as long as the sample's shape is; none without a sample."""
+        if self._sample.name not in feeds:
+            return {}
+        shape, made = feeds[self._sample.name].shape, self._zeros
+        if made[0] != shape or not made[1]:
+            sizes = {LATENTS: shape, CARRY: shape, NEGATIVE: shape[:1], POSITIVE: shape[:1], FACTORS: (COUNT,)}
+            each = {one.name: np.zeros(sizes[one.name], one.dtype).view(Bound) for one in added_inputs(self._sample)}
+            self._zeros = made = shape, each
+        return made[1]
+
+
+def append_step(model: ir.Model, sample: str) -> ir.Model:
+    """Append guidance and the scheduler's step to a denoiser's lowered graph, in place; returns the model.
+
+    `sample` is the input for the sample, whose shape is that of the only output, in f32.
+    """
+    import onnx_ir as ir
+
+    graph, floats = model.graph, ir.TensorType(ir.DataType.FLOAT)
+    given = next(value for value in graph.inputs if value.name == sample)
+    (output,) = graph.outputs
+    shape = list(given.shape or ())
+    rows = ir.TensorType(ir.DataType.INT64)
+
+    def added(name: str, shape: list[Any], kind: ir.TensorType) -> ir.Value:
+        value = ir.Value(name=name, shape=ir.Shape(shape), type=kind)
+        graph.inputs.append(value)
+        return value
+
+    latents, carry = added(LATENTS, shape, floats), added(CARRY, shape, floats)
+    negative, positive = added(NEGATIVE, shape[:1], rows), added(POSITIVE, shape[:1], rows)
+    factors = added(FACTORS, [COUNT], floats)
+    sizes = ir.Value(name="step_sizes", shape=ir.Shape([COUNT]), type=rows)
+    sizes.const_value = ir.tensor(np.ones(COUNT, np.int64), name="step_sizes")
+    graph.register_initializer(sizes)
+
+    def computed(op: str, *inputs: ir.Value, name: str = "", outputs: int = 1, **attributes: int) -> list[ir.Value]:
+        node: ir.Node = cast("Any", ir).node(op, inputs, attributes, num_outputs=outputs, name=f"step.{len(graph)}")
+        for index, value in enumerate(node.outputs):
+            value.name, value.type = name or f"{node.name}.{index}", floats
+        graph.append(node)
+        return list(node.outputs)
+
+    def sum_of(weighted: list[tuple[ir.Value, ir.Value]], *more: ir.Value, name: str) -> ir.Value:
+        terms = [*(computed("Mul", weight, value)[0] for weight, value in weighted), *more]
+        total = terms[0]
+        for place, term in enumerate(terms[1:], 2):
+            (total,) = computed("Add", total, term, name=name if place == len(terms) else "")
+        return total
+
+    guidance, *pairs, scale = computed("Split", factors, sizes, outputs=COUNT, axis=0)
+    (without,) = computed("Gather", output, negative, axis=0)
+    (towards,) = computed("Gather", output, positive, axis=0)
+    (change,) = computed("Sub", towards, without)
+    guided = sum_of([(guidance, change)], without, name=GUIDED)
+    latents_now, output_now, latents_later, output_later = pairs
+    following = sum_of([(latents_now, latents), (output_now, guided)], carry, name=NEXT_LATENTS)
+    later = sum_of([(latents_later, latents), (output_later, guided)], name=NEXT_CARRY)
+    (scaled,) = computed("Mul", scale, following, name=NEXT_SAMPLE)
+    graph.outputs.extend([guided, following, later, scaled])
+    return model
