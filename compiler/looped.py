@@ -118,7 +118,9 @@ class Looped:
         shape, made = feeds[self._sample.name].shape, self._zeros
         if made[0] != shape or not made[1]:
             sizes = {LATENTS: shape, CARRY: shape, NEGATIVE: shape[:1], POSITIVE: shape[:1], FACTORS: (COUNT,)}
-            each = {one.name: np.zeros(sizes[one.name], one.dtype).view(Bound) for one in added_inputs(self._sample)}
+            each: dict[str, Array] = {
+                one.name: np.zeros(sizes[one.name], one.dtype).view(Bound) for one in added_inputs(self._sample)
+            }
             self._zeros = made = shape, each
         return made[1]
 

@@ -193,7 +193,7 @@ def targets(
             f"Profile {profile.name} sets opset {profile.opset}, but {profile.runtime} supports none newer than "
             f"{newest}. {adapter.facts.newer_opset or f'Write opset = {newest}.'}"
         )
-    if profile.loop == "device" and device not in adapter.facts.chains:
+    if profile.loop == "device" and not set(device.split(TOGETHER)) <= adapter.facts.chains:
         raise ProfileError(
             f'Profile {profile.name} has loop = "device", which {profile.runtime} does not support on '
             f"{profile.device}. Leave loop out."
