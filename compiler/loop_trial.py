@@ -23,10 +23,10 @@ from ..sampling.guidance import guide
 from ..sampling.linear import step_factors
 from ..sampling.schedulers import names
 
-SCHEDULERS = ("dpm++2m", "euler")
-"""The first that the model supports is walked with: DPM++ 2M uses the call before."""
-STEPS = 4
-"""Each direction of the buffers is recorded in a first call, and replayed in a second."""
+SCHEDULERS = ("pndm", "lms", "dpm++2m", "euler")
+"""The first whose steps the engine takes is walked with: the longer its history, the more is compared."""
+STEPS = 5
+"""Enough for all of PNDM's history, and for a recording of each direction of the buffers to be replayed."""
 
 
 def measure_loop(
@@ -36,16 +36,15 @@ def measure_loop(
 
     `walk` is that of the completed `request`, `fixed` the denoiser's constants, and `start` standard normal values.
     """
-    known = names(host.scheduler)
-    scheduler = next((name for name in SCHEDULERS if name in known), None)
-    plan = {"scheduler": scheduler, "steps": STEPS, "timesteps": None, "sigmas": None, "timestep_spacing": None}
-    schedule = schedule_of(host.model, host.scheduler, request.model_copy(update=plan))
-    varying = {name: array[:1].repeat(STEPS, axis=0) for name, array in walk.varying.items()}
-    walk = replace(walk, schedule=schedule, varying=varying, first=0, end=None)
-    factors = step_factors(walk)
-    if not isinstance(engine, Loops) or isinstance(factors, str):
+    if not isinstance(engine, Loops):
         return None
-    run, count = engine.bind(fixed), len(start)
+    known = names(host.scheduler)
+    walks = (_with(name, host, request, walk) for name in SCHEDULERS if name in known)
+    taken = ((walk, found) for walk in walks if not isinstance(found := step_factors(walk), str))
+    walk, factors = next(taken, (walk, None))
+    if factors is None:
+        return None
+    run, count, schedule = engine.bind(fixed), len(start), walk.schedule
     latents = start * np.float32(schedule.init_noise_sigma)
     calls: list[float] = []
     steps: list[float] = []
@@ -65,3 +64,11 @@ def measure_loop(
             latents = chain.read(NEXT_LATENTS)[:count]
             steps += [psnr_db(output, guided), psnr_db(following, latents)]
     return round(min(calls), 2), round(min(steps), 2)
+
+
+def _with(scheduler: str, host: Host, request: Request, walk: Walk) -> Walk:
+    """The walk with another scheduler, from its first call on."""
+    plan = {"scheduler": scheduler, "steps": STEPS, "timesteps": None, "sigmas": None, "timestep_spacing": None}
+    schedule = schedule_of(host.model, host.scheduler, request.model_copy(update=plan))
+    varying = {name: array[:1].repeat(len(schedule.timesteps), axis=0) for name, array in walk.varying.items()}
+    return replace(walk, schedule=schedule, varying=varying, first=0, end=None)

@@ -16,13 +16,13 @@ import numpy as np
 
 from ..core.engine import Chain, Chains, Clocked, DeviceUse, Engine, Run
 from ..core.looped import (
-    CARRY,
+    CARRIES,
     COUNT,
     FACTORS,
     GUIDED,
     LATENTS,
     NEGATIVE,
-    NEXT_CARRY,
+    NEXT_CARRIES,
     NEXT_LATENTS,
     NEXT_SAMPLE,
     POSITIVE,
@@ -58,8 +58,7 @@ def engine_target(target: Target) -> Target:
     sample = _sample(target)
     shape = target.shape
     if shape is not None:
-        own = shape[sample.name]
-        shape = {**shape, LATENTS: own, CARRY: own, NEGATIVE: own[:1], POSITIVE: own[:1], FACTORS: (COUNT,)}
+        shape = {**shape, **_shapes(shape[sample.name])}
     inputs, outputs = added_inputs(sample), added_outputs(sample)
     return replace(target, inputs=target.inputs + inputs, outputs=target.outputs + outputs, shape=shape)
 
@@ -76,6 +75,15 @@ def as_part(engine: Engine, target: Target) -> Engine:
 
 def _sample(target: Target) -> TensorInfo:
     return next(one for one in target.inputs if one.name == target.loop)
+
+
+def _shapes(sample: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    """Shapes of the added inputs."""
+    return {
+        **dict.fromkeys((LATENTS, *CARRIES), sample),
+        **dict.fromkeys((NEGATIVE, POSITIVE), sample[:1]),
+        FACTORS: (COUNT,),
+    }
 
 
 class Looped:
@@ -117,7 +125,7 @@ class Looped:
             return {}
         shape, made = feeds[self._sample.name].shape, self._zeros
         if made[0] != shape or not made[1]:
-            sizes = {LATENTS: shape, CARRY: shape, NEGATIVE: shape[:1], POSITIVE: shape[:1], FACTORS: (COUNT,)}
+            sizes = _shapes(shape)
             each: dict[str, Array] = {
                 one.name: np.zeros(sizes[one.name], one.dtype).view(Bound) for one in added_inputs(self._sample)
             }
@@ -143,7 +151,7 @@ def append_step(model: ir.Model, sample: str) -> ir.Model:
         graph.inputs.append(value)
         return value
 
-    latents, carry = added(LATENTS, shape, floats), added(CARRY, shape, floats)
+    latents, *carries = (added(name, shape, floats) for name in (LATENTS, *CARRIES))
     negative, positive = added(NEGATIVE, shape[:1], rows), added(POSITIVE, shape[:1], rows)
     factors = added(FACTORS, [COUNT], floats)
     sizes = ir.Value(name="step_sizes", shape=ir.Shape([COUNT]), type=rows)
@@ -164,14 +172,15 @@ def append_step(model: ir.Model, sample: str) -> ir.Model:
             (total,) = computed("Add", total, term, name=name if place == len(terms) else "")
         return total
 
-    guidance, *pairs, scale = computed("Split", factors, sizes, outputs=COUNT, axis=0)
+    guidance, scale, *pairs = computed("Split", factors, sizes, outputs=COUNT, axis=0)
     (without,) = computed("Gather", output, negative, axis=0)
     (towards,) = computed("Gather", output, positive, axis=0)
     (change,) = computed("Sub", towards, without)
     guided = sum_of([(guidance, change)], without, name=GUIDED)
-    latents_now, output_now, latents_later, output_later = pairs
-    following = sum_of([(latents_now, latents), (output_now, guided)], carry, name=NEXT_LATENTS)
-    later = sum_of([(latents_later, latents), (output_later, guided)], name=NEXT_CARRY)
+    following, *later = (
+        sum_of([(pairs[2 * k], latents), (pairs[2 * k + 1], guided)], *carries[k : k + 1], name=name)
+        for k, name in enumerate((NEXT_LATENTS, *NEXT_CARRIES))
+    )
     (scaled,) = computed("Mul", scale, following, name=NEXT_SAMPLE)
-    graph.outputs.extend([guided, following, later, scaled])
+    graph.outputs.extend([guided, following, *later, scaled])
     return model

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..core.engine import Loops, Run
 from ..core.errors import CancelledError
-from ..core.looped import CARRY, FACTORS, GUIDED, LATENTS, NEGATIVE, NEXT_LATENTS, POSITIVE
+from ..core.looped import CARRIES, FACTORS, GUIDED, LATENTS, NEGATIVE, NEXT_LATENTS, POSITIVE
 from ..core.model import Model
 from ..core.request import Request, Step
 from ..core.tensors import Array, check_finite
@@ -206,7 +206,7 @@ def first_feeds(walk: Walk, latents: NDArray[np.float32]) -> dict[str, Array]:
     repeated = np.concatenate([latents] * copies)
     return given | {
         LATENTS: repeated,
-        CARRY: np.zeros_like(repeated),
+        **{name: np.zeros_like(repeated) for name in CARRIES},
         NEGATIVE: np.tile(images, copies),
         POSITIVE: np.tile(images + rows - len(latents), copies),
     }

@@ -11,7 +11,7 @@ from copy import deepcopy
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.looped import COUNT
+from ..core.looped import COUNT, DEPTH
 from .denoise import Walk, end_of
 
 CHECKS = 8
@@ -25,8 +25,8 @@ ROUNDING = 1e-4
 def step_factors(walk: Walk) -> NDArray[np.float32] | str:
     """`core.looped.FACTORS` of each call of a walk, [calls, 6]; or why there are none, as a clause.
 
-    A step may use the latents and outputs of its own call and of the one before, as Euler's, DDIM's and DPM++ 2M's do.
-    The walk's own schedule keeps its history.
+    A step may use the latents and outputs of its own call and of four before, as most deterministic schedulers do. The
+    walk's own schedule keeps its history.
     """
     return beyond(walk) or _read(walk)
 
@@ -67,13 +67,13 @@ def _read(walk: Walk) -> NDArray[np.float32] | str:
         return "the scheduler's step is not linear"
     by_call = found.reshape(calls, calls, 2)  # of each step: factors of the latents and output of each call
     before = np.arange(calls)[:, None] - np.arange(calls)[None]
-    if by_call[(before < 0) | (before > 1)].any():
-        return "the scheduler uses more than one earlier output"
+    if by_call[(before < 0) | (before > DEPTH)].any():
+        return f"the scheduler uses more than {DEPTH} earlier outputs"
     factors = np.zeros((calls, COUNT), np.float32)
-    own = np.arange(calls)
     factors[:, 0] = 1.0 if walk.guidance is None else walk.guidance
-    factors[:, 1:3] = by_call[own, own]
-    factors[:-1, 3:5] = by_call[own[1:], own[:-1]]
+    for later in range(min(1 + DEPTH, calls)):
+        made = np.arange(calls - later)
+        factors[made, 2 + 2 * later : 4 + 2 * later] = by_call[made + later, made]
     one = np.ones((1, 1), np.float32)
-    factors[:-1, 5] = [schedule.scale(one, walk.first + call)[0, 0] for call in range(1, calls)]
+    factors[:-1, 1] = [schedule.scale(one, walk.first + call)[0, 0] for call in range(1, calls)]
     return factors

@@ -397,9 +397,9 @@ def test_outputs_of_a_chain_are_inputs_of_its_next_call_without_a_copy(load, gra
         chain.step({"sample": np.full((1, 4, 2, 2), 7, np.float32)})
         assert (chain.read("out_sample") == 14).all(), "what is fed replaces what came back"
     context.refuses = True
-    with engine.chain({"sample": np.ones((1, 4, 8, 8), np.float32)}, back) as chain:
-        with pytest.raises(CompileError, match="TensorRT failed to run"):
-            chain.step({})
+    large = {"sample": np.ones((1, 4, 8, 8), np.float32)}
+    with engine.chain(large, back) as chain, pytest.raises(CompileError, match="TensorRT failed to run"):
+        chain.step({})
     context.refuses = False
     assert (engine.run({"sample": feed})["out_sample"] == 2 * feed).all()
     engine.close()
