@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from ..core.bundle import Bundle
 from ..core.engine import Chain, Chains, Clocked, DeviceUse, Engine, Run
 from ..core.looped import (
     CARRIES,
@@ -32,6 +33,7 @@ from ..core.looped import (
 )
 from ..core.manifest import Part, TensorInfo
 from ..core.tensors import Array
+from ..profiles import Profile
 from ..runtimes.base import Runtime, Target
 from ..runtimes.host import Bound
 
@@ -49,6 +51,20 @@ def can_step(part: Part, sample: str) -> bool:
     """
     shapes = [one.shape for one in part.inputs if one.name == sample]
     return part.role == "denoiser" and shapes == [one.shape for one in part.outputs]
+
+
+def without_step(bundle: Bundle, profile: Profile) -> str | None:
+    """A sentence on the denoisers of a bundle for which a profile's `loop` has no effect; None where it has on all."""
+    if profile.loop == "host":
+        return None
+    sample, parts = bundle.manifest.model.latents_input, bundle.manifest.parts.items()
+    each = [name for name, part in parts if part.role == "denoiser" and not can_step(part, sample)]
+    if not each:
+        return None
+    return (
+        f"Guidance and the scheduler's steps of {' and '.join(each)} are computed on the host, because the latents are "
+        f'joined with other inputs; loop = "device" of profile {profile.name} has no effect on that.'
+    )
 
 
 def engine_target(target: Target) -> Target:
