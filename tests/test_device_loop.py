@@ -20,7 +20,7 @@ from latentc.compiler.targets import wanted
 from latentc.compiler.trial import measure_steps
 from latentc.core.engine import Loops
 from latentc.core.errors import CancelledError, NotFiniteError, ParityError, ProfileError, ShapeError
-from latentc.core.looped import FACTORS, GUIDED, NEGATIVE, NEXT_LATENTS
+from latentc.core.looped import FACTORS, GUIDED, NEXT_LATENTS, POSITIVE
 from latentc.core.request import Request
 from latentc.core.tensors import psnr_db
 from latentc.pipelines.pipeline import Pipeline
@@ -106,8 +106,8 @@ def test_pictures_are_those_of_the_host_and_of_diffusers(pipelines, checkpoint, 
     for guidance in (6.0, 1.0):
         asked = request.model_copy(update={"guidance": guidance} | ({"negative_prompt": ""} if guidance == 1 else {}))
         found, plain = (one(asked, latents=latents) for one in (on_device, on_host))
-        assert found.notices == ()
-        assert plain.notices[0].startswith("Guidance and the scheduler's steps were computed on the host, because")
+        assert not any("on the host" in notice for notice in found.notices)
+        assert any("because calls of its engine are joined, split or recorded" in notice for notice in plain.notices)
         assert found.engines["unet" if family != "sd3" else "transformer"].endswith("with the scheduler's step")
         assert psnr_db(plain.latents, found.latents) >= 100
         expected = (diffusers_picture(checkpoint(family), asked, latents) * 255).round()
@@ -127,7 +127,7 @@ def test_what_the_engine_does_not_compute_falls_back_with_a_notice(pipelines):
     on_device, on_host = pipelines("scenes")
     for change, why in (
         ({"scheduler": "euler-ancestral"}, "the scheduler adds noise"),
-        ({"scheduler": "unipc"}, "the scheduler uses more than 4 earlier outputs"),
+        ({"scheduler": "unipc", "steps": 10}, "the scheduler uses more than 4 earlier outputs"),
         ({"guidance_rescale": 0.5}, "guidance_rescale depends on the whole output"),
     ):
         request = REQUEST.model_copy(update=change)
@@ -194,11 +194,11 @@ def factor(place, value):
 
 FAULTS = {
     "guidance of the wrong sign": factor(0, lambda one: -one),
-    "no guidance": lambda name, array: np.roll(array, 1) if name == NEGATIVE else array,
+    "negative rows alone": lambda name, array: array * 0 if name == POSITIVE else array,
     "the next sample is not scaled": factor(1, lambda _: 1.0),
     "a coefficient 0.1 % off": factor(3, lambda one: one * np.float32(1.001)),
     "history of the call before is lost": factor(slice(4, 6), np.zeros_like),
-    "history of four calls before is lost": factor(slice(10, 12), np.zeros_like),
+    "history of three calls before is lost": factor(slice(8, 10), np.zeros_like),
     "the first timestep always": lambda name, array: array * 0 + 999 if name == "timestep" else array,
 }
 
@@ -259,12 +259,15 @@ def test_the_key_says_where_the_step_is_taken(pipelines, tmp_path, latentc):
     path = tmp_path / "mine.toml"
     text = 'title = "mine"\nruntime = "onnxruntime"\nloop = "device"\n[options]\nenable_mem_pattern = false\n'
     path.write_text(text)
-    said = json.loads(latentc("why", pipeline.bundle.folder, "--profile", path, "--json"))
-    assert {row["part"]: row["hit"] for row in said}["unet"]
+
+    def rows():
+        said = json.loads(latentc("why", pipeline.bundle.folder, "--profile", path, "--json").stdout)
+        return {row["part"]: row for row in said}
+
+    assert rows()["unet"]["hit"]
     path.write_text(text.replace("loop", "# loop"))
-    rows = {row["part"]: row for row in json.loads(latentc("why", pipeline.bundle.folder, "--profile", path, "--json"))}
-    assert rows["unet"]["hit"] or rows["unet"]["differences"] == {"loop": [1, None]}
-    assert rows["text_encoder"]["hit"], "only the denoiser differs"
+    assert rows()["text_encoder"]["hit"], "only the denoiser differs"
+    assert rows()["unet"]["differences"] == {"loop": [1, None]}
 
 
 def test_profiles_and_models_without_it(bundle):
