@@ -86,7 +86,7 @@ def load_part(adapter: Runtime, folder: Path, target: Target, files: Mapping[str
 
 def as_part(engine: Engine, target: Target) -> Engine:
     """An engine of `engine_target`, with the inputs and outputs of the part alone."""
-    return engine if target.loop is None else Looped(engine, _sample(target), target.outputs)
+    return engine if target.loop is None else Looped(engine, _sample(target))
 
 
 def _sample(target: Target) -> TensorInfo:
@@ -105,9 +105,8 @@ def _shapes(sample: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
 class Looped:
     """Stands for a part's own engine, whose step is then computed from zeros and not read; implements `Loops` too."""
 
-    def __init__(self, engine: Engine, sample: TensorInfo, outputs: tuple[TensorInfo, ...]) -> None:
+    def __init__(self, engine: Engine, sample: TensorInfo) -> None:
         self._engine, self._sample = engine, sample
-        self._outputs = tuple(one.name for one in outputs)
         self._zeros: tuple[tuple[int, ...], dict[str, Array]] = ((), {})
 
     @property
@@ -117,12 +116,12 @@ class Looped:
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """See `Engine.run`."""
-        return self._own(self._engine.run({**feeds, **self._idle(feeds)}))
+        return self._engine.run({**feeds, **self._idle(feeds)})
 
     def bind(self, feeds: Mapping[str, Array]) -> Run:
         """See `Engine.bind`."""
         run = self._engine.bind(feeds)
-        return lambda others: self._own(run({**others, **self._idle({**feeds, **others})}))
+        return lambda others: run({**others, **self._idle({**feeds, **others})})
 
     def loop(self, feeds: Mapping[str, Array]) -> AbstractContextManager[Chain]:
         """See `Loops.loop`."""
@@ -131,9 +130,6 @@ class Looped:
     def close(self) -> None:
         """See `Engine.close`."""
         self._engine.close()
-
-    def _own(self, outputs: Mapping[str, Array]) -> dict[str, Array]:
-        return {name: outputs[name] for name in self._outputs}
 
     def _idle(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Values of the added inputs, the same arrays as long as the sample's shape is; none without a sample."""

@@ -112,6 +112,13 @@ class Target:
         return self.device if self.number is None else f"{self.device}{NUMBERED}{self.number}"
 
     @property
+    def returned(self) -> tuple[TensorInfo, ...]:
+        """The outputs that a call returns. Those of the scheduler's step are for the next call, and stay on the device:
+        a denoiser has one output, the first.
+        """
+        return self.outputs if self.loop is None else self.outputs[:1]
+
+    @property
     def rows_free(self) -> bool:
         """Whether the engine takes any number of rows."""
         return self.shape is None or any(shape and shape[0] == FREE for shape in self.shape.values())

@@ -406,7 +406,7 @@ def _building(job: Job) -> Any:
 
 def _on_host(session: Any, target: Target) -> Call:
     """A session's call with tensors in the host's memory."""
-    names = [tensor.name for tensor in target.outputs]
+    names = [tensor.name for tensor in target.returned]
 
     def call(feeds: Mapping[str, Array], sizes: Mapping[str, int]) -> dict[str, Array]:
         del sizes

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Generator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
+from math import prod
 from pathlib import Path
 from typing import Any, cast
 
@@ -143,7 +144,8 @@ class LoadedPlan:
 
     def call(self, feeds: Mapping[str, Array], sizes: Mapping[str, int]) -> dict[str, Array]:
         """Copy changed inputs to the device, run, and copy the outputs back, on one stream."""
-        outputs = {tensor.name: np.empty(shape_of(tensor.shape, sizes), np.float32) for tensor in self.outputs}
+        shapes = {tensor.name: shape_of(tensor.shape, sizes) for tensor in self.outputs}
+        outputs = {tensor.name: np.empty(shapes[tensor.name], np.float32) for tensor in self._target.returned}
         staged: list[Array] = []  # until their copies end
         with self.working() as driver:
             self._shape({name: array.shape for name, array in feeds.items()})
@@ -151,8 +153,8 @@ class LoadedPlan:
             for name, array in feeds.items():
                 staged.append(np.ascontiguousarray(array))
                 self._feed(driver, name, array, staged[-1])
-            for name, array in outputs.items():
-                self._buffer(driver, name, array.nbytes)
+            for name, shape in shapes.items():
+                self._buffer(driver, name, 4 * prod(shape))
             self._settle(driver)
             self._work(driver)
             for name, array in outputs.items():
