@@ -173,7 +173,7 @@ def test_engines_of_one_size_and_parts_that_are_loaded_one_at_a_time(bundle, pip
     with Pipeline.open(bundle("scenes"), PROFILE, sequential=True) as pipeline:
         found = pipeline(REQUEST)
     assert "because calls of its engine are joined, split or recorded, or it is loaded for each" in found.notices[0]
-    assert (found.images == on_host(REQUEST).images).all()
+    assert psnr_db(on_host(REQUEST).latents, found.latents) >= 100
 
 
 def test_threads_and_requests_between_steps_draw_the_same_bytes(pipelines):
