@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from ..core.bundle import Bundle
-from ..core.engine import Clocked, DeviceUse, Engine, Run
+from ..core.engine import Chain, Clocked, DeviceUse, Engine, Loops, Run
 from ..core.model import Role
 from ..core.request import Fitted, Request
 from ..core.tensors import Array
@@ -72,7 +73,9 @@ class ClockedEngines:
         engine = self.engines.engine(part, shapes)
         if not isinstance(engine, Clocked) or (use := engine.device_use) is None:
             return engine
-        return _NotedEngine(engine, use, lambda before, after: self.log.add(part, before, after))
+        notes = _Notes(use, lambda before, after: self.log.add(part, before, after))
+        noted = _NotedEngine(engine, notes)
+        return _NotedLoops(noted, engine, notes) if isinstance(engine, Loops) else noted
 
     def fit(self, passes: Sequence[Request]) -> Fitted | None:
         """As `EngineProvider.fit`."""
@@ -92,23 +95,55 @@ class ClockedEngines:
 
 
 @dataclass(frozen=True)
-class _NotedEngine:
-    engine: Engine
+class _Notes:
     use: DeviceUse
     note: Callable[[DeviceUse, DeviceUse], None]
 
+    @contextmanager
+    def noted(self) -> Generator[None]:
+        """Note the call that the block makes."""
+        before = DeviceUse(self.use.seconds, self.use.calls, self.use.replays)
+        yield
+        self.note(before, self.use)
+
+
+class _NotedEngine:
+    def __init__(self, engine: Engine, notes: _Notes) -> None:
+        self._engine, self._notes = engine, notes
+
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        return self._noted(self.engine.run, feeds)
+        with self._notes.noted():
+            return self._engine.run(feeds)
 
     def bind(self, feeds: Mapping[str, Array]) -> Run:
-        run = self.engine.bind(feeds)
-        return lambda others: self._noted(run, others)
+        run = self._engine.bind(feeds)
 
-    def _noted(self, run: Run, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        before = DeviceUse(self.use.seconds, self.use.calls, self.use.replays)
-        outputs = run(feeds)
-        self.note(before, self.use)
-        return outputs
+        def bound(others: Mapping[str, Array]) -> dict[str, Array]:
+            with self._notes.noted():
+                return run(others)
+
+        return bound
 
     def close(self) -> None:
-        self.engine.close()
+        self._engine.close()
+
+
+class _NotedLoops:
+    def __init__(self, noted: _NotedEngine, engine: Loops, notes: _Notes) -> None:
+        self._engine, self._notes = engine, notes
+        self.run, self.bind, self.close = noted.run, noted.bind, noted.close
+
+    @contextmanager
+    def loop(self, feeds: Mapping[str, Array]) -> Generator[Chain]:
+        with self._engine.loop(feeds) as chain:
+            yield _NotedChain(chain, self._notes)
+
+
+class _NotedChain:
+    def __init__(self, chain: Chain, notes: _Notes) -> None:
+        self._chain, self._notes = chain, notes
+        self.read = chain.read
+
+    def step(self, feeds: Mapping[str, Array]) -> None:
+        with self._notes.noted():
+            self._chain.step(feeds)

@@ -31,16 +31,19 @@ def _both(option: str, on: str, off: str) -> dict[str, Change]:
     return {on: {"options": {option: True}}, off: {"options": {option: False}}}
 
 
-IN_TENSORRT = {**_both("cuda_graph", "graph", "no-graph"), **OPSETS, **VAE}
+LOOPS: Mapping[str, Change] = {"loop-on-device": {"loop": "device"}, "loop-on-host": {"loop": "host"}}
+IN_TENSORRT = {**_both("cuda_graph", "graph", "no-graph"), **LOOPS, **OPSETS, **VAE}
 PAIRS: Mapping[tuple[str, str], Mapping[str, Change]] = {
     ("onnxruntime", "CUDA"): {
         **_both("enable_cuda_graph", "graph", "no-graph"),
         **_both("prefer_nhwc", "nhwc", "nchw"),
+        **LOOPS,
         **OPSETS,
         **VAE,
     },
     ("onnxruntime", "TensorRT"): {
         **_both("trt_cuda_graph_enable", "graph", "no-graph"),
+        **LOOPS,
         **OPSETS,
         **VAE,  # the environment chooses between f32 and TF32: one of them is left out, with the reason
     },
@@ -81,7 +84,12 @@ def _changed(old: Any, new: Any) -> Any:
 def _comes_to(profile: Profile, has: Collection[Precision] = tuple(RECIPES)) -> tuple[object, ...]:
     """What a profile sets, whether it says so or leaves it to a default. Of several precisions, the first of `has`."""
     precision = {role: next((one for one in profile.wishes(role, role) if one in has), None) for role in ROLE_NAMES}
-    return profile.opset, precision, {name: value for name, value in profile.options.items() if value is not False}
+    return (
+        profile.opset,
+        profile.loop,
+        precision,
+        {name: value for name, value in profile.options.items() if value is not False},
+    )
 
 
 def beyond(variant: Profile, profile: Profile) -> str | None:

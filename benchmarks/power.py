@@ -27,6 +27,7 @@ import numpy as np
 from ..compiler.build import build
 from ..compiler.cache import HEADER, find
 from ..compiler.engines import load
+from ..compiler.looped import load_part
 from ..compiler.make import compile_into
 from ..compiler.targets import wanted
 from ..core.bundle import ADAPTERS, MANIFEST, Bundle, digest, open_bundle
@@ -110,7 +111,7 @@ def ungated(bundle: Bundle, profile: Profile, folder: Path, only: str | None = N
             continue
         out = Path(tempfile.mkdtemp(dir=folder))
         compile_into(out, bundle, profile, adapter, want)
-        made[want.part] = adapter.load(out, want.target, files_in(out))
+        made[want.part] = load_part(adapter, out, want.target, files_in(out))
     return made
 
 

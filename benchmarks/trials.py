@@ -21,6 +21,7 @@ import psutil
 from ..checkpoints.random import new_checkpoint
 from ..compiler.build import build
 from ..compiler.cache import Artifact, locked
+from ..compiler.looped import engine_target
 from ..compiler.targets import job_of, wanted
 from ..core.bundle import Bundle, checked_graph, open_bundle
 from ..core.errors import LatentcError, RuntimeMissing
@@ -279,7 +280,7 @@ def inspect(profile: Profile, family: str, session: Session) -> str:
     lacking: list[str] = []
     for want in wanted(bundle, detailed, to_run=True)[1]:
         _log(f"inspect {want.name}")
-        job = job_of(bundle, want.part, checked_graph(bundle, want.part), want.target)
+        job = job_of(bundle, want.part, checked_graph(bundle, want.part), engine_target(want.target))
         found[want.name] = adapter.inspect(bundle.engines / want.name, job)
         write_text(session.folder / f"layers-{family}-{profile.name}.json", json.dumps(found, indent=1) + "\n")
         if not found[want.name]["replayed"] and records(profile, want.part, bundle.part(want.part).role):

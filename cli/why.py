@@ -9,6 +9,7 @@ from typing import Any
 from ..compiler.build import why as explain
 from ..compiler.cache import Miss
 from ..compiler.engines import Engines
+from ..compiler.looped import without_step
 from ..compiler.proof import proved_here
 from ..compiler.sized import with_built_sizes
 from ..compiler.way import Way, way
@@ -122,6 +123,8 @@ def _print(opened: Bundle, one: Answer) -> None:
             say(f"      {Quantized.model_validate(quantized).statement}")
         if row.get("differences"):
             _print_differences(row["differences"])
+    if remark := without_step(opened, profile):
+        say(remark)
     say(f"Adapters (run --lora): {one.adapters.word}. {one.adapters.reason}")
     build = f"latentc build {opened.argument} --profile {profile.argument}"
     missing = not all(row["hit"] for row in one.rows)

@@ -47,6 +47,7 @@ from .cache import (
 )
 from .calibrate import uncalibrated
 from .engines import Engines
+from .looped import without_step
 from .make import make
 from .packaged import usual_profile
 from .parity import check_graphs
@@ -180,7 +181,7 @@ def _built(site: Site, *, force: bool) -> Build:
         host_psnr_db=host,
         steps=steps,
         seconds=0.0,
-        notes=(*_refused(site), *unproved(bundle), *((remark,) if remark else ())),
+        notes=(*_refused(site), *unproved(bundle), *filter(None, (remark, without_step(bundle, profile)))),
         standing=bundle.standing,
         condition=bundle.manifest.model.condition,
     )

@@ -34,6 +34,7 @@ from ..core.record import Record
 from ..runtimes import Runtime
 from ..runtimes.base import QUANTIZED, Quantized, files_in
 from .key import Key
+from .looped import load_part
 
 if TYPE_CHECKING:
     from .targets import Wanted
@@ -197,7 +198,7 @@ def load_engine(bundle: Bundle, artifact: Artifact, adapter: Runtime, want: Want
         what = "; ".join(f"{name} is {has!r}, required is {wants!r}" for name, (has, wants) in differs.items())
         raise BundleError(f"{bundle.engines / artifact.name} does not match the profile ({what}). Run `latentc build`.")
     sizes = {name: info.bytes for name, info in artifact.files.items()}
-    return adapter.load(loadable(bundle, artifact), want.target, sizes)
+    return load_part(adapter, loadable(bundle, artifact), want.target, sizes)
 
 
 def _damaged(bundle: Bundle, artifact: Artifact) -> Path | None:

@@ -357,7 +357,8 @@ class Engines:
         version = versions.get(self.profile.runtime, next(iter(versions.values()), ""))
         found: dict[str, dict[str, None]] = {}
         for want in self._wanted:
-            facts = (want.target.runtime, version, want.target.device, want.target.precision)
+            step = "with the scheduler's step" if want.target.loop else ""
+            facts = (want.target.runtime, version, want.target.device, want.target.precision, step)
             found.setdefault(want.part, {})[" ".join(filter(None, facts)) + _placed(self.bundle, want)] = None
         return {part: "; or ".join(each) for part, each in found.items()}
 

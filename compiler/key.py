@@ -36,6 +36,8 @@ class Key(Record):
     opset: int | None = None
     """Set, as `lowering` is, for a runtime that compiles graphs."""
     lowering: int | None = None
+    loop: int | None = None
+    """Revision of the scheduler's step in a denoiser's engine; set where it takes it."""
     length: int | None = None
     """Length of the prompt embeddings of one chunk, for an engine of every size where it isn't CLIP's 77."""
 

@@ -25,6 +25,7 @@ from ..core.shapes import FREE
 from ..runtimes.base import LINK, TOGETHER, Runtime, Target
 from .half import to_half
 from .kernels import rewrite
+from .looped import append_step
 from .scratch import scratch_folder
 from .upsample import fold_upsampling, upsamples
 
@@ -75,6 +76,7 @@ def lowered(
     *,
     lacks: Collection[str] = (),
     scratch: Path | None = None,
+    loop: str | None = None,
 ) -> Generator[Path]:
     """Yield the path of the lowered graph, or of the part's own graph where nothing needs lowering.
 
@@ -82,14 +84,15 @@ def lowered(
     that follows from the shape; `widen` converts weights stored in bf16 to f32, for libraries that don't read bf16;
     `stage` expands group norms for runtimes that sum sequentially (`core.norms`); `upsample` merges nearest upsampling
     with the convolution behind it (`compiler.upsample`). Operators that the device `lacks`
-    kernels for are replaced by others.
+    kernels for are replaced by others. With `loop`, the input for the sample, guidance and the scheduler's step are
+    appended (`compiler.looped`).
     The graph is named `name`, in a new folder inside `scratch`, or inside the system's temporary folder where `scratch`
     is None or can't be written. It is removed after the block. `weights_of` finds the weights.
 
     Raises `CompileError` for an operator that opset 18 can't express, or a weight out of range of f16.
     """
     merges = "upsample" in passes and upsamples(graph)
-    if opset >= 23 and shape is None and not ({"half", "widen", "stage"} & set(passes) or lacks or merges):
+    if opset >= 23 and shape is None and not ({"half", "widen", "stage"} & set(passes) or lacks or merges or loop):
         yield graph
         return
     try:
@@ -115,6 +118,8 @@ def lowered(
             fold(model)
     if "half" in passes:
         to_half(model, norms="norms" not in passes)
+    if loop is not None:
+        append_step(model, loop)
     external = {str(value.const_value.location) for value in _initializers(model) if _is_external(value)}
     many = sum(value.const_value.nbytes for value in _initializers(model) if not _is_external(value)) > INLINE_BYTES
     with scratch_folder(scratch) as folder:

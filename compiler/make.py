@@ -25,6 +25,7 @@ from ..runtimes.base import files_in
 from .cache import Parity
 from .calibrate import calibration
 from .cases import reference
+from .looped import engine_target, load_part
 from .lower import lowered, needed_passes
 from .parity import is_exported_here, measure_typed
 from .proof import prove_engine
@@ -138,7 +139,7 @@ def _make(
 def _proved(bundle: Bundle, adapter: Runtime, want: Wanted, folder: Path, on_progress: Progress) -> Parity:
     """Load the engine in a folder, and compare it with its reference."""
     on_progress(f"{want.part}: compare", None)
-    engine = adapter.load(folder, want.target, files_in(folder))
+    engine = load_part(adapter, folder, want.target, files_in(folder))
     try:
         return prove_engine(bundle, adapter, want, engine)
     finally:
@@ -193,5 +194,6 @@ def lowered_job(bundle: Bundle, profile: Profile, adapter: Runtime, want: Wanted
         needed_passes(adapter, target, bundle.part(want.part).weights),
         lacks=adapter.facts.lacks.get(target.device, ()),
         scratch=bundle.engines,
+        loop=target.loop,
     ) as path:
-        yield job_of(bundle, want.part, path, target)
+        yield job_of(bundle, want.part, path, engine_target(target))

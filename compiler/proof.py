@@ -55,6 +55,9 @@ PICTURE_LOSS_DB = 15.0
 PICTURE_CEILING_DB = 50.0
 """The highest PSNR that is required of an image, which is rounded to 8 bits. Correct engines in f32 reach 86 dB."""
 
+LOOP_DB = 90.0
+"""The lowest PSNR of a step on the device, which is computed in f32 in any precision. Correct engines reach 145 dB."""
+
 LEAST_DIFFERENCE_DB = 10.0
 LEAST_PICTURE_DB = 20.0
 """The lowest values that are required of both, for any floors that a profile sets: an engine that has half of the
@@ -209,6 +212,8 @@ def _worst(found: list[StepFigures]) -> StepFigures:
         differences=tuple(one for each in found for one in each.differences),
         picture_db=min((one.picture_db for one in found if one.picture_db is not None), default=None),
         tiny_db=min((one.tiny_db for one in found if one.tiny_db is not None), default=None),
+        call_db=min((one.call_db for one in found if one.call_db is not None), default=None),
+        loop_db=min((one.loop_db for one in found if one.loop_db is not None), default=None),
     )
 
 
@@ -295,6 +300,8 @@ def _check_steps(bundle: Bundle, profile: Profile, drawing: list[Wanted], denois
             f"{steps.step_db:.1f} dB, but {floor - STEP_LOSS_DB:.0f} dB is required. Each part by itself reaches its "
             f"floor. {advice}"
         )
+    if any(want.target.loop for want in stepping):
+        _check_loop(profile, denoiser, steps, floor - STEP_LOSS_DB)
     rounding = max(want.target.recipe.rounding for want in stepping)
     for figure in (db for db, share in steps.differences if share >= rounding):
         check_change(denoiser, profile, bundle.manifest.model.condition, figure, floor)
@@ -312,6 +319,19 @@ def _check_steps(bundle: Bundle, profile: Profile, drawing: list[Wanted], denois
                 f"from {drawn} to {picture_db:.1f} dB, but {least:.0f} dB is required. Each step by itself reaches its "
                 f"floor. The engines will not be used. Give the {denoiser} and the {decoder} a wider type under "
                 "[precision]."
+            )
+
+
+def _check_loop(profile: Profile, denoiser: str, steps: StepFigures, least: float) -> None:
+    """Raise `ParityError` where a walk on the device differs from the host's; `least` is required of its calls."""
+    advice = f'The engines will not be used. Leave loop = "device" out of profile {profile.name}.'
+    if steps.call_db is None or steps.loop_db is None:
+        raise ParityError(f"No reference of {denoiser} fits a walk on the device, so it cannot be compared. {advice}")
+    for what, figure, floor in (("calls", steps.call_db, least), ("steps", steps.loop_db, LOOP_DB)):
+        if not figure >= floor:
+            raise ParityError(
+                f"The {what} of {denoiser} in a walk on the device through profile {profile.name} agree with those "
+                f"from the host to {figure:.1f} dB, but {floor:.0f} dB is required. {advice}"
             )
 
 

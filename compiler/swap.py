@@ -43,6 +43,7 @@ from ..runtimes import Opens
 from .cache import Parity
 from .cases import reference
 from .engines import Engines
+from .looped import as_part
 from .lower import LOWERING_VERSION
 from .make import WEIGHTS_MAPPED, lowered_job
 from .parity import LIMIT_SECONDS, is_exported_here, measure
@@ -304,7 +305,7 @@ def _open(engines: Engines, want: Wanted, graph: Changed) -> Engine:
     assert isinstance(adapter, Opens)
     graph.verify()
     with lowered_job(engines.bundle, engines.profile, adapter, want, graph.graph) as job:
-        return adapter.open(job, partial(engines.verified, want))
+        return as_part(adapter.open(job, partial(engines.verified, want)), want.target)
 
 
 class _Seen:

@@ -21,6 +21,7 @@ from ..sampling.pixels import frame_chunks
 from . import traces
 from .cache import Parity, folder_name
 from .key import Key
+from .looped import REVISION, can_step
 from .lower import LOWERING_VERSION, weights_of
 from .refused import Refusal, refusal
 
@@ -85,6 +86,7 @@ def wanted(bundle: Bundle, profile: Profile, *, to_run: bool) -> tuple[Runtime, 
             opset=profile.opset if adapter.facts.reads_onnx else None,
             lowering=LOWERING_VERSION if adapter.facts.reads_onnx else None,
             calibration=_calibration(profile, target) if target.recipe.calibrated else None,
+            loop=REVISION if target.loop else None,
             length=length if target.shape is None and length != USUAL_LENGTH else None,  # ranges of free sizes
         )
         return Wanted(name, target, fields)
@@ -191,14 +193,21 @@ def targets(
             f"Profile {profile.name} sets opset {profile.opset}, but {profile.runtime} supports none newer than "
             f"{newest}. {adapter.facts.newer_opset or f'Write opset = {newest}.'}"
         )
+    if profile.loop == "device" and not set(device.split(TOGETHER)) <= adapter.facts.chains:
+        raise ProfileError(
+            f'Profile {profile.name} has loop = "device", which {profile.runtime} does not support on '
+            f"{profile.device}. Leave loop out."
+        )
     _check_adopted(bundle, profile, adapter)
     shortest, typical, longest = (embedding_length(bundle.manifest.model, chunks) for chunks in CHUNKS)
     asked: list[tuple[str, Target]] = []
+    sample = bundle.manifest.model.latents_input
     for name, part in bundle.manifest.parts.items():
+        loop = sample if profile.loop == "device" and can_step(part, sample) else None
         precision = choices(_upcast(bundle, profile, precisions), name, part.role, precisions)[0]
         for shape in shapes(bundle, profile, name, free=free[name]):
             about = (profile.runtime, device, precision, chosen[name], part.inputs, part.outputs, shape)
-            asked.append((name, Target(*about, lengths=(shortest, typical, longest), number=number)))
+            asked.append((name, Target(*about, lengths=(shortest, typical, longest), number=number, loop=loop)))
     return asked
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict
 
 from ..core.bundle import Bundle
-from ..core.engine import EngineOf, Run
+from ..core.engine import Engine, EngineOf, Run
 from ..core.errors import BundleError, ShapeError
 from ..core.model import Model
 from ..core.record import Record
@@ -40,6 +40,7 @@ from ..sampling.host import Host, image_shape, latent_shape
 from ..sampling.reading import read_request
 from ..sampling.walks import walk_of
 from .cases import InputShapes, reference, shapes_of, stored_cases, stored_drawings, stretched
+from .loop_trial import measure_loop
 
 Answer = Callable[[str, Mapping[str, Array]], dict[str, Array]]
 
@@ -90,6 +91,12 @@ class StepFigures(Record):
     """PSNR of a complete image in 8 bits; None where the engines don't accept its size."""
     tiny_db: float | None = None
     """The same of an image from the tiny decoder; None without one too."""
+    call_db: float | None = None
+    """For an engine that takes the scheduler's step, in a walk on the device: PSNR of its output, compared with calls
+    of the same engine from the host. None for other engines.
+    """
+    loop_db: float | None = None
+    """PSNR of guidance, the step, and the next sample in that walk, compared with the host's from the same output."""
 
 
 def own_drawings(host: Host, stored: Drawings) -> tuple[ReferenceDrawing, ...]:
@@ -109,8 +116,12 @@ def measure_steps(
     figures: list[float] = []
     differences: list[tuple[float, float]] = []
     pictures: dict[str | None, float | None] = {}
+    loops: dict[bool, tuple[float, float]] = {}
     for trial in trials:
         found, difference = _steps(host, engine, trial)
+        guided_rows = is_guided(host.model, trial.request)
+        if guided_rows not in loops and (looped := _loop(host, engine, trial)) is not None:
+            loops[guided_rows] = looped
         figures.append(found)
         if difference:
             differences.append(difference)
@@ -122,21 +133,14 @@ def measure_steps(
         differences=tuple(differences),
         picture_db=pictures.get(None),
         tiny_db=pictures.get(TINY),
+        call_db=min((call for call, _ in loops.values()), default=None),
+        loop_db=min((step for _, step in loops.values()), default=None),
     )
 
 
 def _steps(host: Host, engine: EngineOf, trial: StepTrial) -> tuple[float, tuple[float, float] | None]:
     """Worst PSNR of the next latents; SNR and relative size of what guidance adds, over all calls together."""
-    shown: dict[str, Any] = {"controls": trial.controls, "style": trial.style}
-    text = read_request(host, trial.request, trial.given, _through(engine), **shown)
-    text = text if trial.shown is None else replace(text, controls=trial.shown)
-    fixed = constants(host, trial.request, text)
-    beside = beside_latents(host, trial.request, text) if trial.beside is None else trial.beside
-    walk = replace(walk_for(host, trial), beside=beside)
-    sample = sample_shape(trial.outputs[0].shape, beside)
-    shapes = shapes_of(fixed) | {host.model.latents_input: sample, TIMESTEP: (1,)}
-    shapes |= {name: array.shape[1:] for name, array in walk.varying.items()}
-    one = engine(host.denoiser(trial.request), shapes)
+    one, fixed, walk, guided = _ready(host, engine, trial)
     run = one.bind(fixed)
     other = one.bind({name: np.zeros_like(array) for name, array in fixed.items()})  # stands for another request
     answers: list[Array] = []
@@ -153,12 +157,32 @@ def _steps(host: Host, engine: EngineOf, trial: StepTrial) -> tuple[float, tuple
         call = walk.first + index
         worst = min(worst, psnr_db(after, step(kept, deepcopy(walk), call, before)))
         step(answering(trial.outputs[index]), walk, call, before)  # the history is the reference's
-    if not text.guided:
+    if not guided:
         return worst, None
     wanted, found = (
         np.stack([_difference(one, host.model.guided_rows) for one in each]) for each in (trial.outputs, answers)
     )
     return worst, change_db(wanted, found, np.stack(trial.outputs))
+
+
+def _loop(host: Host, engine: EngineOf, trial: StepTrial) -> tuple[float, float] | None:
+    """See `measure_loop`."""
+    one, fixed, walk, _ = _ready(host, engine, trial)
+    return measure_loop(host, trial.request, walk, one, fixed, trial.start)
+
+
+def _ready(host: Host, engine: EngineOf, trial: StepTrial) -> tuple[Engine, dict[str, Array], Walk, bool]:
+    """The denoiser's engine for a drawing, its constants, the steps, and whether there are negative rows."""
+    shown: dict[str, Any] = {"controls": trial.controls, "style": trial.style}
+    text = read_request(host, trial.request, trial.given, _through(engine), **shown)
+    text = text if trial.shown is None else replace(text, controls=trial.shown)
+    fixed = constants(host, trial.request, text)
+    beside = beside_latents(host, trial.request, text) if trial.beside is None else trial.beside
+    walk = replace(walk_for(host, trial), beside=beside)
+    sample = sample_shape(trial.outputs[0].shape, beside)
+    shapes = shapes_of(fixed) | {host.model.latents_input: sample, TIMESTEP: (1,)}
+    shapes |= {name: array.shape[1:] for name, array in walk.varying.items()}
+    return engine(host.denoiser(trial.request), shapes), fixed, walk, text.guided
 
 
 def _picture(host: Host, engine: EngineOf, trial: StepTrial) -> float | None:

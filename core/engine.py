@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -50,6 +51,38 @@ class Clocked(Protocol):
     @property
     def device_use(self) -> DeviceUse | None:
         """Grows with each call; None where the device's clock is not read."""
+        ...
+
+
+class Chain(Protocol):
+    """Calls of one engine in which some inputs are outputs of the call before, and stay on the device."""
+
+    def step(self, feeds: Mapping[str, Array]) -> None:
+        """Make the next call. `feeds` are inputs that change; the others keep their values."""
+        ...
+
+    def read(self, name: str) -> Array:
+        """A copy of an output of the last call."""
+        ...
+
+
+@runtime_checkable
+class Chains(Protocol):
+    """An engine whose outputs can be inputs of its next call, on the device."""
+
+    def chain(self, feeds: Mapping[str, Array], back: Mapping[str, str]) -> AbstractContextManager[Chain]:
+        """Begin with all inputs; `back` names the inputs that are outputs of the call before, each with its output of
+        the same shape. Raises `ShapeError` and `RuntimeMissing` as `Engine.run` does.
+        """
+        ...
+
+
+@runtime_checkable
+class Loops(Protocol):
+    """A denoiser's engine that also takes the scheduler's step: see `core.looped`."""
+
+    def loop(self, feeds: Mapping[str, Array]) -> AbstractContextManager[Chain]:
+        """Begin with all inputs of the first call, those of `core.looped` among them. Raises as `Chains.chain`."""
         ...
 
 

@@ -249,6 +249,8 @@ class Generation:
             f"again with a strength of {asked.hires_strength:g}, in "
             f"{counted(len(made[0].step_seconds), 'denoiser call')} of {made[0].calls}."
         )
+        on_host = next(filter(None, (one.on_host for one in (drawn, *made))), None)
+        drawn = replace(drawn, on_host=on_host)
         return replace(drawn, images=images, latents=latents, seconds=seconds, step_seconds=steps), notice
 
     def _notices(
@@ -269,6 +271,8 @@ class Generation:
         ]
         if any(getattr(request, name) is not None and getattr(asked, name) is None for name in SCORES):
             messages.append("The aesthetic scores were not used: the refiner takes them, and refine_from is 1.")
+        if self.profile.loop == "device" and drawn.on_host is not None:
+            messages.append(f"Guidance and the scheduler's steps were computed on the host, because {drawn.on_host}.")
         if passed_in:
             messages.append(
                 f"The {' and the '.join(passed_in)} were passed in: the seed alone does not reproduce this image."

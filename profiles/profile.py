@@ -116,6 +116,10 @@ class Profile(Record):
     """Whether only one part at a time is in memory: each is loaded when it runs, and frees the one before it. It takes
     the memory of the largest part instead of that of all, and the time to load them for each request.
     """
+    loop: Literal["host", "device"] = "host"
+    """Where guidance and the scheduler's step are computed: on the host, or by the denoiser's engine, so that latents
+    stay on the device between steps. Requests for which that isn't possible fall back to the host, with a notice.
+    """
     runtime: str
     device: str = "CPU"
     opset: int = Field(default=23, ge=18, le=23)

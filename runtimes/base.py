@@ -103,11 +103,20 @@ class Target:
     """Smallest, typical and largest length of prompt embeddings (`ranges.CHUNKS`), for an engine of free sizes."""
     number: int | None = None
     """Which device of that name, from 0 on; None for the first. Not part of the key."""
+    loop: str | None = None
+    """For a denoiser's engine that also takes the scheduler's step (`core.looped`): the input for the sample."""
 
     @property
     def place(self) -> str:
         """The device with its number, as in the profile."""
         return self.device if self.number is None else f"{self.device}{NUMBERED}{self.number}"
+
+    @property
+    def returned(self) -> tuple[TensorInfo, ...]:
+        """The outputs that a call returns. Those of the scheduler's step are for the next call, and stay on the device:
+        a denoiser has one output, the first.
+        """
+        return self.outputs if self.loop is None else self.outputs[:1]
 
     @property
     def rows_free(self) -> bool:
@@ -294,6 +303,8 @@ class Facts:
     (`compiler.upsample`)."""
     page: bool = False
     """Whether it is the library of a page for browsers. The harness then measures the page."""
+    chains: frozenset[str] = frozenset()
+    """Devices whose engines implement `core.engine.Chains`."""
     lacks: Mapping[str, frozenset[str]] = field(default_factory=dict[str, frozenset[str]])
     """Operators without a kernel, by device: the compiler replaces them (`compiler.kernels`)."""
 

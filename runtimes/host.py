@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import ExitStack, contextmanager
 from threading import Lock
-from typing import Any
+from typing import Any, Protocol
 from weakref import WeakSet
 
 import numpy as np
 
-from ..core.engine import DeviceUse, Run
+from ..core.engine import Chain, DeviceUse, Run
 from ..core.errors import RuntimeMissing, ShapeError
 from ..core.process import check_process, never_freed
 from ..core.shapes import FREE, filled, is_of, shape_of, sizes_of
@@ -19,6 +20,18 @@ from .base import Target
 
 Call = Callable[[Mapping[str, Array], Mapping[str, int]], dict[str, Array]]
 """A function that computes the outputs from checked feeds and the value of each free size."""
+
+
+class ChainCall(Chain, Protocol):
+    """The buffers of a chain of calls, for one chain at a time; see `Chains.chain`."""
+
+    def start(self, feeds: Mapping[str, Array], sizes: Mapping[str, int], back: Mapping[str, str]) -> None:
+        """Begin a chain with checked feeds and the value of each free size."""
+        ...
+
+    def release(self) -> None:
+        """Free the buffers."""
+        ...
 
 
 class Bound(np.ndarray[Any, Any]):
@@ -69,7 +82,8 @@ if hasattr(os, "register_at_fork"):
 class HostEngine:
     """An engine that calls one function; implements `Engine`. `release` frees the function's resources.
 
-    `device_use` is what the function counts of its calls on the device, if it does.
+    `device_use` is what the function counts of its calls on the device, if it does. `chained` makes the buffers of a
+    chain of calls, which are used again by later ones.
     """
 
     def __init__(
@@ -78,10 +92,15 @@ class HostEngine:
         call: Call,
         release: Callable[[], None] | None = None,
         device_use: DeviceUse | None = None,
+        chained: Callable[[], ChainCall] | None = None,
     ) -> None:
         self.target, self.device_use = target, device_use
         self._call: Call | None = call
         self._release = release
+        self._chained = chained
+        self._chains: list[ChainCall] = []
+        self._idle: list[ChainCall] = []
+        """Those of `_chains` that no chain uses now."""
         self._lock = Lock()
         self._process = os.getpid()
         _LIVE.add(self)
@@ -91,9 +110,37 @@ class HostEngine:
         check_process(self._process, "This engine was")
         sizes = check_feeds(self.target, feeds)
         with self._lock:
-            if self._call is None:
-                raise RuntimeMissing("This engine is closed and its memory is freed. Load it again to run it.")
-            return self._call(feeds, sizes)
+            return self._open()(feeds, sizes)
+
+    def _open(self) -> Call:
+        if self._call is None:
+            raise RuntimeMissing("This engine is closed and its memory is freed. Load it again to run it.")
+        return self._call
+
+    @contextmanager
+    def chain(self, feeds: Mapping[str, Array], back: Mapping[str, str]) -> Generator[Chain]:
+        """See `Chains.chain`. Chains of several threads have buffers of their own; their calls run one after another.
+
+        Raises `RuntimeMissing` for an engine that can't keep outputs on its device.
+        """
+        check_process(self._process, "This engine was")
+        sizes = check_feeds(self.target, feeds)
+        with self._lock:
+            self._open()
+            if self._chained is None:
+                raise RuntimeMissing(f"{self.target.runtime} copies every output to the host. Call `run` instead.")
+            if not self._idle:
+                self._idle.append(self._chained())
+                self._chains += self._idle
+            call = self._idle.pop()
+        try:
+            with self._lock:
+                self._open()
+                call.start(feeds, sizes, back)
+            yield _InTurn(call, self._lock, self._open)
+        finally:
+            with self._lock:
+                self._idle.append(call)
 
     def bind(self, feeds: Mapping[str, Array]) -> Run:
         """See `Engine.bind`. The arrays are copied, and marked as `Bound` for runtimes that keep them on a device."""
@@ -110,7 +157,7 @@ class HostEngine:
 
     def keep(self) -> None:
         """Never free the function's resources."""
-        never_freed((self._call, self._release))
+        never_freed((self._call, self._release, self._chains))
 
     def close(self) -> None:
         """See `Engine.close`. Waits for a running call; does nothing in a forked process."""
@@ -118,6 +165,28 @@ class HostEngine:
             return
         with self._lock:
             self._call = None
-            release, self._release = self._release, None
-            if release is not None:
-                release()
+            with ExitStack() as last:  # all are called, even if one fails
+                if self._release is not None:
+                    last.callback(self._release)
+                for chain in self._chains:
+                    last.callback(chain.release)
+                self._release, self._chains = None, []
+
+
+class _InTurn:
+    """A chain whose calls wait for other calls of its engine."""
+
+    def __init__(self, call: ChainCall, lock: Lock, check: Callable[[], object]) -> None:
+        self._call, self._lock, self._check = call, lock, check
+
+    def step(self, feeds: Mapping[str, Array]) -> None:
+        """See `Chain.step`; raises `RuntimeMissing` once the engine is closed."""
+        with self._lock:
+            self._check()
+            self._call.step(feeds)
+
+    def read(self, name: str) -> Array:
+        """See `Chain.read`; raises as `step`."""
+        with self._lock:
+            self._check()
+            return self._call.read(name)

@@ -48,6 +48,7 @@ from .base import (
     numbered,
 )
 from .border import ENOUGH, REBUILD, border, rebuild
+from .chain import chains
 from .compiled_code import CACHE, check_stored, lent, marks
 from .cuda import capabilities, forces_tf32, gpu_name, has_tf32
 from .host import Call, HostEngine
@@ -174,6 +175,7 @@ class ONNXRuntime(Runtime):
         typed=True,
         sums_in_a_row=frozenset({"CPU"}),
         sums_in_f32=frozenset({"CPU", "CUDA", "QNN", "QNN-simulator", "WebGPU"}),
+        chains=frozenset(name for name, one in PROVIDERS.items() if one.memory or name == "CPU"),
         lacks={"CUDA": frozenset({"ArgMax", "Attention", "GroupNormalization"})},
     )
 
@@ -344,8 +346,10 @@ class ONNXRuntime(Runtime):
         if memory := provider.memory:
             call = DeviceCall(session, target, memory)
             kept.callback(call.release)
-            return HostEngine(target, call, kept.close)
-        return HostEngine(target, _on_host(session, target), kept.close)
+            records = bool(provider.captures and target.options.get(provider.captures))
+            return HostEngine(target, call, kept.close, chained=chains(session, target, memory, records=records))
+        chained = chains(session, target, "cpu", records=False) if on_cpu else None
+        return HostEngine(target, _on_host(session, target), kept.close, chained=chained)
 
     def fixed(self, device: str) -> str | None:
         """On the CPU, optimizing a graph takes little longer than loading an optimized one; providers take longer."""
@@ -362,7 +366,8 @@ class ONNXRuntime(Runtime):
         with border(CompileError, f"ONNX Runtime refuses {job.part} on {target.device}", ENOUGH):
             session = open_session(str(job.graph), options, target.device, {})
         _check_names(session, target, job.graph)
-        return HostEngine(target, _on_host(session, target))
+        chained = chains(session, target, "cpu", records=False)
+        return HostEngine(target, _on_host(session, target), chained=chained)
 
     def inspect(self, artifact: Path, job: Job) -> dict[str, Any]:
         """The nodes that were run one by one in the last call, by provider and operator; none where it was replayed."""
@@ -401,7 +406,7 @@ def _building(job: Job) -> Any:
 
 def _on_host(session: Any, target: Target) -> Call:
     """A session's call with tensors in the host's memory."""
-    names = [tensor.name for tensor in target.outputs]
+    names = [tensor.name for tensor in target.returned]
 
     def call(feeds: Mapping[str, Array], sizes: Mapping[str, int]) -> dict[str, Array]:
         del sizes

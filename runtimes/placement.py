@@ -314,7 +314,7 @@ class DeviceCall:
                 if isinstance(array, Bound):
                     self._there[name] = array
             self._session.run_with_iobinding(self._binding)
-            outputs = ((tensor.name, self._values[tensor.name].numpy()) for tensor in self._target.outputs)
+            outputs = ((tensor.name, self._values[tensor.name].numpy()) for tensor in self._target.returned)
             return {name: np.array(output, dtype=np.float32) for name, output in outputs}
 
     def _make_room(self, feeds: Mapping[str, Array], sizes: Mapping[str, int]) -> None:

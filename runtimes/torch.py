@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from importlib import import_module, metadata
@@ -34,6 +35,7 @@ from .border import ENOUGH, REBUILD, border, first_line
 from .cuda import TF32_OVERRIDE
 from .environment import READ
 from .host import HostEngine
+from .torch_clock import TorchClock
 from .weights import weights_in
 
 if TYPE_CHECKING:
@@ -229,6 +231,8 @@ def _engine(
     if target.options.get(COMPILE):
         part = torch.compile(part)  # pyright: ignore[reportUnknownMemberType]
 
+    clock = TorchClock(torch.cuda, device) if kind == "cuda" else None
+
     def taken(array: Array) -> torch.Tensor:
         tensor = _tensor(array)
         return tensor.to(device, dtype if tensor.is_floating_point() else None)
@@ -239,11 +243,18 @@ def _engine(
             border(CompileError, "PyTorch failed while computing", ENOUGH),
             torch.inference_mode(),
         ):
-            results: tuple[torch.Tensor, ...] = part(*(taken(feeds[name]) for name in inputs))
+            given = [taken(feeds[name]) for name in inputs]
+            with nullcontext() if clock is None else clock.around():
+                results: tuple[torch.Tensor, ...] = part(*given)
             # A copy: a module may return its own buffer, or a view of another output.
-            return {name: result.float().cpu().numpy().copy() for name, result in zip(outputs, results, strict=True)}
+            found = {name: result.float().cpu().numpy().copy() for name, result in zip(outputs, results, strict=True)}
+            if clock is not None:
+                clock.note()
+            return found
 
-    return HostEngine(target, call, torch.cuda.empty_cache if kind == "cuda" else None)
+    if clock is None:
+        return HostEngine(target, call)
+    return HostEngine(target, call, torch.cuda.empty_cache, clock.use)
 
 
 def _tensor(array: Array) -> torch.Tensor:

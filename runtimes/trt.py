@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ from .cuda import (
 from .host import HostEngine, zeros
 from .ranges import bounds
 from .trt_cache import compiled_digest, read_cache, timing_path
+from .trt_chain import PlanChain
 from .trt_log import logger
 from .trt_plan import LoadedPlan
 from .trt_refit import refitted
@@ -179,6 +180,7 @@ class TensorRT(Runtime):
             numbered=True,
             typed=True,
             reads_bf16=False,
+            chains=frozenset(library.capabilities),
         )
 
     def missing(self, device: str) -> str | None:
@@ -368,7 +370,8 @@ class TensorRT(Runtime):
         """Load the plan onto the GPU."""
         del files
         loaded = self._open(artifact, target)
-        return HostEngine(target, loaded.call, loaded.release, loaded.use)
+        chained = partial(PlanChain, loaded)
+        return HostEngine(target, loaded.call, loaded.release, loaded.use, chained)
 
     def _open(self, artifact: Path, target: Target) -> LoadedPlan:
         if reason := self.missing(target.place):

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Generator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import count
+from math import prod
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +19,7 @@ import numpy as np
 
 from ..core.engine import DeviceUse
 from ..core.errors import CompileError
+from ..core.manifest import TensorInfo
 from ..core.shapes import shape_of
 from ..core.tensors import Array
 from .base import Target
@@ -58,7 +61,12 @@ class LoadedPlan:
         self._needs = 0
         self._place: tuple[int, int] | None = None
         """Address and size of the memory that the context was given."""
-        self._graph: int | None = None
+        self._graphs: dict[int, int] = {}
+        """Captured calls, by way."""
+        self._ways = count(1)
+        """Numbers of sets of addresses; 0 are the buffers of `call`."""
+        self._way = 0
+        """The set whose addresses the context has; -1 where they were freed, or not all were set."""
         self._events: tuple[int, ...] = ()
         """Around the work of a call, without its copies."""
         self.use = DeviceUse()
@@ -95,40 +103,73 @@ class LoadedPlan:
             worst = self._log.worst or NO_REASON
             raise CompileError(sentence(f"TensorRT cannot load {path}", worst, rebuild(path.parent)))
 
-    def call(self, feeds: Mapping[str, Array], sizes: Mapping[str, int]) -> dict[str, Array]:
-        """Copy changed inputs to the device, run, and copy the outputs back, on one stream."""
+    @property
+    def outputs(self) -> tuple[TensorInfo, ...]:
+        """Its outputs."""
+        return self._target.outputs
+
+    def way(self) -> int:
+        """A number for another set of addresses."""
+        return next(self._ways)
+
+    @contextmanager
+    def working(self) -> Generator[Driver]:
+        """The GPU, with its context current and the shared memory held; waits for its work where an error ends it."""
         driver = self._driver
         assert driver is not None
         self._log.clear()
-        with border(CompileError, "TensorRT failed while computing", ENOUGH), driver.current():
-            outputs = {
-                tensor.name: np.empty(shape_of(tensor.shape, sizes), np.float32) for tensor in self._target.outputs
-            }
-            self._shape(feeds)
-            with self._room.lock:
-                staged: list[Array] = []  # until their copies end
-                try:
-                    for name, array in feeds.items():
-                        staged.append(np.ascontiguousarray(array))
-                        self._feed(driver, name, array, staged[-1])
-                    for name, array in outputs.items():
-                        self._buffer(driver, name, array.nbytes)
-                    self._settle(driver)
-                    self._work(driver)
-                    for name, array in outputs.items():
-                        driver.copy_out(array, self._buffers[name][0])
+        with border(CompileError, "TensorRT failed while computing", ENOUGH), driver.current(), self._room.lock:
+            try:
+                yield driver
+            except BaseException:
+                with suppress(CompileError):  # neither arrays nor the shared memory are free while a call runs
                     driver.wait()
-                    self.use.seconds += driver.elapsed(*self._events)
-                    self.use.calls += 1
-                except BaseException:
-                    with suppress(CompileError):  # neither arrays nor the shared memory are free while a call runs
-                        driver.wait()
-                    raise
-            shapes = tuple(array.shape for array in feeds.values())
-            if self._cache is not None and shapes not in self._called:  # a process may end without `release`
-                self._cache.save()
-                self._called.add(shapes)
+                raise
+
+    def run_at(
+        self, driver: Driver, way: int, addresses: Mapping[str, int], shapes: Mapping[str, tuple[int, ...]]
+    ) -> None:
+        """Run with tensors at these addresses, the same in all calls of a way, and wait. `working` must be entered."""
+        self._shape(shapes)
+        self._turn_to(way, addresses)
+        self._settle(driver)
+        self._work(driver)
+        driver.wait()
+        self._note(driver, tuple(shapes.values()))
+
+    def leave(self, driver: Driver, way: int) -> None:
+        """Free the captured call of a way whose addresses are freed next."""
+        self._drop_graph(driver, way)
+        self._way = -1 if way == self._way else self._way
+
+    def call(self, feeds: Mapping[str, Array], sizes: Mapping[str, int]) -> dict[str, Array]:
+        """Copy changed inputs to the device, run, and copy the outputs back, on one stream."""
+        shapes = {tensor.name: shape_of(tensor.shape, sizes) for tensor in self.outputs}
+        outputs = {tensor.name: np.empty(shapes[tensor.name], np.float32) for tensor in self._target.returned}
+        staged: list[Array] = []  # until their copies end
+        with self.working() as driver:
+            self._shape({name: array.shape for name, array in feeds.items()})
+            self._turn_to(0, {name: address for name, (address, _) in self._buffers.items()})
+            for name, array in feeds.items():
+                staged.append(np.ascontiguousarray(array))
+                self._feed(driver, name, array, staged[-1])
+            for name, shape in shapes.items():
+                self._buffer(driver, name, 4 * prod(shape))
+            self._settle(driver)
+            self._work(driver)
+            for name, array in outputs.items():
+                driver.copy_out(array, self._buffers[name][0])
+            driver.wait()
+            self._note(driver, tuple(array.shape for array in feeds.values()))
         return outputs
+
+    def _note(self, driver: Driver, shapes: tuple[tuple[int, ...], ...]) -> None:
+        """Count a call that has ended, and keep the code that was compiled in it."""
+        self.use.seconds += driver.elapsed(*self._events)
+        self.use.calls += 1
+        if self._cache is not None and shapes not in self._called:  # a process may end without `release`
+            self._cache.save()
+            self._called.add(shapes)
 
     def layers(self) -> Any:
         """What the library says of the engine's layers, in JSON's types: names and, for a plan that was built with
@@ -159,7 +200,8 @@ class LoadedPlan:
             for event in self._events:
                 last.callback(driver.drop, event)
             last.callback(self._forget)
-            last.callback(self._drop_graph, driver)
+            for way in tuple(self._graphs):
+                last.callback(self._drop_graph, driver, way)
             if self._cache is not None:
                 last.callback(self._cache.save)
 
@@ -167,19 +209,19 @@ class LoadedPlan:
         self._buffers.clear()
         self._context = self._cache = self._engine = self._runtime = None
 
-    def _shape(self, feeds: Mapping[str, Array]) -> None:
+    def _shape(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Set shapes that changed, and query the memory that they need."""
         changed = False
-        for name, array in feeds.items():
-            if self._shapes.get(name) == array.shape:
+        for name, shape in shapes.items():
+            if self._shapes.get(name) == shape:
                 continue
-            if not self._context.set_input_shape(name, array.shape):
+            if not self._context.set_input_shape(name, shape):
                 self._shapes.clear()
                 raise CompileError(
-                    f"{name} {list(array.shape)} is outside the range that the engine was built for: {OUTSIDE}. "
+                    f"{name} {list(shape)} is outside the range that the engine was built for: {OUTSIDE}. "
                     "Request a smaller size, fewer images or a shorter prompt."
                 )
-            self._shapes[name], changed = array.shape, True
+            self._shapes[name], changed = shape, True
         if changed:
             self._needs, self._place = self._context.update_device_memory_size_for_shapes(), None
 
@@ -203,16 +245,28 @@ class LoadedPlan:
                 driver.free(address)
             address = driver.allocate(count)
             self._buffers[name] = address, count
-            if not self._context.set_tensor_address(name, address):
-                raise CompileError(f"TensorRT refuses the input {name}: {self._log.worst or NO_REASON}.")
+            self._place_tensor(name, address)
         return address
+
+    def _turn_to(self, way: int, addresses: Mapping[str, int]) -> None:
+        """Give the context the addresses of a way, unless it has them."""
+        if way != self._way:
+            self._way = -1
+            for name, address in addresses.items():
+                self._place_tensor(name, address)
+            self._way = way
+
+    def _place_tensor(self, name: str, address: int) -> None:
+        if not self._context.set_tensor_address(name, address):
+            raise CompileError(f"TensorRT refuses the input {name}: {self._log.worst or NO_REASON}.")
 
     def _settle(self, driver: Driver) -> None:
         """Give the context the shared memory, where it is new or has moved."""
         needs = max(1, self._needs)
         place = self._room.at_least(driver, needs), needs
         if place != self._place:
-            self._drop_graph(driver)
+            for way in tuple(self._graphs):
+                self._drop_graph(driver, way)
             self._context.set_device_memory(*place)
             self._place = place
 
@@ -220,8 +274,8 @@ class LoadedPlan:
         """Run, or replay the captured graph. The first run at an address isn't captured: it may still load kernels."""
         before, after = self._events
         driver.record(before)
-        if self._graph is not None:
-            driver.launch(self._graph)
+        if self._way in self._graphs:
+            driver.launch(self._graphs[self._way])
             driver.record(after)
             self.use.replays += 1
             return
@@ -234,15 +288,14 @@ class LoadedPlan:
                     "TensorRT for RTX cannot capture this engine as a CUDA graph. Write cuda_graph = false for its "
                     "part, for example under [part_options.text_encoder] of the profile, and build again."
                 )
-            self._graph = driver.capture(lambda: self._execute(driver))
+            self._graphs[self._way] = driver.capture(lambda: self._execute(driver))
 
     def _execute(self, driver: Driver) -> None:
         if not self._context.execute_async_v3(driver.stream):
             raise CompileError(f"TensorRT failed to run the engine: {self._log.worst or NO_REASON}.")
 
-    def _drop_graph(self, driver: Driver) -> None:
-        graph, self._graph = self._graph, None
-        if graph is not None:
+    def _drop_graph(self, driver: Driver, way: int) -> None:
+        if (graph := self._graphs.pop(way, None)) is not None:
             driver.forget(graph)
 
 

@@ -9,8 +9,9 @@ from time import perf_counter
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.engine import Run
+from ..core.engine import Loops, Run
 from ..core.errors import CancelledError
+from ..core.looped import CARRIES, FACTORS, GUIDED, LATENTS, NEGATIVE, NEXT_LATENTS, POSITIVE
 from ..core.model import Model
 from ..core.request import Request, Step
 from ..core.tensors import Array, check_finite
@@ -76,6 +77,11 @@ class Walk:
     """Calls of the refiner that takes over."""
 
 
+def end_of(walk: Walk) -> int:
+    """The denoiser call before which a walk ends."""
+    return len(walk.schedule.timesteps) if walk.end is None else walk.end
+
+
 def is_guided(model: Model, request: Request) -> bool:
     """Whether the denoiser gets negative and positive rows; False if the model takes guidance as an input."""
     return request.guided and not model.takes_guidance
@@ -92,8 +98,13 @@ def feeds(walk: Walk, index: int, latents: NDArray[np.float32]) -> dict[str, Arr
     sample = np.concatenate([scaled] * rows)
     if walk.beside is not None:
         sample = np.concatenate([sample, walk.beside], axis=AXES["channels"])
+    return {walk.latents: sample, **_of_call(walk, index)}
+
+
+def _of_call(walk: Walk, index: int) -> dict[str, Array]:
+    """The inputs that change with the call, without the sample."""
     varying = {name: array[index - walk.first] for name, array in walk.varying.items()}
-    return {walk.latents: sample, TIMESTEP: np.array([walk.schedule.timesteps[index]], np.float32), **varying}
+    return {TIMESTEP: np.array([walk.schedule.timesteps[index]], np.float32), **varying}
 
 
 def step(run: Run, walk: Walk, index: int, latents: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -141,8 +152,6 @@ def denoise(
 
     Raises `CancelledError` as soon as `on_step` returns False, and `NotFiniteError` as `step` does.
     """
-    end = len(walk.schedule.timesteps) if walk.end is None else walk.end
-    total = walk.before + end - walk.first + walk.after
     seconds: list[float] = []
 
     def timed(given: Mapping[str, Array]) -> dict[str, Array]:
@@ -151,18 +160,66 @@ def denoise(
         seconds.append(perf_counter() - started)
         return answer
 
-    for index in range(walk.first, end):
+    for index in range(walk.first, end_of(walk)):
         before = latents
         latents, output = _taken(timed, walk, index, before)
         if walk.kept is not None:
             latents = walk.kept.restored(latents, walk.schedule.level(index + 1))
         if on_step is not None:
-            done, found = walk.before + index + 1 - walk.first, _estimated(walk, index, before, output)
-            _report(on_step, Step(index=done, total=total, latents=_frozen(latents), estimate=found))
+            _report(on_step, walk, index, (before, latents), output)
     return latents, tuple(seconds)
 
 
-def _report(on_step: OnStep, finished: Step) -> None:
+def denoise_on_device(
+    engine: Loops,
+    fixed: Mapping[str, Array],
+    walk: Walk,
+    factors: NDArray[np.float32],
+    latents: NDArray[np.float32],
+    on_step: OnStep | None = None,
+) -> tuple[NDArray[np.float32], tuple[float, ...]]:
+    """`denoise` with an engine that takes the steps, by `linear.step_factors`; `fixed` are the denoiser's constants.
+
+    Latents are copied to the host at the end, and after each call only if there is an `on_step`. The engine carries NaN
+    and infinity on, so that `NotFiniteError` is raised for the latents at the end.
+    """
+    calls, seconds, count = len(walk.schedule.timesteps), list[float](), len(latents)
+    with engine.loop({**fixed, **first_feeds(walk, latents), FACTORS: factors[0]}) as chain:
+        for index in range(walk.first, end_of(walk)):
+            started = perf_counter()
+            chain.step({**_of_call(walk, index), FACTORS: factors[index - walk.first]})
+            seconds.append(perf_counter() - started)
+            if on_step is not None:
+                before, latents = latents, chain.read(NEXT_LATENTS)[:count]
+                check_finite(latents, f"The latents after denoiser call {index + 1} of {calls}", walk.part, walk.engine)
+                _report(on_step, walk, index, (before, latents), chain.read(GUIDED)[:count])
+        latents = chain.read(NEXT_LATENTS)[:count]
+    check_finite(latents, f"The latents after denoiser call {end_of(walk)} of {calls}", walk.part, walk.engine)
+    return latents, tuple(seconds)
+
+
+def first_feeds(walk: Walk, latents: NDArray[np.float32]) -> dict[str, Array]:
+    """The inputs of the first call of an engine that takes the steps, without its constants and factors."""
+    given = feeds(walk, walk.first, latents)
+    rows = len(given[walk.latents])
+    images, copies = np.arange(len(latents)), rows // len(latents)
+    repeated = np.concatenate([latents] * copies)
+    return given | {
+        LATENTS: repeated,
+        **{name: np.zeros_like(repeated) for name in CARRIES},
+        NEGATIVE: np.tile(images, copies),
+        POSITIVE: np.tile(images + rows - len(latents), copies),
+    }
+
+
+def _report(
+    on_step: OnStep, walk: Walk, index: int, latents: tuple[NDArray[np.float32], NDArray[np.float32]], output: Array
+) -> None:
+    """Call `on_step` with the latents after a call, of those before and after it."""
+    before, after = latents
+    total = walk.before + end_of(walk) - walk.first + walk.after
+    done, found = walk.before + index + 1 - walk.first, _estimated(walk, index, before, output)
+    finished = Step(index=done, total=total, latents=_frozen(after), estimate=found)
     answer = on_step(finished)
     if answer is not None and not answer:
         raise CancelledError(

@@ -9,15 +9,16 @@ from time import perf_counter
 import numpy as np
 from numpy.typing import NDArray
 
-from ..core.engine import EngineOf, Run
+from ..core.engine import Engine, EngineOf, Loops, Run
 from ..core.model import Model, Task
 from ..core.request import Request
 from ..core.tensors import Array
 from ..core.wires import TIMESTEP
-from .denoise import OnStep, Walk, denoise, is_guided
+from .denoise import OnStep, Walk, denoise, denoise_on_device, is_guided
 from .given import Given, begun, with_kept
 from .host import Host
 from .image import Pixels
+from .linear import beyond, step_factors
 from .pixels import decode, frame_chunks
 from .prompt import Call
 from .reading import Text, read_request
@@ -48,6 +49,9 @@ class Drawn:
     step_seconds: tuple[float, ...]
     calls: int
     """Denoiser calls of the whole walk; image to image begins later, so that fewer are made."""
+    on_host: str | None
+    """Why guidance and the scheduler's steps were computed on the host, as a clause; None if they were on the device.
+    """
 
 
 def constants(host: Host, request: Request, text: Text) -> dict[str, Array]:
@@ -94,6 +98,10 @@ class Draft:
     initial: NDArray[np.float32] = field(init=False)
     """The latents before the first call."""
     denoiser: Run = field(init=False)
+    looped: tuple[Engine, dict[str, Array]] = field(init=False)
+    """The denoiser's engine, and its constants."""
+    on_host: str | None = None
+    """See `Drawn.on_host`."""
     decoder: Run = field(init=False)
     latents: NDArray[np.float32] = field(init=False)
     images: NDArray[np.uint8] = field(init=False)
@@ -138,8 +146,8 @@ def encode_start(draft: Draft) -> None:
 
 
 def find_engines(draft: Draft) -> None:
-    """Reads `walk`, `text` and `start`; writes `denoiser`, with its constants bound, `decoder`, and `walk` with what is
-    beside its latents.
+    """Reads `walk`, `text` and `start`; writes `denoiser`, with its constants bound, `looped`, `decoder`, and `walk`
+    with what is beside its latents.
 
     All before the loop: a size that the decoder wasn't built for fails now, not after the last step.
     """
@@ -155,7 +163,7 @@ def find_engines(draft: Draft) -> None:
     part = draft.host.decoder(draft.request)
     decoders = {shape: draft.engine(part, {"latent_sample": shape}) for shape in shapes_decoded}
     draft.walk = replace(draft.walk, beside=beside)
-    draft.denoiser = denoiser.bind(fixed)
+    draft.denoiser, draft.looped = denoiser.bind(fixed), (denoiser, fixed)
     if draft.refined is not None:
         find_engines(draft.refined)
     draft.decoder = _timed(
@@ -185,14 +193,26 @@ def decoded_shapes(latents: tuple[int, ...], chunk: int | None, tile: int | None
 
 
 def walk_latents(draft: Draft) -> None:
-    """Reads `walk`, `denoiser` and `initial`; writes `latents`, scaled for the decoder."""
-    walked, draft.step_seconds = denoise(draft.denoiser, draft.walk, draft.initial, draft.on_step)
+    """Reads `walk`, `denoiser`, `looped` and `initial`; writes `latents`, scaled for the decoder, and `on_host`."""
+    walked, draft.step_seconds = _walked(draft, draft.walk, draft.initial)
     if (refined := draft.refined) is not None:
-        taken = replace(refined.walk, kept=draft.walk.kept)
-        walked, more = denoise(refined.denoiser, taken, walked, draft.on_step)
+        walked, more = _walked(refined, replace(refined.walk, kept=draft.walk.kept), walked)
         draft.step_seconds += more
+        draft.on_host = draft.on_host or refined.on_host
     draft.seconds["denoiser"] = sum(draft.step_seconds)
     draft.latents = unscaled(draft.host.model, walked, draft.request.decoder)
+
+
+def _walked(draft: Draft, walk: Walk, latents: NDArray[np.float32]) -> tuple[NDArray[np.float32], tuple[float, ...]]:
+    """The latents after a walk, on the device where that is possible, and the seconds of each call."""
+    engine, fixed = draft.looped
+    if not isinstance(engine, Loops):
+        draft.on_host = beyond(walk) or "calls of its engine are joined, split or recorded, or it is loaded for each"
+    elif isinstance(factors := step_factors(walk), str):
+        draft.on_host = factors
+    else:
+        return denoise_on_device(engine, fixed, walk, factors, latents, draft.on_step)
+    return denoise(draft.denoiser, walk, latents, draft.on_step)
 
 
 def decode_latents(draft: Draft) -> None:
@@ -250,7 +270,7 @@ def draw(
     for stage in TASKS[host.model.tasks[0]]:
         stage(draft)
     calls = len(draft.walk.schedule.timesteps)
-    return Drawn(draft.images, draft.latents, draft.text, draft.seconds, draft.step_seconds, calls)
+    return Drawn(draft.images, draft.latents, draft.text, draft.seconds, draft.step_seconds, calls, draft.on_host)
 
 
 def _calls(draft: Draft) -> Call:

@@ -75,7 +75,7 @@ class BrowserSubject:
         from ...profiles import Profile
         from ...runtimes import runtime
         from ...runtimes.chromium import Browser, files_below
-        from ...sampling.draw import SCHEDULER
+        from ...sampling.host import SCHEDULER
 
         model = json.loads((Path(brief.models) / "model.json").read_text(encoding="utf-8"))
         self._own = {**model["defaults"], "scheduler": model["model"]["scheduler"]}

@@ -1,5 +1,6 @@
 """The device's own times of the calls of a generation, over engines that ask for them and one that doesn't."""
 
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 from latentc.benchmarks.device import ClockedEngines, DeviceLog
 from latentc.benchmarks.records import OnDevice
-from latentc.core.engine import DeviceUse
+from latentc.core.engine import DeviceUse, Loops
 from latentc.core.manifest import TensorInfo
 from latentc.runtimes import Target
 from latentc.runtimes.host import HostEngine
@@ -87,3 +88,26 @@ def test_engines_that_do_not_ask_are_passed_on_unchanged():
     draw(engines)
     assert log.by_stage(BUNDLE) is log.counts() is None
     assert engines.engine("unet", {}) is own.engine("unet", {})
+
+
+def test_calls_of_a_loop_on_the_device_are_noted_too():
+    class Looped:
+        def __init__(self, engine):
+            self.run, self.bind, self.close, self.device_use = engine.run, engine.bind, engine.close, engine.device_use
+
+        @contextmanager
+        def loop(self, feeds):
+            yield SimpleNamespace(step=lambda given: self.run({**feeds, **given}), read=lambda name: name)
+
+    own, log = Engines(), DeviceLog()
+    own.engine("unet", {})
+    own.made["unet"] = Looped(own.made["unet"])
+    engine = ClockedEngines(own, log).engine("unet", {})
+    assert isinstance(engine, Loops)
+    with engine.loop({"sample": np.ones(2, np.float32)}) as chain:
+        for _ in range(3):
+            chain.step({})
+        assert chain.read("latents") == "latents"
+    assert log.seconds["unet"] == pytest.approx([0.001, 0.002, 0.003])
+    assert log.counts() == {"unet": (2, 3)}
+    engine.close()

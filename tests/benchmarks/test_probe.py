@@ -110,7 +110,7 @@ def comes_to(profile, bundle):
     adapter = runtime(profile.runtime)
     off = {name: False for name, kind in adapter.facts.options.items() if kind is bool}
     found = targets(bundle, profile, adapter, tuple(RECIPES))
-    return profile.opset, [(part, one.precision, one.shape, off | dict(one.options)) for part, one in found]
+    return profile.opset, [(part, one.precision, one.shape, one.loop, off | dict(one.options)) for part, one in found]
 
 
 @pytest.mark.parametrize("name", [name for name in probe.profile_names() if load_profile(name).device != "CPU"])

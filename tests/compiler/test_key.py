@@ -34,7 +34,7 @@ def test_a_key_read_again_is_the_same():
 def test_every_field_is_in_the_digest():
     others = {"part": "vae", "part_digest": "4567", "runtime": "iree", "adapter": 2, "versions": {}, "precision": "f16"}
     others |= {"device": {"name": "GPU"}, "shape": "free", "options": {}, "opset": 18, "lowering": None, "length": 9}
-    others |= {"calibration": {"traces": "89", "floor_db": 30.0}}
+    others |= {"calibration": {"traces": "89", "floor_db": 30.0}, "loop": 1}
     assert others.keys() == Key.model_fields.keys()
     digests = {Key(**{**dict(KEY), name: other}).digest for name, other in others.items()}
     assert len(digests | {KEY.digest}) == len(others) + 1

@@ -12,7 +12,7 @@ from latentc.benchmarks.baselines import BASELINES, peers_folder, python_of
 from latentc.core.errors import RuntimeMissing
 from latentc.core.request import Request
 from latentc.core.tensors import psnr_db
-from latentc.sampling.draw import latent_shape
+from latentc.sampling.host import latent_shape
 
 PROGRAM = Path(__file__).with_name("draw_with_optimum.py")
 SECONDS = 300

@@ -62,6 +62,8 @@ def asked(**more):
 
 def profile_of(name):
     """The profile; IREE's for the requests here, because it compiles for one size."""
+    if name == "loop on the device":
+        return load_profile("cpu-onnxruntime").model_copy(update={"loop": "device"})
     profile = load_profile(name)
     return profile.model_copy(update={"shapes": Shapes(sizes=("72x72",))}) if name == "cpu-iree" else profile
 
@@ -101,7 +103,7 @@ def programs_once(tmp_path, monkeypatch):
     monkeypatch.setattr(make, "is_exported_here", lambda *_: True)  # so that a fused bundle is built in this process
 
 
-@pytest.mark.parametrize("name", ["cpu-onnxruntime", "cpu-openvino-f32", "torch-f32", with_iree])
+@pytest.mark.parametrize("name", ["cpu-onnxruntime", "loop on the device", "cpu-openvino-f32", "torch-f32", with_iree])
 def test_each_request_has_its_strengths(base, loras, tmp_path, name, request):
     """Images are those of a bundle that is fused and built; without adapters they are the plain ones, to the byte."""
     profile = profile_of(name)

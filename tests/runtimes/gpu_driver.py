@@ -24,6 +24,7 @@ class Memory:
     def __init__(self):
         self.blocks, self.pinned, self.calls, self.fails = {}, {}, [], None
         self.captured = self.capturing = None
+        self.graphs = {}
         self.entered, self.version = local(), 13000
         self.clock, self.events, self.marks = 0, 0, {}
 
@@ -83,12 +84,12 @@ class Memory:
         return 0
 
     def do_cuGraphInstantiateWithFlags(self, ready, graph, flags):  # noqa: N802
-        ready._obj.value = 5
+        ready._obj.value = 5 + len(self.graphs)
+        self.graphs[ready._obj.value] = self.captured
         return 0
 
     def do_cuGraphLaunch(self, graph, stream):  # noqa: N802
-        assert graph.value == 5
-        for work in self.captured:
+        for work in self.graphs[graph.value]:
             work()
         return 0
 

@@ -1,5 +1,6 @@
 """The reference: the part's own tensor names, and a checkpoint that must be the one it was built from."""
 
+import inspect
 import os
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ from latentc.core.tensors import psnr_db
 from latentc.runtimes import CheckpointOrigin, Job, Target, runtime
 from latentc.runtimes.base import files_in
 from latentc.runtimes.torch import _digest
+from latentc.runtimes.torch_clock import TorchClock
 
 
 @pytest.fixture(scope="module")
@@ -169,3 +171,45 @@ def test_f32_is_not_computed_in_tf32_by_the_environment(torch, monkeypatch):
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")
     assert torch.missing("CUDA").startswith("NVIDIA_TF32_OVERRIDE=1 in the environment makes")
     assert torch.missing("CPU") is None
+
+
+class Stream:
+    """Stands for a GPU's stream: work takes 16 ms of its clock, and is done once it is waited for."""
+
+    def __init__(self):
+        self.clock, self.done = 0, 0
+
+
+def test_calls_are_timed_by_the_gpus_clock_on_its_own_stream():
+    cuda = pytest.importorskip("torch").cuda
+    streams = {"cuda:1": Stream(), None: Stream()}
+
+    class Event:
+        def __init__(self, enable_timing=False):
+            assert enable_timing, "an event without timing has no time"
+
+        def record(self, stream=None):
+            self.stream = streams[None] if stream is None else stream
+            self.at = self.stream.clock
+
+        def synchronize(self):
+            self.stream.done = self.at
+
+        def elapsed_time(self, end_event):
+            assert end_event.stream is self.stream
+            assert self.stream.done >= end_event.at, "PyTorch raises for an event that isn't there yet"
+            return float(end_event.at - self.at)
+
+    for name in ("record", "synchronize", "elapsed_time"):
+        assert callable(getattr(cuda.Event, name)), "PyTorch's own has it"
+    assert "enable_timing" in inspect.signature(cuda.Event.__new__).parameters
+    assert "stream" in inspect.signature(cuda.Event.record).parameters
+    assert list(inspect.signature(cuda.Event.elapsed_time).parameters) == ["self", "end_event"]
+    assert list(inspect.signature(cuda.current_stream).parameters) == ["device"]
+    clock = TorchClock(SimpleNamespace(Event=Event, current_stream=streams.__getitem__), "cuda:1")
+    for calls in (1, 2, 3):
+        with clock.around():
+            streams["cuda:1"].clock += 16
+        streams["cuda:1"].clock += 5  # copies to the host
+        clock.note()
+        assert (clock.use.seconds, clock.use.calls) == (pytest.approx(0.016 * calls), calls)

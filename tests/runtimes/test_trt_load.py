@@ -5,6 +5,7 @@ import hashlib
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from weakref import ref
 
@@ -18,6 +19,7 @@ from latentc.runtimes import Target, trt_cache
 from latentc.runtimes.cuda import Driver, gpu_name, open_driver
 from latentc.runtimes.host import HostEngine
 from latentc.runtimes.trt import tensorrt, tensorrt_rtx
+from latentc.runtimes.trt_chain import PlanChain
 from latentc.runtimes.trt_log import Messages
 from latentc.runtimes.trt_plan import ROOMS, LoadedPlan
 
@@ -238,7 +240,7 @@ def load(monkeypatch, tmp_path):
         )
         plan = LoadedPlan(library, log, folder / "engine.plan", replace(target, device=device), **how)
         context.engine, context.config = engine, config
-        return HostEngine(target, plan.call, plan.release, plan.use), context
+        return HostEngine(target, plan.call, plan.release, plan.use, partial(PlanChain, plan)), context
 
     made.memory, made.folder = memory, folder
     yield made
@@ -369,6 +371,40 @@ def test_the_device_s_own_clock_is_read_around_the_work_and_replays_are_counted(
         engine.close()
     created, dropped = load.memory.calls.count("cuEventCreate"), load.memory.calls.count("cuEventDestroy_v2")
     assert created == dropped == 4
+
+
+@pytest.mark.parametrize("graphed", [False, True])
+def test_outputs_of_a_chain_are_inputs_of_its_next_call_without_a_copy(load, graphed):
+    (engine, context), memory = load(graphed=graphed), load.memory
+    feed, back = np.random.default_rng(3).standard_normal((1, 4, 4, 4)).astype(np.float32), {"sample": "out_sample"}
+    for factor in (1, 3):
+        with engine.chain({"sample": factor * feed}, back) as chain, engine.chain({"sample": feed}, back) as other:
+            copied = memory.calls.count("cuMemcpyHtoDAsync_v2"), memory.calls.count("cuMemcpyDtoHAsync_v2")
+            for made in range(1, 6):
+                chain.step({})
+                if made == 3:
+                    other.step({})
+                    assert (memory.calls.count("cuMemcpyHtoDAsync_v2"), copied[1]) == copied
+                    assert (engine.run({"sample": feed})["out_sample"] == 2 * feed).all(), "calls between those"
+            assert (chain.read("out_sample") == 2**5 * factor * feed).all()
+            assert (other.read("out_sample") == 2 * feed).all(), "with buffers of its own"
+    assert len(memory.blocks) == 7, "two for each chain, which the second pair used again, and those of other calls"
+    assert engine.device_use.calls == 2 * 7
+    assert engine.device_use.replays == graphed * (3 + 1 + 5 + 1), "each direction was captured once"
+    with engine.chain({"sample": np.ones((1, 4, 2, 2), np.float32)}, back) as chain:
+        chain.step({})
+        assert (chain.read("out_sample") == 2).all()
+        chain.step({"sample": np.full((1, 4, 2, 2), 7, np.float32)})
+        assert (chain.read("out_sample") == 14).all(), "what is fed replaces what came back"
+    context.refuses = True
+    large = {"sample": np.ones((1, 4, 8, 8), np.float32)}
+    with engine.chain(large, back) as chain, pytest.raises(CompileError, match="TensorRT failed to run"):
+        chain.step({})
+    context.refuses = False
+    assert (engine.run({"sample": feed})["out_sample"] == 2 * feed).all()
+    engine.close()
+    with pytest.raises(RuntimeMissing, match="This engine is closed"), engine.chain({"sample": feed}, back):
+        pass
 
 
 def test_a_capture_that_fails_says_why(load):
