@@ -59,7 +59,8 @@ def asked(fields: Mapping[str, Any]) -> JobAsked:
     """The job of a body's fields.
 
     They are those of `Request`, also under the names that other tools have for them, `model`, `store`, and `image`,
-    `mask`, `control` (one, or a list with one for each ControlNet) and `style` as base64. Raises `ApiError` 400 with the field at fault.
+    `mask`, `control` (one, or a list with one for each ControlNet) and `style` as base64. Raises `ApiError`
+    400 with the field at fault.
     """
     left = dict(fields)
     model = left.pop("model", None)

@@ -172,8 +172,9 @@ class Service:
         """Check a request against the limits and the model, and queue it.
 
         `inputs` is what is passed in beside it: keyword arguments of `Pipeline.__call__`, where images may be the bytes
-        of files, and `control` is a list. With `keep`, the result can be found by the job's id for a time. `owner` is who may list it, and pays.
-        Without `store`, the images don't enter the history. `source` is the file of an image that is passed in decoded.
+        of files, and `control` is a list. With `keep`, the result can be found by the job's id for a
+        time. `owner` is who may list it, and pays. Without `store`, the images don't enter the history. `source` is the
+        file of an image that is passed in decoded.
 
         Raises `ApiError` and `RequestError` before anything is queued.
         """

@@ -7,7 +7,8 @@ import httpx2
 import numpy as np
 import openai
 import pytest
-from PIL import Image
+import webuiapi
+from PIL import Image, ImageOps
 
 from latentc.export.export import export
 from latentc.pipelines.pipeline import Pipeline
@@ -125,3 +126,83 @@ def test_openais_client(address, pipeline):
             options={"headers": {"Content-Type": "multipart/form-data"}},
         )
         assert np.array_equal(pixels(one.data[0].b64_json), expected)
+
+
+@pytest.fixture(scope="module")
+def webui(address):
+    where = urlsplit(address)
+    return webuiapi.WebUIApi(host=where.hostname, port=where.port, sampler="Euler", scheduler="uniform", steps=4)
+
+
+def unit(image, **more):
+    return webuiapi.ControlNetUnit(image=Image.fromarray(image), **more)
+
+
+HUT = {"prompt": "a hut", "seed": 7, "cfg_scale": 5, "width": 64, "height": 64, "steps": 4}
+
+
+def test_units_of_the_web_uis_client(webui, pipeline):
+    first, second = webui.controlnet_model_list()
+    assert first != second
+    assert webui.controlnet_module_list() == ["none"]
+    settings = {"weight": 0.8, "guidance_start": 0.25, "guidance_end": 0.75}
+    units = [unit(SHADES), unit(EDGES, model=first, control_mode=0, **settings)]
+    found = webui.txt2img(controlnet_units=units, **HUT)
+    asked = {"control_scale": (0.8, 1.0), "control_start": (0.25, 0.0), "control_end": (0.75, 1.0)}
+    asked["prompt_syntax"] = "a1111"
+    expected = pipeline(asking("a hut", 7, **asked), control=BOTH).images[0]
+    assert np.array_equal(np.asarray(found.image), expected)
+    off = unit(EDGES, enabled=False)
+    found = webui.txt2img(controlnet_units=[off, unit(EDGES, control_mode=2)], **HUT)
+    alone = {"control_scale": (1.0, 0.0), "guess_mode": True, "prompt_syntax": "a1111"}
+    expected = pipeline(asking("a hut", 7, **alone), control=[EDGES, EDGES]).images[0]
+    assert np.array_equal(np.asarray(found.image), expected)
+    wide = np.concatenate([EDGES, picture(5)], axis=1)
+    found = webui.txt2img(controlnet_units=[unit(wide, resize_mode="Crop and Resize", model=second)], **HUT)
+    middle = np.asarray(ImageOps.fit(Image.fromarray(wide), (64, 64), Image.Resampling.LANCZOS))
+    one = {"control_scale": (0.0, 1.0), "prompt_syntax": "a1111"}
+    expected = pipeline(asking("a hut", 7, **one), control=[middle, middle]).images[0]
+    assert np.array_equal(np.asarray(found.image), expected)
+    image = Image.fromarray(EDGES)
+    found = webui.img2img(images=[image], denoising_strength=0.5, controlnet_units=[webuiapi.ControlNetUnit()], **HUT)
+    same = {"strength": 0.5, "control_scale": (1.0, 0.0), "prompt_syntax": "a1111"}
+    expected = pipeline(asking("a hut", 7, **same), image=EDGES, control=[EDGES, EDGES]).images[0]
+    assert np.array_equal(np.asarray(found.image), expected)
+
+
+@pytest.mark.parametrize(
+    ("units", "words"),
+    [
+        ([{}], "args[0].image is missing"),
+        ([{"image": "§"}], "args[0].image is not valid base64"),
+        ([{"image": "AAAA"}], "args[0] is not an image"),
+        ([{"image": text_of(picture(1, 101))}], "args[0] has 101x101 pixels"),
+        ([{"image": {"image": "AAAA", "mask": "AAAA"}}], "args[0].image.mask"),
+        ([{"image": "AAAA", "mask": "AAAA"}], "args[0].mask"),
+        ([{"image": ["AAAA"]}], "args[0].image is not a text"),
+        ([{"image": "AAAA", "module": "canny"}], "args[0].module is 'canny'"),
+        ([{"image": "AAAA", "model": "other"}], "args[0].model is 'other'"),
+        ([{"image": "AAAA", "control_mode": 1}], "args[0].control_mode is 1"),
+        ([{"image": "AAAA", "control_mode": "CN"}], "args[0].control_mode is 'CN'"),
+        ([{"image": "AAAA"}, {"image": "AAAA", "control_mode": 2}], "several control_modes"),
+        ([{"image": "AAAA", "resize_mode": 7}], "args[0].resize_mode is 7"),
+        ([{"image": text_of(EDGES[:32]), "resize_mode": 2}], "args[0].resize_mode is 'Resize and Fill'"),
+        ([{"image": "AAAA", "weight": 3}], "weight"),
+        ([{"image": "AAAA", "guidance_start": 0.8, "guidance_end": 0.2}], "begins at 0.8"),
+        ([{"image": "AAAA"}] * 3, "3 units"),
+        (["x"], "args[0] is not a unit"),
+        ({"image": "AAAA"}, "is not a list"),
+    ],
+)
+def test_units_that_are_refused(guided, units, words):
+    fields = {**HUT, "alwayson_scripts": {"ControlNet": {"args": units}}}
+    if words == "begins at 0.8":
+        units[0]["image"] = text_of(EDGES)
+    answer = guided.post("/sdapi/v1/txt2img", json=fields)
+    assert (answer.status_code, words in answer.json()["detail"]) == (422, True), answer.text
+
+
+def test_units_of_a_model_without_controlnets(http):
+    scripts = {"controlnet": {"args": [{"image": text_of(EDGES)}]}}
+    answer = http.post("/sdapi/v1/txt2img", json={"prompt": "x", "steps": 4, "alwayson_scripts": scripts})
+    assert (answer.status_code, "0 ControlNets" in answer.json()["detail"]) == (422, True), answer.text
