@@ -122,7 +122,7 @@ def controls_asked(scripts: Mapping[str, Any] | None, names: Sequence[str], *, s
         )
     first = next(iter(placed.values()))
     each = [placed.get(place, first) for place in range(len(names))]
-    values = {
+    values: dict[str, Any] = {
         "control_scale": tuple(
             _or(unit.weight, 1.0) if place in placed else 0.0 for place, (_, unit) in enumerate(each)
         ),

@@ -302,7 +302,7 @@ def pictures(body: Txt2Img, asked: WebUiAsked, sent: Mapping[str, bytes]) -> dic
 
     Raises `RequestError` for what is no picture.
     """
-    request, found = asked.request, dict[str, Any]()
+    request, found = asked.request, dict[str, Decoded]()
     if isinstance(body, Img2Img):
         found["image"] = load_picture(sent["image"])
         if "mask" in sent:
@@ -311,10 +311,10 @@ def pictures(body: Txt2Img, asked: WebUiAsked, sent: Mapping[str, bytes]) -> dic
         if body.resize_mode == 1 and request.crop is None and request.width and request.height:
             size = (request.width, request.height)
             found = {name: _cropped(picture, size) for name, picture in found.items()}
-    if asked.controls is not None:
-        files = [sent[place] for place, _, _ in asked.controls.images]
-        found["control"] = control_pictures(asked.controls, files, (request.width, request.height))
-    return found
+    if asked.controls is None:
+        return {**found}
+    files = [sent[place] for place, _, _ in asked.controls.images]
+    return {**found, "control": control_pictures(asked.controls, files, (request.width, request.height))}
 
 
 def _cropped(picture: Decoded, size: tuple[int, int]) -> Decoded:
