@@ -8,13 +8,13 @@ from fastapi import FastAPI, Response
 from fastapi import Request as HttpRequest
 from starlette.exceptions import HTTPException
 
-from . import history_api, jobs, kserve, openai, page, pictures, prompts_api, sdapi, stability
+from . import controlnet, history_api, jobs, kserve, openai, page, pictures, prompts_api, sdapi, stability
 from .errors import ApiError, answer, api_error
 from .guard import Access, Guard
 from .replicas import Replicas
 from .service import Service
 
-APIS = (openai, sdapi, stability, kserve, jobs, pictures, history_api, prompts_api, page)
+APIS = (openai, sdapi, controlnet, stability, kserve, jobs, pictures, history_api, prompts_api, page)
 """Modules with a function `router(service)`; metrics count requests of paths that begin with one of `PREFIXES` under
 `NAME`."""
 

@@ -29,9 +29,9 @@ LARGE, MAX_MARKS = 1 << 16, 200_000
 """Bytes of JSON beyond which it is parsed in another thread; quotes, commas and brackets in a body."""
 MAX_VALUES, MAX_TEXTS = 4096, 4 * PROMPT
 """Values in a body, those in lists and maps included, and characters of all its texts, without those of images."""
-IMAGES = ("image", "mask", "init_images", "latent_mask", "firstpass_image", "alwayson_scripts")
+IMAGES = ("image", "mask", "init_images", "latent_mask", "firstpass_image", "alwayson_scripts", "control", "style")
 """Fields whose texts may be images in base64, as long as a body may be."""
-MAX_FILES, MAX_FIELDS, MAX_FIELD_BYTES = 8, 64, 1 << 20
+MAX_FILES, MAX_FIELDS, MAX_FIELD_BYTES = 12, 64, 1 << 20
 _NESTED = re.compile(r"([^\[\]]+)\[([^\[\]]*)\]")
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import json
 import time
 from collections.abc import AsyncGenerator, Mapping
@@ -32,6 +31,7 @@ from ..pipelines.png import origin
 from .bodies import ALIVE, SSE, json_fields, request_fields, truth
 from .choices import presets, scheduler_groups
 from .errors import ApiError, api_error, openai_body, route_class
+from .inputs import from_base64, take_controls
 from .opened import OpenModel
 from .pictures import path_of, plain_file
 from .queue import DONE, ImageJob
@@ -49,7 +49,7 @@ class JobAsked:
 
     request: Request
     model: str | None
-    inputs: Mapping[str, bytes]
+    inputs: Mapping[str, Any]
     """The files of its images."""
     store: bool
     """Whether its images enter the history of the server."""
@@ -58,14 +58,15 @@ class JobAsked:
 def asked(fields: Mapping[str, Any]) -> JobAsked:
     """The job of a body's fields.
 
-    They are those of `Request`, also under the names that other tools have for them, `model`, `store`, and `image` and
-    `mask` as base64. Raises `ApiError` 400 with the field at fault.
+    They are those of `Request`, also under the names that other tools have for them, `model`, `store`, and `image`,
+    `mask`, `control` (one, or a list with one for each ControlNet) and `style` as base64. Raises `ApiError`
+    400 with the field at fault.
     """
     left = dict(fields)
     model = left.pop("model", None)
     if model is not None and not isinstance(model, str):
         raise ApiError(400, "The model is not a text.", param="model")
-    inputs = {name: _decoded(name, left.pop(name)) for name in INPUTS if name in left}
+    inputs = {name: from_base64(name, left.pop(name)) for name in INPUTS if name in left} | take_controls(left)
     store = truth(left, "store", True)
     return JobAsked(Request.model_validate(request_fields(left)), model, inputs, store)
 
@@ -201,6 +202,8 @@ def _able(model: ServedModel, most_steps: int) -> dict[str, Any]:
         "tasks": list(facts.tasks),
         "image": manifest.encodes,
         "mask": manifest.encodes and not facts.edits,
+        "controls": len(facts.controls),
+        "style": facts.takes_style,
         "scheduler": pipeline.scheduler,
         "schedulers": pipeline.schedulers,
         "scheduler_groups": scheduler_groups(pipeline.schedulers, pipeline.scheduler),
@@ -217,13 +220,3 @@ def _able(model: ServedModel, most_steps: int) -> dict[str, Any]:
 
 def _path(job: ImageJob) -> str:
     return f"/v1/jobs/{job.id}"
-
-
-def _decoded(name: str, text: Any) -> bytes:
-    """The file of an image in base64, which may be a data URL."""
-    if not isinstance(text, str):
-        raise ApiError(400, f"The {name} is not a text in base64.", param=name)
-    try:
-        return base64.b64decode(text.partition(",")[2] if text.startswith("data:") else text, validate=True)
-    except (binascii.Error, ValueError) as exc:
-        raise ApiError(400, f"The {name} is not valid base64 ({exc}).", param=name) from exc

@@ -25,6 +25,7 @@ from ..pipelines.picture import load_clear
 from ..pipelines.save import check_jpeg
 from .bodies import ALIVE, SSE, form_fields, json_fields, request_fields, truth
 from .errors import ApiError, api_error, openai_body, route_class
+from .inputs import CONTROLS, take_controls
 from .opened import OpenModel
 from .pictures import base64_of, files, json_answer, path_of, plain_file
 from .queue import ImageJob
@@ -34,8 +35,10 @@ from .signing import TYPES
 NAME, PREFIXES = "openai", ("/v1/images/generations", "/v1/images/edits", "/v1/models")
 IGNORED = ("moderation", "user", "safety_identifier", "complexity")
 """Fields that don't say what to draw."""
-NO_EFFECT = ("quality", "style", "input_fidelity")
+NO_EFFECT = ("quality", "input_fidelity")
 """Fields of OpenAI's own models: they have no effect here, which a notice says."""
+STYLES = ("vivid", "natural")
+"""Styles of OpenAI's own models, without effect too. Any other `style` is an image."""
 USAGE = {
     "input_tokens": 0,
     "output_tokens": 0,
@@ -60,6 +63,8 @@ class ImagesAsked:
     store: bool
     """Whether its images enter the history of the server."""
     notices: tuple[str, ...]
+    inputs: Mapping[str, Any]
+    """The files of `control` and `style`."""
 
 
 def asked(fields: Mapping[str, Any]) -> ImagesAsked:
@@ -71,11 +76,12 @@ def asked(fields: Mapping[str, Any]) -> ImagesAsked:
     left = dict(fields)
     for name in IGNORED:
         left.pop(name, None)
-    notices = tuple(
-        f"{name} has no effect on this model."
-        for name in NO_EFFECT
-        if left.pop(name, "auto") not in ("auto", "standard")
-    )
+    without = [name for name in NO_EFFECT if left.pop(name, "auto") not in ("auto", "standard")]
+    if left.get("style") in STYLES:
+        without.append("style")
+        del left["style"]
+    notices = tuple(f"{name} has no effect on this model." for name in without)
+    inputs = take_controls(left)
     prompt = left.pop("prompt", None)
     if not isinstance(prompt, str):
         raise ApiError(400, "A prompt is needed, which is a text.", param="prompt", code="missing_prompt")
@@ -102,7 +108,7 @@ def asked(fields: Mapping[str, Any]) -> ImagesAsked:
     request = Request.model_validate(values | sides)
     if kind == "jpeg":
         check_jpeg(request)
-    return ImagesAsked(request, model, as_url, kind, quality, stream, partial, store, notices)
+    return ImagesAsked(request, model, as_url, kind, quality, stream, partial, store, notices, inputs)
 
 
 def _size(value: Any) -> dict[str, int]:
@@ -142,14 +148,15 @@ def router(service: Service) -> APIRouter:
 
     @routes.post("/v1/images/generations")
     async def generations(http: HttpRequest) -> Response:
-        return await _answer(service, http, asked(await json_fields(http)), "image_generation", {})
+        wanted = await _understood(await json_fields(http))
+        return await _answer(service, http, wanted, "image_generation", wanted.inputs)
 
     @routes.post("/v1/images/edits")
     async def edits(http: HttpRequest) -> Response:
         texts, sent = await form_fields(http, nested=True)
-        wanted = asked(texts)
+        wanted = await _understood(texts)
         service.check_first(wanted.request, wanted.model)
-        return await _answer(service, http, wanted, "image_edit", await _decoded(service, edited(sent)))
+        return await _answer(service, http, wanted, "image_edit", await _decoded(service, edited(wanted, sent)))
 
     @routes.get("/v1/models")
     async def models() -> dict[str, Any]:
@@ -162,21 +169,33 @@ def router(service: Service) -> APIRouter:
     return routes
 
 
-def edited(sent: Mapping[str, list[bytes]]) -> dict[str, bytes]:
-    """The files that accompany the request of an edit: `image`, and `mask` if its form has one. Raises `ApiError`
-    400.
+async def _understood(fields: Mapping[str, Any]) -> ImagesAsked:
+    """`asked`, in another thread where images are decoded from base64."""
+    return await asyncio.to_thread(asked, fields) if fields.keys() & {*CONTROLS} else asked(fields)
+
+
+def edited(wanted: ImagesAsked, sent: Mapping[str, list[bytes]]) -> dict[str, Any]:
+    """The files that accompany the request of an edit: `image`, and `mask`, `control` and `style` if its form has
+    them, also as base64. Raises `ApiError` 400.
     """
-    if unknown := next((name for name in sent if name not in ("image", "mask")), None):
+    if unknown := next((name for name in sent if name not in ("image", "mask", *CONTROLS)), None):
         raise ApiError(400, f"Unknown file {unknown[:80]!a}.", param=unknown[:80], code="unknown_parameter")
     images, masks = sent.get("image", []), sent.get("mask", [])
     if len(images) != 1:
         raise ApiError(400, f"One image is needed, and {len(images)} were sent.", param="image")
     if len(masks) > 1:
         raise ApiError(400, f"{len(masks)} masks were sent. Send one.", param="mask")
-    return {"image": images[0], **({"mask": masks[0]} if masks else {})}
+    if twice := next((name for name in CONTROLS if name in sent and name in wanted.inputs), None):
+        raise ApiError(400, f"{twice} is given twice, as a file and as base64. Leave one out.", param=twice)
+    styles = sent.get("style", [])
+    if len(styles) > 1:
+        raise ApiError(400, f"{len(styles)} style images were sent. Send one.", param="style")
+    files: dict[str, Any] = {"image": images[0], **({"mask": masks[0]} if masks else {})}
+    files |= {"control": sent["control"]} if "control" in sent else {}
+    return files | ({"style": styles[0]} if styles else {}) | dict(wanted.inputs)
 
 
-async def _decoded(service: Service, files: Mapping[str, bytes]) -> dict[str, Any]:
+async def _decoded(service: Service, files: Mapping[str, Any]) -> dict[str, Any]:
     """The inputs of an edit from its files: the transparent area of the mask is generated."""
     if (mask := files.get("mask")) is None:
         return dict(files)

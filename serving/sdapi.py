@@ -28,6 +28,7 @@ from ..pipelines.png import drawings, read, texts
 from ..sampling.host import drawing_digest
 from ..sampling.schedulers.settings import LEVELS, RAMPS
 from .bodies import json_fields
+from .controlnet import names_of
 from .errors import ApiError, route_class
 from .pictures import base64_of, files, json_answer, plain_file, unfinished
 from .queue import ImageJob
@@ -210,7 +211,7 @@ async def _generated(service: Service, state: _Open, http: HttpRequest, kind: ty
         raise ApiError(404, "Init image not found. Pass one in init_images, in base64.")
     model = service.models[_current(state, http)]
     task: _Task | None = None
-    given: dict[str, Decoded] = {}
+    given: dict[str, Any] = {}
     source: bytes | None = None
 
     def stepped(step: Step) -> None:
@@ -222,12 +223,13 @@ async def _generated(service: Service, state: _Open, http: HttpRequest, kind: ty
         model = _named(service, str(chosen)) if chosen else model
         pipeline = model.pipeline
         edits, strengths = pipeline.bundle.manifest.model.edits, pipeline.takes_strengths
-        asked = translated(body, edits=edits, strengths=strengths)
+        nets = names_of(pipeline.bundle.manifest)
+        asked = translated(body, edits=edits, strengths=strengths, controls=nets)
         service.check_first(asked.request, model.name)
-        if isinstance(body, Img2Img):
-            sent = await asyncio.to_thread(sent_files, body)
-            given = await service.decode(partial(pictures, body, asked.request, sent), sent)
-            source = sent["image"] if service.added.signer is not None else None
+        if isinstance(body, Img2Img) or asked.controls is not None:
+            sent = await asyncio.to_thread(sent_files, body, asked.controls)
+            given = await service.decode(partial(pictures, body, asked, sent), sent)
+            source = sent.get("image") if service.added.signer is not None else None
         job = await service.submit(
             asked.request,
             model=model.name,
@@ -252,7 +254,7 @@ async def _generated(service: Service, state: _Open, http: HttpRequest, kind: ty
         state.tasks.remove(task)
     images = await files(service, job, result, "png") if body.send_images is not False else []
     about = _info(model, asked, result)
-    shown = {name: value for name, value in fields.items() if name not in ("init_images", "mask")}
+    shown = {name: value for name, value in fields.items() if name not in ("init_images", "mask", "alwayson_scripts")}
     return await json_answer(
         lambda: {"images": [base64_of(one) for one in images], "parameters": shown, "info": json.dumps(about)}
     )

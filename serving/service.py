@@ -21,6 +21,7 @@ from .credits import Credits, account_of
 from .decoding import Decoder
 from .errors import NO_ANSWER, ApiError
 from .history import History
+from .inputs import check_taken, files_of
 from .kept import KeptJobs
 from .limits import Limits
 from .metrics import Metrics
@@ -171,16 +172,17 @@ class Service:
         """Check a request against the limits and the model, and queue it.
 
         `inputs` is what is passed in beside it: keyword arguments of `Pipeline.__call__`, where images may be the bytes
-        of files. With `keep`, the result can be found by the job's id for a time. `owner` is who may list it, and pays.
-        Without `store`, the images don't enter the history. `source` is the file of an image that is passed in decoded.
+        of files, and `control` is a list. With `keep`, the result can be found by the job's id for a
+        time. `owner` is who may list it, and pays. Without `store`, the images don't enter the history. `source` is the
+        file of an image that is passed in decoded.
 
         Raises `ApiError` and `RequestError` before anything is queued.
         """
         chosen = self.check_first(request, model)
         beside = dict(inputs or {})
         check = partial(chosen.pipeline.check, request, within=self.limits.check, **beside)
-        files = {name: one for name, one in beside.items() if isinstance(one, bytes)}
-        asked = await (self.decode(check, files) if beside else asyncio.to_thread(check))
+        check_taken(chosen.pipeline.bundle.manifest.model, beside)
+        asked = await (self.decode(check, files_of(beside)) if beside else asyncio.to_thread(check))
         size_and_seed = {name: getattr(asked, name) for name in ("width", "height", "seed")}
         job = ImageJob(
             request.model_copy(update=size_and_seed),

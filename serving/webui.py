@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -25,6 +25,7 @@ from ..core.request import Request
 from ..core.units import listed
 from ..pipelines.a1111 import LANCZOS, samplers, scheduler_of
 from ..pipelines.picture import Decoded, load_mask, load_picture
+from .controlnet import SCRIPT, ControlsAsked, control_pictures, controls_asked
 
 STEPS = 50
 """Of a request that states none, as in the web UI's API; its page has 20."""
@@ -115,6 +116,8 @@ class WebUiAsked:
     model: str | None = None
     """Name of the model that the request chooses; None for the current one."""
     notices: tuple[str, ...] = ()
+    controls: ControlsAsked | None = None
+    """What its units ask of ControlNets."""
 
 
 _SILENT = frozenset({
@@ -127,9 +130,12 @@ _SILENT = frozenset({
 """Fields of the web UI without an effect on the picture here, or that are refused where they have one."""
 
 
-def translated(body: Txt2Img, *, edits: bool = False, strengths: bool = False) -> WebUiAsked:
-    """The request of a body; `edits` is whether the model edits images (InstructPix2Pix), `strengths` whether requests
-    have strengths of its adapters: those that no tag of the prompt names are then left out, as in the web UI.
+def translated(
+    body: Txt2Img, *, edits: bool = False, strengths: bool = False, controls: Sequence[str] = ()
+) -> WebUiAsked:
+    """The request of a body; `controls` are the names of the model's ControlNets, `edits` is whether it edits
+    images (InstructPix2Pix), `strengths` whether requests have strengths of its adapters: those that no tag of the
+    prompt names are then left out, as in the web UI.
 
     No image is decoded. Raises `RequestError` naming the field for what can't be done.
     """
@@ -158,8 +164,10 @@ def translated(body: Txt2Img, *, edits: bool = False, strengths: bool = False) -
         values |= _from_image(body, edits=edits)
     elif body.enable_hr:
         values |= _second_pass(body)
+    units = controls_asked(body.alwayson_scripts, controls, second=bool(body.enable_hr))
+    values |= {} if units is None else units.values
     chosen = settings.get("sd_model_checkpoint")
-    return WebUiAsked(Request.model_validate(values), str(chosen) if chosen else None, tuple(notices))
+    return WebUiAsked(Request.model_validate(values), str(chosen) if chosen else None, tuple(notices), units)
 
 
 def _check(body: Txt2Img) -> None:
@@ -193,7 +201,7 @@ def _check(body: Txt2Img) -> None:
         if value:
             raise RequestError(f"{name} is {shown(value)}, which this server does not support. Leave it out.")
     for name, script in (body.alwayson_scripts or {}).items():
-        if _acts(script):
+        if name.lower() != SCRIPT and _acts(script):
             raise RequestError(f"alwayson_scripts has {shown(name)}, which this server does not support. Leave it out.")
     settings = ("sd_model_checkpoint", "CLIP_stop_at_last_layers")
     for name, value in (body.override_settings or {}).items():
@@ -274,27 +282,39 @@ def _from_image(body: Img2Img, *, edits: bool) -> dict[str, Any]:
     return found
 
 
-def sent_files(body: Img2Img) -> dict[str, bytes]:
-    """The files of the image of a body and of its mask, by their names in `Pipeline.__call__`. Raises `RequestError`
-    for what isn't in base64.
+def sent_files(body: Txt2Img, controls: ControlsAsked | None = None) -> dict[str, bytes]:
+    """The files of the image of a body and of its mask, by their names in `Pipeline.__call__`, and those of units by
+    their fields. Raises `RequestError` for what isn't in base64, and for a unit without an image.
     """
-    found = {"image": content((body.init_images or [""])[0], "init_images")}
-    return found | ({"mask": content(body.mask, "mask")} if body.mask else {})
+    found: dict[str, bytes] = {}
+    if isinstance(body, Img2Img):
+        found["image"] = content((body.init_images or [""])[0], "init_images")
+        found |= {"mask": content(body.mask, "mask")} if body.mask else {}
+    for place, text, _ in () if controls is None else controls.images:
+        if text is None and "image" not in found:
+            raise RequestError(f"{place}.image is missing. Pass one, in base64.")
+        found[place] = found["image"] if text is None else content(text, f"{place}.image")
+    return found
 
 
-def pictures(body: Img2Img, request: Request, sent: Mapping[str, bytes]) -> dict[str, Decoded]:
-    """The images of the files that a body has, decoded; `request` is its request.
+def pictures(body: Txt2Img, asked: WebUiAsked, sent: Mapping[str, bytes]) -> dict[str, Any]:
+    """The images of the files that a body has, decoded; `asked` is its request.
 
     Raises `RequestError` for what is no picture.
     """
-    found = {"image": load_picture(sent["image"])}
-    if "mask" in sent:
-        mask = load_mask(sent["mask"])
-        found["mask"] = replace(mask, pixels=255 - mask.pixels) if body.inpainting_mask_invert else mask
-    if body.resize_mode == 1 and request.crop is None and request.width and request.height:
-        size = (request.width, request.height)
-        return {name: _cropped(picture, size) for name, picture in found.items()}
-    return found
+    request, found = asked.request, dict[str, Decoded]()
+    if isinstance(body, Img2Img):
+        found["image"] = load_picture(sent["image"])
+        if "mask" in sent:
+            mask = load_mask(sent["mask"])
+            found["mask"] = replace(mask, pixels=255 - mask.pixels) if body.inpainting_mask_invert else mask
+        if body.resize_mode == 1 and request.crop is None and request.width and request.height:
+            size = (request.width, request.height)
+            found = {name: _cropped(picture, size) for name, picture in found.items()}
+    if asked.controls is None:
+        return {**found}
+    files = [sent[place] for place, _, _ in asked.controls.images]
+    return {**found, "control": control_pictures(asked.controls, files, (request.width, request.height))}
 
 
 def _cropped(picture: Decoded, size: tuple[int, int]) -> Decoded:

@@ -512,6 +512,31 @@ def refused(command):
 
 
 @pytest.fixture(scope="session")
+def controlnet(shared, checkpoint):
+    """`controlnet(family, seed)`: the folder of a tiny ControlNet whose residuals aren't zero. Don't change it."""
+
+    def make(family, seed=0):
+        def write(folder):
+            import diffusers
+            import torch
+
+            unet = diffusers.UNet2DConditionModel.from_pretrained(checkpoint(family) / "unet", local_files_only=True)
+            net = diffusers.ControlNetModel.from_unet(unet)
+            generator = torch.Generator().manual_seed(seed)
+            with torch.no_grad():
+                for name, tensor in net.named_parameters():
+                    if name.startswith("controlnet_"):  # zero, or so small that the image has no effect
+                        gain = 0.4 if "blocks" in name.partition(".")[0] or "mid" in name else 1.6
+                        spread = gain / max(1, tensor[0].numel()) ** 0.5 if tensor.ndim > 1 else 0.02
+                        tensor.copy_(torch.randn(tensor.shape, generator=generator) * spread)
+            net.save_pretrained(folder)
+
+        return shared(f"{family}-controlnet-{seed}", write)
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def ip_adapter(shared, checkpoint):
     """`ip_adapter(family, kind)`: the file of a tiny IP-Adapter in the published layout, beside its image encoder.
 

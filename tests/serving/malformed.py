@@ -74,6 +74,12 @@ def fields(chance: random.Random, path: str) -> dict[str, object]:
         found["init_images"] = [text_of(chance)]
     if "jobs" in path and chance.random() < 0.4:
         found["image"] = text_of(chance)
+    if chance.random() < 0.2:
+        found["control"] = chance.choice((text_of(chance), [text_of(chance) for _ in range(chance.randrange(3))]))
+        found["style"] = text_of(chance)
+    if "sdapi" in path and chance.random() < 0.3:
+        unit = {"image": text_of(chance), chance.choice(words()): chance.choice(VALUES)}
+        found["alwayson_scripts"] = {"controlnet": {"args": [chance.choice((unit, unit, *VALUES))]}}
     for _ in range(chance.randrange(4)):
         name = (
             chance.choice(words())
@@ -155,7 +161,9 @@ def form(chance: random.Random, path: str) -> tuple[str, bytes]:
                 ('; filename="a.png"', '; filename="../../x"', '; filename="', "; filename*=UTF-8''%ff")
             )
         parts.append(f"{head}\r\n\r\n{value}".encode("utf-8", "replace"))
-    for name in chance.sample(("image", "image[]", "mask", "init_image", "mask_image"), chance.randrange(3)):
+    for name in chance.sample(
+        ("image", "image[]", "mask", "init_image", "mask_image", "control[]", "style"), chance.randrange(3)
+    ):
         head = f'Content-Disposition: form-data; name="{name}"; filename="a.png"\r\nContent-Type: image/png\r\n\r\n'
         parts.append(head.encode() + chance.choice(pictures()))
     kind = chance.randrange(9)

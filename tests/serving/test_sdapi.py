@@ -137,7 +137,7 @@ def test_images_are_decoded_last():
     def read(**fields):
         body = Img2Img.model_validate(fields)
         asked = translated(body)
-        return asked.request, pictures(body, asked.request, sent_files(body))
+        return asked.request, pictures(body, asked, sent_files(body))
 
     picture = text_of(photo())
     tall = {"init_images": [f"data:image/png;base64,{picture}"], "resize_mode": 1, "width": 64, "height": 128}
