@@ -193,6 +193,11 @@ def _write(path: Path, line: Begun | TimedProfile | TunedPicture) -> None:
     try:
         with path.open("ab", buffering=0) as file:
             size = file.tell()
+            if size + len(data) > STATE_BYTES:
+                raise LatentcError(
+                    f"{path} would be larger than {STATE_BYTES >> 20} MiB, and could not be read again. Use fewer "
+                    "--pictures, with another name with --output."
+                )
             try:
                 while data:
                     data = data[file.write(data) :]

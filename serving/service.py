@@ -84,7 +84,7 @@ class Service:
     """Held while an image is checked."""
 
     def __post_init__(self) -> None:
-        self.decode = Decoder(self.limits.image_pixels)
+        self.decode = Decoder(self.limits.image_pixels, self.limits.queue)
 
     def start(self) -> None:
         """Start the queues, each with a first image: until they are done, the server isn't ready. Of models that are

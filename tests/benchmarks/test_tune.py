@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from latentc.benchmarks import tuned
 from latentc.benchmarks.tune import drawn, tune
 from latentc.benchmarks.tune_page import preset_text, tuned_page, verdict
 from latentc.benchmarks.tune_plan import APART, TIMED_STEPS, Tuning, candidates_of, sets_of
@@ -377,3 +378,13 @@ def test_a_damaged_image_is_named(bundle, plan, fake, state):
     state.write_text(state.read_text().replace(best[0].png, "AAAA"))
     with pytest.raises(LatentcError, match="An image of fine, 20 steps is damaged"):
         tune(bundle("sd1"), plan(floor=Floor(40.0)), state, tools=fake())
+
+
+def test_a_file_that_could_not_be_read_again_is_not_written(bundle, plan, fake, state, monkeypatch):
+    opened = bundle("sd1")
+    monkeypatch.setattr(tuned, "STATE_BYTES", 4000)
+    with pytest.raises(LatentcError, match="would be larger than .* Use fewer --pictures"):
+        tune(opened, plan(), state, tools=fake())
+    assert state.stat().st_size <= 4000
+    monkeypatch.undo()
+    tune(opened, plan(), state, tools=fake())

@@ -1,5 +1,6 @@
 """Images that clients send: too many pixels are refused by the header, and decoding delays no other answer."""
 
+import asyncio
 import base64
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
@@ -11,7 +12,8 @@ from PIL import Image, ImageFile
 from PIL.PngImagePlugin import PngInfo
 
 from latentc.pipelines.picture import load_clear
-from latentc.serving.decoding import DECODERS
+from latentc.serving.decoding import DECODERS, Decoder
+from latentc.serving.errors import ApiError
 from latentc.serving.limits import Limits
 from latentc.serving.service import serve
 
@@ -130,3 +132,20 @@ def test_decoding_delays_no_other_answer(http, monkeypatch):
             go.set()
         assert {one.result().status_code for one in sent} == {200}
     assert most == [DECODERS]
+
+
+def test_images_that_wait_to_be_decoded_are_limited():
+    """A third call is refused at once; once the others have ended, the next one is made."""
+
+    async def called():
+        decoder, going = Decoder(100, 2), Event()
+        first = [asyncio.ensure_future(decoder(lambda: going.wait(60), {})) for _ in range(2)]
+        await asyncio.sleep(0)
+        with pytest.raises(ApiError, match="Images of 2 requests are being decoded") as refused:
+            await decoder(bool, {})
+        going.set()
+        assert await asyncio.gather(*first) == [True, True]
+        assert await decoder(lambda: 1, {}) == 1
+        return refused.value.status
+
+    assert asyncio.run(called()) == 429
