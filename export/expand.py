@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from ..core.errors import CheckpointError
-
 if TYPE_CHECKING:
     import onnx_ir as ir
 
@@ -79,15 +77,25 @@ def _group_norm(add: _Nodes) -> list[Any]:
     return [_normed(add, add.inputs[0])]
 
 
+def _of_four_axes(add: _Nodes, skip: Any, *, last: bool) -> Any:
+    """A skip whose number of axes the graph doesn't say, two or four, with four of them."""
+    sides, end = add("Shape", skip), np.iinfo(np.int64).max
+
+    def cut(start: int, stop: int) -> Any:
+        return add("Slice", sides, *(add.constant(np.array([one], np.int64)) for one in (start, stop)))
+
+    before, middle, after = (cut(0, 1), cut(1, -1), [cut(-1, end)]) if last else (cut(0, 2), cut(2, end), [])
+    ones = add.constant(np.ones(2, np.int64))
+    missing = add("Slice", ones, add("Shape", middle), add.constant(np.array([2], np.int64)))
+    return add("Reshape", skip, add("Concat", before, missing, middle, *after, axis=0))
+
+
 def _skip_group_norm(add: _Nodes) -> list[Any]:
     sample, _, _, skip, bias, *_ = add.inputs
     last = bool(add.given.get("channels_last", 1))
     if skip.shape is None:
-        raise CheckpointError(
-            f"The graph does not say how many axes {skip.name} has, which a SkipGroupNorm adds. Infer its shapes, such "
-            "as by onnx.shape_inference.infer_shapes, and adopt it again."
-        )
-    if len(skip.shape) == 2:
+        skip = _of_four_axes(add, skip, last=last)
+    elif len(skip.shape) == 2:
         skip = add.reshape(skip, 0, 1, 1, -1) if last else add.reshape(skip, 0, -1, 1, 1)
     if bias is not None and not last:
         bias = add.reshape(bias, -1, 1, 1)

@@ -4,6 +4,8 @@ ONNX Runtime's CPU provider runs what its CUDA provider does, with the host's me
 """
 
 import json
+import os
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -285,17 +287,19 @@ def test_tensorrt_for_rtx_builds_the_graph_in_f16(bundle, tmp_path):
 
 def test_the_key_says_where_the_step_is_taken(pipelines, tmp_path, latentc):
     pipeline, _ = pipelines("scenes")
-    path = tmp_path / "mine.toml"
+    path, folder = tmp_path / "mine.toml", tmp_path / "scenes.bundle"
+    shutil.copytree(pipeline.bundle.folder, folder, copy_function=os.link)
     text = 'title = "mine"\nruntime = "onnxruntime"\nloop = "device"\n[options]\nenable_mem_pattern = false\n'
     path.write_text(text)
 
     def rows():
-        said = json.loads(latentc("why", pipeline.bundle.folder, "--profile", path, "--json").stdout)
+        said = json.loads(latentc("why", folder, "--profile", path, "--json").stdout)
         return {row["part"]: row for row in said}
 
     assert rows()["unet"]["hit"]
     path.write_text(text.replace("loop", "# loop"))
     assert rows()["text_encoder"]["hit"], "only the denoiser differs"
+    shutil.rmtree(folder / "engines" / rows()["unet"]["engine"], ignore_errors=True)  # another test's
     assert rows()["unet"]["differences"] == {"loop": [1, None]}
 
 

@@ -125,7 +125,7 @@ def test_both_sides_of_each_pair_differ_in_what_is_built(name, exported):
             one for one in pairs_of(profile) if one.options.get(switch, False) != profile.options.get(switch, False)
         ]
         assert len(flipped) == 1, "CUDA graphs on and off"
-    if profile.device not in ("NPU", "QNN"):
+    if profile.device not in ("NPU", "QNN") and not runtime(profile.runtime).facts.page:
         assert pairs_of(profile)
 
 
@@ -190,7 +190,7 @@ def test_each_profile_that_is_not_tried_has_its_reason_in_the_archive(tmp_path, 
     probe.probe(found, output, minutes=0, on_progress=quiet, only=["machine"], left_out=left_out)
     with zipfile.ZipFile(output) as archive:
         kept = json.loads(archive.read("not-tried.json"))
-    assert kept == left_out
+    assert kept == {name: why.replace(sys.prefix, "PYTHON") for name, why in left_out.items()}
     assert "| mi300x | This machine has no gfx942. |" in outcomes(output)[1]
     probe.probe([ORT], output, minutes=0, on_progress=quiet, only=["machine"])
     assert "| h100 | It is not among the profiles that were requested" in outcomes(output)[1].replace("\\", "")

@@ -62,8 +62,15 @@ def norm(sample, scale, bias, groups, epsilon, activation):
 
 @pytest.mark.parametrize("last", [1, 0])
 @pytest.mark.parametrize("activation", [0, 1])
-@pytest.mark.parametrize(("skip", "bias"), [(None, False), ((2, 4, 6, 8), True), ((2, 1, 1, 8), False), ((2, 8), True)])
-def test_norms_are_what_the_documentation_says(tmp_path, skip, bias, activation, last):
+@pytest.mark.parametrize(
+    ("skip", "bias", "said"),
+    [
+        (None, False, True), ((2, 4, 6, 8), True, True), ((2, 1, 1, 8), False, True), ((2, 8), True, True),
+        ((2, 4, 6, 8), False, False), ((2, 1, 1, 8), True, False), ((2, 8), False, False),
+    ],
+)  # fmt: skip
+def test_norms_are_what_the_documentation_says(tmp_path, skip, bias, said, activation, last):
+    """Also for a skip whose shape the graph does not say."""
     rng = np.random.default_rng(4)
     arrays = {"x": (2, 4, 6, 8), "scale": (8,), "bias": (8,)}
     arrays |= {} if skip is None else {"skip": skip, **({"more": (8,)} if bias else {})}
@@ -78,12 +85,16 @@ def test_norms_are_what_the_documentation_says(tmp_path, skip, bias, activation,
         feeds = {name: one.transpose(0, 3, 1, 2).copy() if one.ndim == 4 else one for name, one in feeds.items()}
     kind = ir.TensorType(ir.DataType.FLOAT)
     inputs = [ir.Value(name=name, shape=ir.Shape(one.shape), type=kind) for name, one in feeds.items()]
+    nodes, takes = [], [*inputs]
+    if not said:
+        nodes = [ir.node("Identity", [inputs[3]])]
+        nodes[0].outputs[0].name, takes[3] = "same", nodes[0].outputs[0]
     chosen = {"activation": activation, "groups": 4, "epsilon": 1e-3, **({} if last else {"channels_last": 0})}
     op, count = ("GroupNorm", 1) if skip is None else ("SkipGroupNorm", 2)
-    node = ir.node(op, inputs, chosen, domain="com.microsoft", num_outputs=count)
+    node = ir.node(op, takes, chosen, domain="com.microsoft", num_outputs=count)
     for index, value in enumerate(node.outputs):
         value.name, value.type = f"y{index}", kind
-    graph = ir.Graph(inputs, node.outputs, nodes=[node], opset_imports={"": 18, "com.microsoft": 1}, name="g")
+    graph = ir.Graph(inputs, node.outputs, nodes=[*nodes, node], opset_imports={"": 18, "com.microsoft": 1}, name="g")
     model = ir.Model(graph, ir_version=8)
     assert expand(model) == (op,)
     for one, right in zip(run(model, feeds, tmp_path / "x.onnx"), wanted, strict=False):

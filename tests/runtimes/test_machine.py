@@ -212,7 +212,7 @@ def test_without_any_library_each_says_what_to_install():
         [sys.executable, "-W", "error", "-c", BARE], capture_output=True, text=True, check=False, timeout=600
     )
     assert done.returncode == 0, done.stderr
-    openvino, onnxruntime, iree, migraphx, tensorrt, rtx, torch, null = done.stdout.splitlines()
+    openvino, onnxruntime, web, iree, migraphx, tensorrt, rtx, torch, null = done.stdout.splitlines()
     assert "apt install migraphx" in migraphx
     assert 'constraints.txt ".[iree]"' in iree
     assert 'constraints.txt ".[tensorrt]"' in tensorrt
@@ -220,6 +220,7 @@ def test_without_any_library_each_says_what_to_install():
     assert 'constraints.txt ".[openvino]"' in openvino
     assert 'constraints.txt ".[onnxruntime]"' in onnxruntime
     assert 'constraints.txt ".[export]"' in torch
+    assert "Chromium" in web or "npm pack onnxruntime-web" in web or web.endswith("True None")
     assert null == "null True None"
 
 

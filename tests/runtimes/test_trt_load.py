@@ -468,6 +468,8 @@ def test_compiled_code_is_kept_by_gpu_and_driver_outside_the_bundle(load, tmp_pa
     assert cache.read_bytes() == b"one code"
     assert called(b"") == b"one code"
     cache.write_bytes(b"code of another version")
+    with pytest.raises(CompileError, match="refuses the code that was compiled .* It was removed: run again"):
+        load(compiles=True)
     assert called(b"one other code") == b""
     assert cache.read_bytes() == b"one other code"
     brought.mkdir()

@@ -138,7 +138,8 @@ def unit(image, **more):
     return webuiapi.ControlNetUnit(image=Image.fromarray(image), **more)
 
 
-HUT = {"prompt": "a hut", "seed": 7, "cfg_scale": 5, "width": 64, "height": 64, "steps": 4}
+HUT = {"prompt": "a hut", "seed": 7, "cfg_scale": 5, "width": 64, "height": 64, "steps": 4, "alwayson_scripts": {}}
+"""Without scripts of its own, the client adds units to a default that all later calls share."""
 
 
 def test_units_of_the_web_uis_client(webui, pipeline):

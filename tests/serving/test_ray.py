@@ -117,6 +117,6 @@ def test_more_actors_while_jobs_wait(replicas):
 
 def test_what_a_cluster_lacks(cluster):
     assert cluster.lacks([{"num_cpus": 0.5}] * 2) is None
-    with pytest.raises(ProfileError, match=r"room for 0 of 4 replicas: no node has 1000 CPUs left"):
+    with pytest.raises(ProfileError, match=r"nodes for 0 of 4 replicas: no node has 1000 CPUs left"):
         cluster.lacks([{"num_cpus": 1000}] * 4)
     assert cluster.threads(64) == 1
