@@ -72,9 +72,7 @@ def test_room_is_counted_on_single_nodes(made):
         "note: Ray has nodes for 2 of 3 replicas: no node has 3 CPUs and 1.00 GB of memory left for another one. Set a "
         "smaller number of --threads or --ray-gpus, or add nodes: the server waits 10 minutes for them."
     )
-    with pytest.raises(
-        ProfileError, match=r"nodes for 0 of 1 replica: no node has 8 GPUs left .* fewer replicas"
-    ):
+    with pytest.raises(ProfileError, match=r"nodes for 0 of 1 replica: no node has 8 GPUs left .* fewer replicas"):
         made(ray.LOCAL, four).lacks([{"num_gpus": 8}])
 
 
