@@ -137,17 +137,18 @@ class Browser:
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         self._thread.start()
-        self._profile = tempfile.mkdtemp(prefix="latentc-chromium-")
-        self._complaints = tempfile.TemporaryFile()  # noqa: SIM115  closed by `close`
+        self._profile = Path(tempfile.mkdtemp(prefix="latentc-chromium-"))
+        self._complaints = self._profile / "stderr"
         self._process: subprocess.Popen[bytes] | None = None
         sandbox = ("--no-sandbox",) if hasattr(os, "geteuid") and os.geteuid() == 0 else ()  # it refuses root otherwise
         own = shlex.split(os.environ.get(FLAGS, ""))
         address = f"http://127.0.0.1:{self._server.server_port}{self._base}{start}"
         command = [path, *ALWAYS, *sandbox, *own, f"--user-data-dir={self._profile}", address]
         try:
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self._complaints
-            )
+            with self._complaints.open("wb") as complaints:
+                self._process = subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=complaints
+                )
         except OSError as exc:
             self.close()
             raise RuntimeMissing(
@@ -185,8 +186,7 @@ class Browser:
             raise BrowserFailed("the page stopped answering; its memory may have run out")
 
     def _last_words(self) -> str:
-        self._complaints.seek(0)
-        lines = [line.strip() for line in self._complaints.read().decode(errors="replace").splitlines()]
+        lines = [line.strip() for line in self._complaints.read_text("utf-8", "replace").splitlines()]
         said = [line for line in lines if line and "dbus" not in line]  # a desktop's bus is not needed
         return f": {said[-1][:300]}" if said else ""
 
@@ -200,8 +200,7 @@ class Browser:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        if not self._complaints.closed:
-            self._complaints.close()
+        if self._thread.is_alive():
             self._orders.put(b"")  # a request that waits for one ends
             self._server.shutdown()
             self._server.server_close()
@@ -263,7 +262,7 @@ class Browser:
                         with content.open("rb") as file:
                             shutil.copyfileobj(file, self.wfile, 1 << 20)
 
-            def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  the library's name
+            def log_message(self, *_args: Any, **_more: Any) -> None:
                 """Nothing: it would go to standard error."""
 
         return Handler

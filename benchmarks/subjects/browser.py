@@ -32,7 +32,7 @@ FIELDS = ("prompt", "negative_prompt", "width", "height", "steps", "guidance", "
 CLI = "benchmarks.subjects.latentc_cli"
 THREADS = "threads"
 LEAVES_OUT = (
-    "Building: `build_seconds` and `engine_bytes` are those of the page, which is packaged anew for each run.",
+    "Building: `build_seconds` and `engine_bytes` are those of the page, which is packaged for each run.",
     "Loading starts Chromium, and fetches the page from a server on this machine.",
     "Memory: pages that Chromium's processes share are counted in each of them.",
 )

@@ -5,6 +5,7 @@ python draw_with_optimum.py BUNDLE REQUEST.json NOISE.npy IMAGE.npy
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,8 +15,7 @@ from optimum.onnxruntime import ORTDiffusionPipeline
 def main(bundle, request, noise, image):
     pipeline = ORTDiffusionPipeline.from_pretrained(bundle, provider="CPUExecutionProvider", local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
-    with open(request, encoding="utf-8") as file:  # noqa: PTH123  a program of its own
-        fields = json.load(file)
+    fields = json.loads(Path(request).read_text(encoding="utf-8"))
     found = pipeline(**fields, latents=torch.from_numpy(np.load(noise)), output_type="np").images
     np.save(image, np.asarray(found))
 
