@@ -23,7 +23,7 @@ ROUNDING = 1e-4
 
 
 def step_factors(walk: Walk) -> NDArray[np.float32] | str:
-    """`core.looped.FACTORS` of each call of a walk, [calls, 6]; or why there are none, as a clause.
+    """`core.looped.FACTORS` of each call of a walk, float32 [calls, `COUNT`]; or why there are none, as a clause.
 
     A step may use the latents and outputs of its own call and of four before, as most deterministic schedulers do. The
     walk's own schedule keeps its history.
