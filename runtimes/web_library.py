@@ -61,11 +61,11 @@ def why_not_installed() -> str | None:
     if installed() is not None:
         return None
     if named := os.environ.get(PLACE):
-        return f"{PLACE} names {named}, which does not exist. {_advice('set it to')}"
+        return f"{PLACE} names {named}, which does not exist. {_advice()}"
     place = shlex.quote(str(_place()))
     return (
         f"{NAME} {VERSION} is not installed. Install it with: mkdir -p {place} && npm pack {NAME}@{VERSION} "
-        f"--pack-destination {place}"
+        f"--pack-destination {place}."
     )
 
 
@@ -100,8 +100,8 @@ def library_files(source: Path | None, on_progress: Progress) -> dict[str, bytes
     return found
 
 
-def _advice(use: str = "pass with --onnxruntime-web") -> str:
-    return f"Run `npm pack {NAME}@{VERSION}`, and {use} the archive that it writes."
+def _advice() -> str:
+    return f"Run `npm pack {NAME}@{VERSION}`, and set {PLACE}, or --onnxruntime-web of `package`, to what it writes."
 
 
 def _unpacked(archive: bytes, where: str) -> dict[str, bytes]:
