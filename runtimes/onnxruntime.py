@@ -23,6 +23,7 @@ import numpy as np
 
 from ..core.engine import Engine
 from ..core.errors import BundleError, CompileError, ProfileError, RuntimeMissing
+from ..core.external import map_values
 from ..core.files import sha256_json
 from ..core.graph_rules import MICROSOFT, check_engine_graph
 from ..core.install import install
@@ -166,6 +167,7 @@ class ONNXRuntime(Runtime):
 
     facts = Facts(
         title="ONNX Runtime",
+        revision=2,
         variables=("ORT_",),
         devices=tuple(PROVIDERS),
         options=OPTIONS,
@@ -283,6 +285,7 @@ class ONNXRuntime(Runtime):
 
     def compile(self, job: Job, out: Path, on_progress: Progress) -> None:
         """Optimize and write; for devices other than the CPU, write and call once. Memory peaks at about the weights.
+        A graph that is not optimized is written as it is, with its weights in the type in which they are stored.
 
         Raises `CompileError` where the device leaves work to the CPU.
         """
@@ -292,7 +295,10 @@ class ONNXRuntime(Runtime):
         chosen = settings(target, out / CACHE)
         advice = f"Check that {out.parent} has space left, or try opset = 18 in the profile."
         with border(CompileError, f"ONNX Runtime refuses {job.part} on {target.device}", advice):
-            if target.device == "CPU":
+            if target.device == "CPU" and target.options.get(LEVEL) == "off":
+                on_progress(f"{job.part}: write", None)
+                _write(job, out)  # ONNX Runtime would reorder it, and load casts of most weights long before their use
+            elif target.device == "CPU":
                 on_progress(f"{job.part}: optimize", None)
                 options.optimized_model_filepath = str(out / GRAPH)
                 options.add_session_config_entry(UNPACKED, "1")  # packed copies aren't written, and take as much again
@@ -440,6 +446,7 @@ def _write(job: Job, out: Path) -> None:
     shape = None if job.target.shape is None else {name: list(sides) for name, sides in job.target.shape.items()}
     key = sha256_json([job.digest, job.target.precision, shape])
     model.metadata_props["COREML_CACHE_KEY"] = key[:40]
+    map_values(model)
     library.save(model, out / GRAPH, external_data=DATA, size_threshold_bytes=INLINE_BYTES)
 
 
