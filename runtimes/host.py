@@ -140,7 +140,8 @@ class HostEngine:
             yield _InTurn(call, self._lock, self._open)
         finally:
             with self._lock:
-                self._idle.append(call)
+                if self._call is not None:  # not closed meanwhile
+                    self._idle.append(call)
 
     def bind(self, feeds: Mapping[str, Array]) -> Run:
         """See `Engine.bind`. The arrays are copied, and marked as `Bound` for runtimes that keep them on a device."""
@@ -170,7 +171,7 @@ class HostEngine:
                     last.callback(self._release)
                 for chain in self._chains:
                     last.callback(chain.release)
-                self._release, self._chains = None, []
+                self._release, self._chained, self._chains, self._idle = None, None, [], []
 
 
 class _InTurn:

@@ -1,11 +1,13 @@
 """ONNX Runtime on the CPU: its precisions and options, and what it writes and loads."""
 
+import gc
 import shutil
+import weakref
 
 import numpy as np
 import pytest
 
-from latentc.core.errors import CompileError, ProfileError
+from latentc.core.errors import CompileError, ProfileError, RuntimeMissing
 from latentc.runtimes import onnxruntime as module
 from latentc.runtimes.base import files_in
 
@@ -52,6 +54,30 @@ def test_a_precision_that_it_only_casts_to_is_refused(case, tmp_path):
 def test_options_that_it_refuses(case, options, message):
     with pytest.raises(ProfileError, match=message):
         case.adapter.check(options)
+
+
+def test_a_closed_engine_frees_its_session(case, tmp_path, monkeypatch):
+    """A generator that waits for the decoder still has the denoiser's engine, and what it bound."""
+    sessions, opened = [], module.open_session
+
+    def remembered(*given):
+        session = opened(*given)
+        sessions.append(weakref.ref(session))
+        return session
+
+    monkeypatch.setattr(module, "open_session", remembered)
+    target = case.compile(tmp_path / "out")
+    sessions.clear()
+    engine = case.adapter.load(tmp_path / "out", target, files_in(tmp_path / "out"))
+    feeds = case.feeds(1, 8, 8)
+    bound = engine.bind({name: feeds.pop(name) for name in tuple(feeds)[:1]})
+    bound(feeds)
+    with engine.chain(case.feeds(1, 8, 8), {}):
+        engine.close()
+    gc.collect()
+    assert [one() for one in sessions] == [None]
+    with pytest.raises(RuntimeMissing, match="closed"):
+        bound(feeds)
 
 
 @pytest.mark.parametrize("level", ["off", "basic", "extended", "layout", "all"])
