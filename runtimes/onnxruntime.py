@@ -157,6 +157,8 @@ UNFOLDED: Mapping[str, Any] = {"stores": True, "per_weight": 1.1, "build_per_wei
 """Costs of a graph that isn't optimized: its weights stay as narrow as they are stored, and each is cast to f32 where
 it is used.
 """
+UNFUSED_VALUES = 2.2
+"""`per_value` of such a graph at least: norms are several operators, so that more values are alive."""
 
 KINDS = {"NVIDIA": ("cuda",), "AMD": ("hip",)}
 """What the GPUs of a vendor are also called."""
@@ -281,7 +283,9 @@ class ONNXRuntime(Runtime):
         if device != "CPU":
             return None
         costs = CPU_COSTS if free and not options.get(PATTERN, True) else replace(CPU_COSTS, per_value=HUNGRY)
-        return replace(costs, **UNFOLDED) if options.get(LEVEL) == "off" else costs
+        if options.get(LEVEL) != "off":
+            return costs
+        return replace(costs, per_value=max(costs.per_value, UNFUSED_VALUES), **UNFOLDED)
 
     def compile(self, job: Job, out: Path, on_progress: Progress) -> None:
         """Optimize and write; for devices other than the CPU, write and call once. Memory peaks at about the weights.
