@@ -31,6 +31,7 @@ from latentc.profiles import load_profile
 from latentc.sampling.host import latent_shape, load_host
 
 from .images import asked_of
+from .runtimes.migraphx_operators import undocumented
 
 ONNXRUNTIME = load_profile("cpu-onnxruntime")
 PIPELINES = {"sd1": "StableDiffusionControlNetPipeline", "sdxl": "StableDiffusionXLControlNetPipeline"}
@@ -360,3 +361,8 @@ def test_a_benchmark_shows_the_images_to_the_controlnets(controlled, tmp_path):
         wanted = pipeline(asked, control=paths).images[0]
         assert (pipeline(asked, control=[255 - edges(index) for index in range(len(paths))]).images[0] != wanted).any()
     assert (np.asarray(Image.open(tmp_path / row.pictures[0])) == wanted).all()
+
+
+@pytest.mark.slow
+def test_migraphx_documents_every_operator(controlled):
+    assert not undocumented(controlled("sd1"))

@@ -29,6 +29,7 @@ from latentc.sampling.host import latent_shape
 from latentc.sampling.image import for_encoder
 
 from .images import asked_of
+from .runtimes.migraphx_operators import undocumented
 
 ONNXRUNTIME = load_profile("cpu-onnxruntime")
 REQUEST = Request(
@@ -287,3 +288,8 @@ def test_a_benchmark_shows_the_style_image(styled, tmp_path):
         other = row.request.model_copy(update={"style_sha256": None})
         assert (pipeline(other, style=picture(1)).images[0] != wanted).any()
     assert (np.asarray(Image.open(tmp_path / row.pictures[0])) == wanted).all()
+
+
+@pytest.mark.slow
+def test_migraphx_documents_every_operator(styled):
+    assert not undocumented(styled("sd1", "plus"))

@@ -21,6 +21,7 @@ from latentc.profiles import load_profile
 from latentc.sampling.host import latent_shape
 
 from .images import asked_of
+from .runtimes.migraphx_operators import undocumented
 from .test_controlnet import edges
 
 ONNXRUNTIME = load_profile("cpu-onnxruntime")
@@ -237,3 +238,8 @@ def test_an_image_keeps_its_settings(adapted, tmp_path):
             pipeline(REQUEST.model_copy(update={"guess_mode": True}), control=edges())
         with pytest.raises(RequestError, match="multiples? of 16"):
             pipeline(REQUEST.model_copy(update={"width": 136}), control=edges())
+
+
+@pytest.mark.slow
+def test_migraphx_documents_every_operator(adapted):
+    assert not undocumented(adapted("sd1"))

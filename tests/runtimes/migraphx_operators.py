@@ -5,7 +5,7 @@ test_migraphx_operators.py compares it with the page.
 """
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import onnx_ir as ir
@@ -63,10 +63,12 @@ EXPANDED = {
 """Operators of opset 23 that an export has, and what the lowering to opset 18 makes of them."""
 
 
-def operators(bundle: Bundle, precision: str) -> dict[str, set[str]]:
+def operators(bundle: Bundle, precision: str, without: Collection[str] = ()) -> dict[str, set[str]]:
     """The operators that MIGraphX gets, by part: at fixed sizes, in f32, or in the types of the profile for f16."""
     adapter, profile, found = runtime("migraphx"), load_profile("mi300x-mxr"), {}
     for name, part in bundle.manifest.parts.items():
+        if name in without:
+            continue
         setting = sizes(bundle.manifest.model, part.role, Setting(*bundle.manifest.model.own_size))
         shape = {tensor.name: shape_of(tensor.shape, setting) for tensor in part.inputs}
         chosen = choices(profile, name, part.role, ("f32", "f16"))[0] if precision == "f16" else "f32"
@@ -75,6 +77,12 @@ def operators(bundle: Bundle, precision: str) -> dict[str, set[str]]:
         with lowered(bundle.graph(name), name, adapter.facts.newest_opset, shape, passes) as path:
             found[name] = {node.op_type for node in ir.load(path).graph}
     return found
+
+
+def undocumented(bundle: Bundle) -> set[str]:
+    """Operators in f16 of what an adapter changes or adds that MIGraphX does not document."""
+    usual = ("text_encoder", "vae_encoder", "vae_decoder")
+    return set().union(*operators(bundle, "f16", usual).values()) - DOCUMENTED
 
 
 def exported(bundle: Bundle) -> set[str]:

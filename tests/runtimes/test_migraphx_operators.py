@@ -31,7 +31,7 @@ def test_the_page_names_its_source_and_every_limit():
 
 
 @pytest.mark.parametrize(
-    "family", ["sd1", *(pytest.param(one, marks=pytest.mark.slow) for one in ("sd2", "sdxl", "sd3", "sd35m"))]
+    "family", ["sd1", *(pytest.param(one, marks=pytest.mark.slow) for one in ("sd2", "sdxl", "sd3", "sd35m", "svd"))]
 )
 @pytest.mark.parametrize("precision", ["f32", "f16"])
 def test_every_operator_of_a_family_is_documented(exported, family, precision):
