@@ -177,6 +177,7 @@ class ONNXRuntime(Runtime):
         typed=True,
         sums_in_a_row=frozenset({"CPU"}),
         sums_in_f32=frozenset({"CPU", "CUDA", "QNN", "QNN-simulator", "WebGPU"}),
+        whole_norms=frozenset({"QNN", "QNN-simulator"}),
         chains=frozenset(name for name, one in PROVIDERS.items() if one.memory or name == "CPU"),
         lacks={"CUDA": frozenset({"ArgMax", "Attention", "GroupNormalization"})},
     )
