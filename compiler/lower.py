@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -56,6 +57,7 @@ def needed_passes(adapter: Runtime, target: Target, weights: str = "f32") -> tup
         "stage": target.device in facts.sums_in_a_row,
     }
     own: dict[Pass, bool] = {
+        "whole": target.device in facts.whole_norms,
         "fold": not facts.infers_shapes,
         "widen": weights == "bf16" and not facts.reads_bf16,
         "upsample": set(target.device.split(TOGETHER)) <= facts.transposes,
@@ -82,10 +84,10 @@ def lowered(
 
     The passes: `half` computes in f16 where accuracy allows; `norms` leaves norms in f32; `fold` evaluates everything
     that follows from the shape; `widen` converts weights stored in bf16 to f32, for libraries that don't read bf16;
-    `stage` expands group norms for runtimes that sum sequentially (`core.norms`); `upsample` merges nearest upsampling
-    with the convolution behind it (`compiler.upsample`). Operators that the device `lacks`
-    kernels for are replaced by others. With `loop`, the input for the sample, guidance and the scheduler's step are
-    appended (`compiler.looped`).
+    `stage` expands group norms for runtimes that sum sequentially (`core.norms`); `whole` keeps a norm that opset 18
+    doesn't have one operator; `upsample` merges nearest upsampling with the convolution behind it
+    (`compiler.upsample`). Operators that the device `lacks` kernels for are replaced by others. With `loop`, the input
+    for the sample, guidance and the scheduler's step are appended (`compiler.looped`).
     The graph is named `name`, in a new folder inside `scratch`, or inside the system's temporary folder where `scratch`
     is None or can't be written. It is removed after the block. `weights_of` finds the weights.
 
@@ -110,7 +112,7 @@ def lowered(
     if shape is not None:
         fix_shapes(model, shape)
     if opset < model.opset_imports[""]:  # adopted graphs may have an older one, which every runtime reads
-        lower_opset(model)
+        lower_opset(model, whole="whole" in passes)
     if "fold" in passes:
         if any(path.is_file() and path.stat().st_nlink > 1 for path in graph.parent.iterdir()):
             map_values(model)  # weights with several hard links are refused: by the optimizer, and by IREE's importer
@@ -219,12 +221,16 @@ def fold(model: ir.Model) -> ir.Model:
     return model
 
 
-def lower_opset(model: ir.Model) -> ir.Model:
-    """Convert from opset 23 to 18: attention, norms and Gelu are expanded into smaller operators."""
+def lower_opset(model: ir.Model, *, whole: bool = False) -> ir.Model:
+    """Convert from opset 23 to 18: attention, norms and Gelu are expanded into smaller operators.
+
+    With `whole`, the sums of a norm are those of one operator of ONNX Runtime's: InstanceNormalization or
+    SimplifiedLayerNormalization.
+    """
     expansions: dict[str, Callable[[Tape, ir.Node], ir.Value]] = {
         "Attention": _attention,
-        "GroupNormalization": _group_norm,
-        "RMSNormalization": _rms_norm,
+        "GroupNormalization": partial(_group_norm, whole=whole),
+        "RMSNormalization": partial(_rms_norm, whole=whole),
         "Gelu": _gelu,
     }
     for node in list(model.graph):
@@ -331,10 +337,11 @@ def _attention(tape: Tape, node: ir.Node) -> ir.Value:
     return tape("MatMul", tape("Softmax", scores, axis=-1), value)
 
 
-def _group_norm(tape: Tape, node: ir.Node) -> ir.Value:
+def _group_norm(tape: Tape, node: ir.Node, *, whole: bool) -> ir.Value:
     """Each group less its mean, over its deviation, then scaled and shifted by channel; always in f32.
 
-    InstanceNormalization would do the same in one operator, but IREE 3.13 gives NaN for it where sizes are free.
+    InstanceNormalization does the first two in one operator (`whole`), but IREE 3.13 gives NaN for it where sizes are
+    free.
     """
     sample, scale, bias = node.inputs
     groups = int(_attribute(node, "num_groups", 0))
@@ -342,27 +349,33 @@ def _group_norm(tape: Tape, node: ir.Node) -> ir.Value:
         raise _refuse(node, "has a sample of unknown rank")
     tape.wide = True
     grouped = tape("Reshape", sample, tape.constant([0, groups, -1]))
-    centred = tape("Sub", grouped, tape("ReduceMean", grouped, tape.constant([2])))
-    variance = tape("ReduceMean", tape("Mul", centred, centred), tape.constant([2]))
-    epsilon = tape.constant(float(_attribute(node, "epsilon", 1e-5)))
-    normal = tape("Div", centred, tape("Sqrt", tape("Add", variance, epsilon)))
+    epsilon = float(_attribute(node, "epsilon", 1e-5))
+    if whole:
+        ones, zeros = tape.constant([1.0] * groups), tape.constant([0.0] * groups)
+        normal = tape("InstanceNormalization", grouped, ones, zeros, epsilon=epsilon)
+    else:
+        centred = tape("Sub", grouped, tape("ReduceMean", grouped, tape.constant([2])))
+        variance = tape("ReduceMean", tape("Mul", centred, centred), tape.constant([2]))
+        normal = tape("Div", centred, tape("Sqrt", tape("Add", variance, tape.constant(epsilon))))
     tape.wide = tape.kept
-    whole = tape("Reshape", normal, tape("Shape", sample))
+    joined = tape("Reshape", normal, tape("Shape", sample))
     axes = tape.constant(list(range(1, len(sample.shape) - 1)))
-    scaled = tape("Mul", whole, tape("Unsqueeze", scale, axes))
+    scaled = tape("Mul", joined, tape("Unsqueeze", scale, axes))
     return tape("Add", scaled, tape("Unsqueeze", bias, axes))
 
 
-def _rms_norm(tape: Tape, node: ir.Node) -> ir.Value:
+def _rms_norm(tape: Tape, node: ir.Node, *, whole: bool) -> ir.Value:
     """The last axis over the root of its mean square, then scaled; always in f32. Source: arXiv 1910.07467."""
     sample, scale = node.inputs
     rank = None if sample is None or sample.shape is None else len(sample.shape)
     if _attribute(node, "axis", -1) not in (-1, None if rank is None else rank - 1):
         raise _refuse(node, "covers more than the last axis")
     tape.wide = True
+    epsilon = float(_attribute(node, "epsilon", 1e-5))
+    if whole:
+        return tape("SimplifiedLayerNormalization", sample, scale, axis=-1, epsilon=epsilon)
     square = tape("ReduceMean", tape("Mul", sample, sample), tape.constant([-1]))
-    epsilon = tape.constant(float(_attribute(node, "epsilon", 1e-5)))
-    return tape("Mul", tape("Div", sample, tape("Sqrt", tape("Add", square, epsilon))), scale)
+    return tape("Mul", tape("Div", sample, tape("Sqrt", tape("Add", square, tape.constant(epsilon)))), scale)
 
 
 def _gelu(tape: Tape, node: ir.Node) -> ir.Value:

@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from .record import suggest
 
-Pass = Literal["half", "norms", "stage", "fold", "widen", "upsample"]
+Pass = Literal["half", "norms", "stage", "whole", "fold", "widen", "upsample"]
 """Passes of the lowering (`compiler.lower`), beside opset and fixed shapes."""
 
 

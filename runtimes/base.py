@@ -292,6 +292,9 @@ class Facts:
     sums_in_f32: frozenset[str] = frozenset()
     """Devices whose norms sum f16 values in f32, by the library's source or by measurement. ONNX requires it
     (`stash_type`), but not every library follows. On other devices the norms of a part in f16 are computed in f32."""
+    whole_norms: frozenset[str] = frozenset()
+    """Devices that compute f32 in f16, where squares of large values overflow, except inside one operator: norms that
+    opset 18 doesn't have are then InstanceNormalization and ONNX Runtime's SimplifiedLayerNormalization."""
     others: frozenset[str] = frozenset()
     """Operators that ONNX does not define and that it supports, such as `com.microsoft.GroupNorm`."""
     inline_numbers: int = 0

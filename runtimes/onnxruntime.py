@@ -178,7 +178,8 @@ class ONNXRuntime(Runtime):
         threads=THREADS,
         typed=True,
         sums_in_a_row=frozenset({"CPU"}),
-        sums_in_f32=frozenset({"CPU", "CUDA", "QNN", "QNN-simulator", "WebGPU"}),
+        sums_in_f32=frozenset({"CPU", "CUDA", "QNN", "QNN-simulator", "WebGPU"}),  # WebGPU: by its shaders (1.27.0)
+        whole_norms=frozenset({"QNN", "QNN-simulator"}),
         chains=frozenset(name for name, one in PROVIDERS.items() if one.memory or name == "CPU"),
         lacks={"CUDA": frozenset({"ArgMax", "Attention", "GroupNormalization"})},
     )

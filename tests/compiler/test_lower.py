@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
+from onnx.parser import parse_model
+from onnx.reference import ReferenceEvaluator
 
 from latentc.compiler.build import build
 from latentc.compiler.lower import fix_shapes, lower_opset, lowered
@@ -160,6 +162,24 @@ def test_attention_without_a_scale_takes_the_heads_width():
     expected = scores / scores.sum(-1, keepdims=True) @ query
     session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
     assert np.abs(session.run(None, {"q": query})[0] - expected).max() < 1e-6
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize(
+    "node", ["GroupNormalization<num_groups=2, epsilon=0.1>(x, scale, bias)", "RMSNormalization<epsilon=0.1>(x, scale)"]
+)
+def test_norms_are_the_same_in_small_operators_and_in_one(node, whole):
+    import onnxruntime as ort
+
+    numbers = "{0.5, 1, 1.5, 2}"
+    text = f"""<ir_version: 10, opset_import: ["": 23]> norm (float[2, 4, 3, 4] x) => (float[2, 4, 3, 4] y)
+        <float[4] scale = {numbers}, float[4] bias = {numbers}> {{ y = {node} }}"""
+    x = np.random.default_rng(0).normal(0.2, 0.1, (2, 4, 3, 4)).astype(np.float32)
+    (expected,) = ReferenceEvaluator(parse_model(text)).run(None, {"x": x})
+    lowered_norm = lower_opset(ir.from_onnx_text(text), whole=whole)
+    assert ("ReduceMean" in {node.op_type for node in lowered_norm.graph}) is not whole
+    session = ort.InferenceSession(ir.to_proto(lowered_norm).SerializeToString(), providers=["CPUExecutionProvider"])
+    assert np.abs(session.run(None, {"x": x})[0] - expected).max() < 1e-5
 
 
 @pytest.mark.parametrize("attributes", [{"is_causal": 1}, {"softcap": 3.0}])

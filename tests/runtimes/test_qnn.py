@@ -7,12 +7,15 @@ from dataclasses import replace
 from importlib import metadata
 
 import numpy as np
+import onnx
 import pytest
+from onnx.reference import ReferenceEvaluator
 
 from latentc.compiler.build import build
-from latentc.compiler.lower import lowered, weights_of
+from latentc.compiler.lower import lowered, needed_passes, weights_of
 from latentc.compiler.targets import job_of
 from latentc.core.errors import CompileError, ProfileError, RuntimeMissing, ShapeError
+from latentc.core.manifest import TensorInfo
 from latentc.core.progress import quiet
 from latentc.core.request import Request
 from latentc.core.tensors import psnr_db
@@ -20,7 +23,7 @@ from latentc.pipelines.pipeline import Pipeline
 from latentc.profiles import load_profile
 from latentc.profiles.profile import FOLDER
 from latentc.runtimes import Job
-from latentc.runtimes.base import files_in
+from latentc.runtimes.base import Target, files_in
 from latentc.runtimes.onnxruntime import ONNXRuntime
 
 PROFILE = load_profile("snapdragon-x-elite")
@@ -62,6 +65,45 @@ def test_the_npus_code_computes_what_it_should(compiled):
         assert np.abs(outputs[name] - wanted).max() > 0, "f16 costs something"
     with pytest.raises(ShapeError, match="this engine was built for"):
         engine.run(case.feeds(1, 8, 8))
+    engine.close()
+
+
+@simulated
+@pytest.mark.parametrize("op", ["GroupNormalization", "LayerNormalization", "RMSNormalization"])
+def test_norms_of_values_whose_squares_are_out_of_range(op, tmp_path):
+    """The NPU computes f32 in f16, where the largest square is 255 x 255. Only inside an operator it sums in f32."""
+    shape = (2, 8, 4, 8) if op == "GroupNormalization" else (2, 256)
+    channels, rows = shape[1], np.random.default_rng(0).normal(size=shape)
+    numbers = {"scale": np.linspace(0.5, 2, channels), "bias": np.linspace(-1, 1, channels)}
+    weights = [onnx.numpy_helper.from_array(array.astype(np.float32), name) for name, array in numbers.items()]
+    weights = weights[: 1 if op == "RMSNormalization" else 2]
+    own = {"num_groups": 2} if op == "GroupNormalization" else {}
+    node = onnx.helper.make_node(op, ["x", *(weight.name for weight in weights)], ["y"], epsilon=1e-5, **own)
+    edges = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name in "xy"]
+    graph = onnx.helper.make_graph([node], "norm", edges[:1], edges[1:], weights)
+    proto = onnx.helper.make_model(graph, ir_version=10, opset_imports=[onnx.helper.make_opsetid("", 23)])
+    onnx.save(proto, tmp_path / "model.onnx")
+    tensors = [(TensorInfo(name=name, dtype="float32", shape=shape),) for name in "xy"]
+    adapter, fixed, out = ONNXRuntime(), {"x": shape}, tmp_path / "engine"
+    target = Target("onnxruntime", "QNN-simulator", "f16", PROFILE.options, *tensors, shape=fixed)
+    out.mkdir()
+    with lowered(tmp_path / "model.onnx", "norm", 18, fixed, needed_passes(adapter, target)) as path:
+        adapter.compile(Job("norm", path, weights_of(path), target), out, quiet)
+    engine = adapter.load(out, target, files_in(out))
+    outlier = rows * 10
+    outlier.reshape(2, -1)[:, 7] = 20000
+    for what, x in {
+        "large": rows * 600,
+        "largest": np.clip(rows * 15000, -65000, 65000),
+        "outlier": outlier,
+        "far from zero": rows + 400,
+        "large and far from zero": rows * 600 + 10000,
+        "tiny": rows * 1e-3,
+        "the same": np.full(shape, 600.0),
+    }.items():
+        values = x.astype(np.float16).astype(np.float32)
+        (wanted,) = ReferenceEvaluator(proto).run(None, {"x": values})
+        assert psnr_db(wanted, engine.run({"x": values})["y"]) > 50, f"{what}: f16 requires 40"
     engine.close()
 
 
