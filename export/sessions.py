@@ -27,6 +27,7 @@ def unoptimized(path: Path) -> Any:
     options.add_session_config_entry("session.disable_prepacking", "1")
     # In the order of the graph, each weight is cast where it is used; by default, many are cast before that.
     options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
+    options.enable_mem_pattern = False  # from the second call of a shape on, it took 7 GB more for 3.5 Large
     options.log_severity_level = 4  # errors are raised too
     return ort.InferenceSession(str(path), options, providers=[CPU])
 
