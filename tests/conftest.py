@@ -72,7 +72,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Give each worker folders and cores of its own: waiting threads spin, and the whole took 1.7 times as long."""
+    """Give each worker folders and cores of its own: waiting threads spin, and the whole took 1.7 times as long.
+
+    Compiled modules are kept for the hundreds of processes that tests start: each would compile latentc again.
+    """
+    sys.dont_write_bytecode = False
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     config.stash[made_here] = [tempfile.mkdtemp(prefix="latentc-tests-") for _ in OWN_FOLDERS]
     os.environ.update(zip(OWN_FOLDERS, config.stash[made_here], strict=True))
     workers, worker = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1)), os.environ.get("PYTEST_XDIST_WORKER", "")
