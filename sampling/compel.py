@@ -36,6 +36,8 @@ _ATTEND = re.compile(rf"\s*\.attend\s*\(\s*(\++|-+|{_NUMBER})\s*\)")
 _SWAP = re.compile(r"\s*\.swap\s*\(")
 _JOINED = re.compile(r"\s*\)\s*\.(and|add|blend)\s*\(([^()]*)\)")
 _OPERATOR = re.compile(r'"(?:\\"|[^"\n\r])*+"|(\.(?:and|add|blend|swap|attend)|(?:use|with)Lora)\s*\(')
+_LINE = re.compile(r'([^\n\r]*(?<!\\)")?([^\n\r]*)')
+"""A line up to its last quote without a backslash, and what follows, in which no quote can begin a quoted text."""
 _ESCAPED = re.compile(r'\\{1,2}([()"])')
 """compel removes a backslash twice."""
 _OPTION = re.compile(rf"[+-]?(?:{_NUMBER})")
@@ -229,7 +231,9 @@ class _Reader:
 
     def _refuse_left(self) -> None:
         """Raise `RequestError` for an operator that would be read as text."""
-        for match in _OPERATOR.finditer(self.text):
+        # Searching the end of each quote that has none would take a time that grows as the square of the length.
+        text = _LINE.sub(lambda line: (line[1] or "") + line[2].replace('"', "'"), self.text)
+        for match in _OPERATOR.finditer(text):
             if match[1] and match.start() not in self.used and not match[1].endswith("Lora"):
                 raise RequestError(
                     f"The {self.which} has {match[1]}() where compel does not read it. .and() and .blend() take the "
