@@ -44,7 +44,7 @@ ORIGIN = "made by"
 """Key of the origin beside the outputs of a stored reference: no output has this name."""
 
 REFEREES: dict[str, dict[str, bool | int | float | str]] = {
-    "onnxruntime": {"graph_optimization_level": "off"},
+    "onnxruntime": {"graph_optimization_level": "off", "enable_mem_pattern": False},
     "openvino": {},
 }
 """Runtimes that may run the exported graph in f32 without changing it, and their options."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from ..core.shapes import Setting, all_of, filled, shape_of, sizes
 from ..core.tensors import Shape
 from ..core.wires import TIMESTEP
 from ..runtimes import Costs, Runtime, Target, runtime
-from ..runtimes.base import MEMORY
+from ..runtimes.base import MEMORY, Option
 from .cache import Artifact
 from .cases import REFEREES, needs_referee, shape_referee, stored_cases, stored_shape
 from .flops import count_flops
@@ -195,10 +195,11 @@ def _compared(engine: Priced, target: Target, *, absent: bool) -> tuple[list[Pri
     if target.shape is not None:
         at = at if all_of(at, target.shape) else filled(target.shape, at)
         if needs_referee(engine.bundle, part, target.shape):
-            referees.append(_on_cpu(engine, shape_referee(engine.bundle) or next(iter(REFEREES)), "f32", at, free=True))
+            name = shape_referee(engine.bundle) or next(iter(REFEREES))
+            referees.append(_on_cpu(engine, name, REFEREES[name], "f32", at, free=True))
     if absent:
         name = graph_referee(RECIPES[engine.precision].graph) or next(reversed(GRAPH_REFEREES))
-        referees.append(_on_cpu(engine, name, engine.precision, at, free=False))
+        referees.append(_on_cpu(engine, name, {}, engine.precision, at, free=False))
     else:
         calls = len(stored_cases(engine.bundle, part)) * (
             2 if engine.bundle.part(part).role == "denoiser" else 1
@@ -207,10 +208,18 @@ def _compared(engine: Priced, target: Target, *, absent: bool) -> tuple[list[Pri
     return referees, seconds + sum(one.build_seconds + one.call_seconds for one in referees)
 
 
-def _on_cpu(engine: Priced, name: str, precision: Precision, shape: dict[str, Shape], *, free: bool) -> Priced:
+def _on_cpu(
+    engine: Priced,
+    name: str,
+    options: Mapping[str, Option],
+    precision: Precision,
+    shape: dict[str, Shape],
+    *,
+    free: bool,
+) -> Priced:
     """A part as a referee (see `cases`) runs it on the CPU."""
     adapter = runtime(name)
-    costs = adapter.costs("CPU", {}, free=free) or Costs()
+    costs = adapter.costs("CPU", options, free=free) or Costs()
     return replace(engine, adapter=adapter, costs=costs, precision=precision, shape=shape)
 
 
