@@ -197,17 +197,14 @@ def _common(left: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def v2_common(left: dict[str, Any], *, prompted: bool = True) -> tuple[dict[str, Any], str]:
-    """Take the fields of v2beta that all routes have, and the kind of file; `prompted` is whether a prompt is needed.
-
-    Raises `ApiError`.
-    """
+def v2_common(left: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """Take the fields of v2beta that all routes have, and the kind of file. Raises `ApiError`."""
     kind = left.pop("output_format", "png")
     if kind not in TYPES:
         raise ApiError(400, f"output_format is {kind[:80]!a}. Use one of: {', '.join(TYPES)}.", param="output_format")
-    if prompted and not left.get("prompt"):
+    if not left.get("prompt"):
         raise ApiError(400, "A prompt is needed.", param="prompt")
-    values: dict[str, Any] = {"prompt": left.pop("prompt", ""), "negative_prompt": left.pop("negative_prompt", "")}
+    values: dict[str, Any] = {"prompt": left.pop("prompt"), "negative_prompt": left.pop("negative_prompt", "")}
     if (seed := _whole(left.pop("seed", 0), "seed", 2**32 - 2)) > 0:
         values["seed"] = seed
     return values, kind

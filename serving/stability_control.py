@@ -1,9 +1,7 @@
-"""The `control` routes of Stability's REST API v2beta: `sketch`, `structure`, `style` and `style-transfer`.
+"""The `control` routes of Stability's REST API v2beta: `sketch`, `structure` and `style`.
 
-The name of a ControlNet decides which route it serves: see `KINDS`. Images get to it as they are. `model` and
-`controlnet` are fields of this server only.
-Source: the API's reference (platform.stability.ai/docs/api-reference, Control), and the client `stability-ai` 0.7.0,
-`v2beta/stable-image/control`; of `style-transfer`, which it lacks, the forms of other clients.
+The name of a ControlNet decides which route it serves: see `KINDS`. `model` and `controlnet` are fields of this server.
+Source: the API's reference, and the client `stability-ai` 0.7.0, `v2beta/stable-image/control`.
 """
 
 from __future__ import annotations
@@ -54,10 +52,6 @@ def router(service: Service) -> APIRouter:
     async def style(http: HttpRequest) -> Response:
         return await _styled(service, http)
 
-    @routes.post(at + "style-transfer")
-    async def style_transfer(http: HttpRequest) -> Response:
-        return await _styled(service, http, transfer=True)
-
     return routes
 
 
@@ -103,23 +97,18 @@ async def _controlled(service: Service, http: HttpRequest, route: str) -> Respon
     return await answer_v2(service, name, http, asked)
 
 
-async def _styled(service: Service, http: HttpRequest, *, transfer: bool = False) -> Response:
+async def _styled(service: Service, http: HttpRequest) -> Response:
     left, sent = await form_fields(http)
     models = _models(service, left)
     model = next((one for one in models if one.pipeline.bundle.manifest.model.takes_style), None)
     if model is None:
         raise _lacks("an IP-Adapter", [one.name for one in models])
-    values, kind = v2_common(left, prompted=not transfer)
-    if transfer:
-        values["style_strength"] = _share(left, "style_strength", 1.0)
-        values["strength"] = _share(left, "change_strength", 0.9, 0.1)
-        inputs = {"image": one_file(sent, "init_image"), "style": one_file(sent, "style_image")}
-    else:
-        values["style_strength"] = _share(left, "fidelity", 0.5)
-        values |= ratio_sides(left, model.pipeline.bundle.manifest.model.own_size)
-        inputs = {"style": one_file(sent, "image")}
+    values, kind = v2_common(left)
+    values["style_strength"] = _share(left, "fidelity", 0.5)
+    values |= ratio_sides(left, model.pipeline.bundle.manifest.model.own_size)
+    image = one_file(sent, "image")
     none_left(left)
-    asked = StabilityAsked(Request.model_validate(values), lambda: inputs, kind)
+    asked = StabilityAsked(Request.model_validate(values), lambda: {"style": image}, kind)
     return await answer_v2(service, model.name, http, asked)
 
 
@@ -134,8 +123,8 @@ def _lacks(part: str, models: Sequence[str]) -> ApiError:
     return ApiError(400, f"This route needs {part}, and {listed(models)} {have} none. Export a model with one.")
 
 
-def _share(left: dict[str, Any], name: str, default: float, least: float = 0.0) -> float:
+def _share(left: dict[str, Any], name: str, default: float) -> float:
     found = number(left.pop(name, default), name)
-    if not least <= found <= 1:
-        raise ApiError(400, f"{name} is {found:g}. Pass a number from {least:g} to 1.", param=name)
+    if not 0 <= found <= 1:
+        raise ApiError(400, f"{name} is {found:g}. Pass a number from 0 to 1.", param=name)
     return found
