@@ -30,6 +30,7 @@ from ..core.request import Request, Step
 from ..pipelines.png import origin
 from .bodies import ALIVE, SSE, json_fields, request_fields, truth
 from .choices import presets, scheduler_groups
+from .controlnet import names_of
 from .errors import ApiError, api_error, openai_body, route_class
 from .inputs import from_base64, take_controls
 from .opened import OpenModel
@@ -203,6 +204,7 @@ def _able(model: ServedModel, most_steps: int) -> dict[str, Any]:
         "image": manifest.encodes,
         "mask": manifest.encodes and not facts.edits,
         "controls": len(facts.controls),
+        "control_names": names_of(manifest),
         "style": facts.takes_style,
         "scheduler": pipeline.scheduler,
         "schedulers": pipeline.schedulers,

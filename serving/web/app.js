@@ -4,6 +4,7 @@ import { json, onToken, read } from "./api.js";
 import { $, fail, make, notice, quiet, safely, say } from "./dom.js";
 import * as form from "./form.js";
 import * as gallery from "./gallery.js";
+import * as guides from "./guides.js";
 import { generate, resume, stop } from "./jobs.js";
 import * as source from "./source.js";
 
@@ -11,6 +12,7 @@ import * as source from "./source.js";
 async function use(about, inputs) {
   const left = form.fill(about, inputs);
   forgetOriginal();
+  await guides.fill(about.request, inputs);
   if (inputs.image) {
     await source.start(inputs.image, about.request.strength, inputs.mask);
   } else if (about.request.strength == null) {
@@ -50,7 +52,8 @@ async function dropped(event) {
   event.preventDefault();
   quiet();
   const within = $("source").contains(event.target) && !$("source").hidden;
-  await (within ? source.start(file) : readFile(file));
+  const guide = guides.at(event.target);
+  await (guide ? guide.take(file) : within ? source.start(file) : readFile(file));
 }
 
 function answer(dialog) {
