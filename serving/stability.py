@@ -23,7 +23,7 @@ from ..core.units import listed
 from ..pipelines.layout import spread
 from ..pipelines.picture import load_clear, load_mask
 from .bodies import form_fields, json_fields
-from .credits import account_of
+from .credits import account_of, needed
 from .errors import ApiError, route_class
 from .pictures import base64_of, files, json_answer
 from .queue import ImageJob
@@ -80,10 +80,7 @@ def router(service: Service) -> APIRouter:
 
     @routes.get("/v1/user/balance")
     async def balance(http: HttpRequest) -> dict[str, float]:
-        if service.added.credits is None:
-            message = "This server counts no credits. Start it with --credits, --image-cost and --step-cost."
-            raise ApiError(404, message, code="no_credits")
-        return {"credits": service.added.credits.balance(account_of(http.state.owner))}
+        return {"credits": needed(service.added.credits).balance(account_of(http.state.owner))}
 
     @routes.post("/v1/generation/{engine}/text-to-image")
     async def from_text(engine: str, http: HttpRequest) -> Response:

@@ -111,11 +111,26 @@ function connect() {
 onToken(askToken);
 connect();
 source.connect();
-async function showCredits() {
-  const { credits } = await json("v1/user/balance");
+function inCredits({ credits }) {
   const words = credits.toLocaleString("en", { maximumFractionDigits: 3 });
-  $("credits").textContent = `${words} credit${words === "1" ? "" : "s"} left`;
+  return `${words} credit${words === "1" ? "" : "s"}`;
+}
+
+async function showCredits() {
+  $("credits").textContent = `${inCredits(await json("v1/user/balance"))} left`;
   $("credits").hidden = false;
+}
+
+let priced = ""; // the request whose cost is shown
+
+async function showCost() {
+  const extent = source.extent();
+  const { negative_prompt: _, seed, store, ...body } = { ...form.gather("image" in extent), ...extent, prompt: "" };
+  const asked = JSON.stringify(body);
+  if (asked === priced) return;
+  priced = asked;
+  const words = await json("v1/jobs/cost", body).then(inCredits, () => ""); // the server says why when it is sent
+  if (asked === priced) $("cost").textContent = words && `Costs ${words}.`;
 }
 
 let original = null; // the prompt before it was expanded
@@ -160,6 +175,12 @@ try {
   if (able.credits) {
     document.addEventListener("jobend", safely(showCredits));
     await showCredits();
+    let due = 0;
+    document.addEventListener("asked", () => {
+      clearTimeout(due);
+      due = setTimeout(() => showCost().catch(() => { $("cost").textContent = priced = ""; }), 200);
+    });
+    await showCost();
   }
 } catch (error) {
   fail(error);

@@ -63,6 +63,7 @@ export function setSeed(seed) {
 }
 
 function save() {
+  document.dispatchEvent(new Event("asked"));
   const draft = Object.fromEntries(KEPT.map((id) => [id, $(id).value]));
   localStorage.setItem(DRAFT, JSON.stringify({ ...draft, store: $("store").checked, extras, adapters: strengths() }));
 }
@@ -257,5 +258,6 @@ export function fill({ request, drawing, rest }, inputs) {
 /** The strength of image to image. */
 export function setStrengthOfImage(value) {
   setRange($("strength"), value);
+  document.dispatchEvent(new Event("asked"));
   $("strength-value").textContent = Number($("strength").value).toFixed(2);
 }

@@ -37,6 +37,9 @@ export function withdraw() {
   $("choose").focus();
 }
 
+/** What a cost depends on: the size of the image in pixels, and whether it has a mask. */
+export const extent = () => (source && form.model().image ? { image: [$("original").naturalWidth, $("original").naturalHeight], mask: !mask.empty } : {});
+
 /** With the first stroke, the strength becomes that of inpainting, unless it was changed. */
 function masked() {
   const any = !mask.empty;
