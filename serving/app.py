@@ -8,13 +8,27 @@ from fastapi import FastAPI, Response
 from fastapi import Request as HttpRequest
 from starlette.exceptions import HTTPException
 
-from . import controlnet, history_api, jobs, kserve, openai, page, pictures, prompts_api, sdapi, stability
+from . import (
+    controlnet,
+    history_api,
+    jobs,
+    kserve,
+    openai,
+    page,
+    pictures,
+    prompts_api,
+    sdapi,
+    stability,
+    stability_control,
+)
 from .errors import ApiError, answer, api_error
 from .guard import Access, Guard
 from .replicas import Replicas
 from .service import Service
 
-APIS = (openai, sdapi, controlnet, stability, kserve, jobs, pictures, history_api, prompts_api, page)
+APIS = (
+    openai, sdapi, controlnet, stability, stability_control, kserve, jobs, pictures, history_api, prompts_api, page,
+)  # fmt: skip
 """Modules with a function `router(service)`; metrics count requests of paths that begin with one of `PREFIXES` under
 `NAME`."""
 

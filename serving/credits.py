@@ -26,6 +26,14 @@ def account_of(owner: str) -> str:
     return owner.partition(" ")[0]
 
 
+def needed(prices: Credits | None) -> Credits:
+    """The credits of a server; raises `ApiError` 404 without."""
+    if prices is None:
+        message = "This server counts no credits. Start it with --credits, --image-cost and --step-cost."
+        raise ApiError(404, message, code="no_credits")
+    return prices
+
+
 @dataclass
 class Credits:
     """What every account was granted, what images cost, and what was spent. May be used from any thread.

@@ -6,6 +6,7 @@
     GET  /v1/jobs/ID/events          server-sent events: status, progress, and the end; with ?previews=true previews
     GET  /v1/jobs/ID/result          200, or 409 before its end
     POST /v1/jobs/ID/cancel          200, or 409 after its end
+    POST /v1/jobs/cost               what a job would cost in credits; 404 where the operator counts none
     GET  /v1/capabilities            models and limits
 
 The states are those of stable-diffusion.cpp's server: queued, generating, completed, failed, cancelled.
@@ -27,12 +28,17 @@ from fastapi.responses import JSONResponse, StreamingResponse
 
 from ..compiler.targets import fixed_sizes
 from ..core.request import Request, Step
+from ..pipelines.complete import complete
+from ..pipelines.control import FIELDS as CONTROL_FIELDS
 from ..pipelines.png import origin
+from ..sampling.host import SCHEDULER
 from .bodies import ALIVE, SSE, json_fields, request_fields, truth
 from .choices import presets, scheduler_groups
+from .controlnet import names_of
+from .credits import UNIT, needed
 from .errors import ApiError, api_error, openai_body, route_class
 from .inputs import from_base64, take_controls
-from .opened import OpenModel
+from .opened import OpenModel, steps_run
 from .pictures import path_of, plain_file
 from .queue import DONE, ImageJob
 from .service import ServedModel, Service, result_of
@@ -137,6 +143,10 @@ def router(service: Service) -> APIRouter:
             "seconds": dict(found.seconds),
         }
 
+    @routes.post("/v1/jobs/cost")
+    async def costs(http: HttpRequest) -> dict[str, float]:
+        return {"credits": cost(service, await json_fields(http))}
+
     @routes.get("/v1/capabilities")
     async def capabilities() -> dict[str, Any]:
         added = service.added
@@ -145,6 +155,26 @@ def router(service: Service) -> APIRouter:
         return {"models": able, "limits": asdict(service.limits), **has}
 
     return routes
+
+
+def cost(service: Service, fields: Mapping[str, Any]) -> float:
+    """Credits of a job of these fields, where `image` is the image's width and height, and `mask` true or false.
+
+    Raises `ApiError`, and `RequestError` for what can't be generated.
+    """
+    left = {name: one for name, one in fields.items() if name not in CONTROL_FIELDS}
+    model = service.model(left.pop("model", None)).pipeline
+    image, mask = None, truth(left, "mask", False)
+    if "image" in left:
+        match left.pop("image"):
+            case [int(width), int(height)] if 0 < width < 1 << 16 and 0 < height < 1 << 16:
+                image = width, height
+            case _:
+                raise ApiError(400, "The image is not a list of its width and height in pixels.", param="image")
+    facts, request = model.bundle.manifest.model, Request.model_validate(request_fields(left))
+    sizes = fixed_sizes(facts, model.profile)
+    asked = complete(request, facts, model.bundle.json(SCHEDULER), image=image, mask=mask, sizes=sizes)
+    return needed(service.added.credits).cost(asked, steps_run(model, asked)) / UNIT
 
 
 async def _entered(job: ImageJob) -> Mapping[int, int]:
@@ -203,6 +233,7 @@ def _able(model: ServedModel, most_steps: int) -> dict[str, Any]:
         "image": manifest.encodes,
         "mask": manifest.encodes and not facts.edits,
         "controls": len(facts.controls),
+        "control_names": names_of(manifest),
         "style": facts.takes_style,
         "scheduler": pipeline.scheduler,
         "schedulers": pipeline.schedulers,

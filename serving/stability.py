@@ -1,4 +1,5 @@
 """Stability's REST API: `generation` of v1 (text to image, image to image, masking), and `sd3` and `inpaint` of v2beta.
+Those of v2beta's `control` are in `stability_control.py`.
 
 What would change the picture and can't be done, such as `style_preset`, is an error that names the field. Credits exist
 where the operator sets what images cost.
@@ -22,7 +23,7 @@ from ..core.units import listed
 from ..pipelines.layout import spread
 from ..pipelines.picture import load_clear, load_mask
 from .bodies import form_fields, json_fields
-from .credits import account_of
+from .credits import account_of, needed
 from .errors import ApiError, route_class
 from .pictures import base64_of, files, json_answer
 from .queue import ImageJob
@@ -79,10 +80,7 @@ def router(service: Service) -> APIRouter:
 
     @routes.get("/v1/user/balance")
     async def balance(http: HttpRequest) -> dict[str, float]:
-        if service.added.credits is None:
-            message = "This server counts no credits. Start it with --credits, --image-cost and --step-cost."
-            raise ApiError(404, message, code="no_credits")
-        return {"credits": service.added.credits.balance(account_of(http.state.owner))}
+        return {"credits": needed(service.added.credits).balance(account_of(http.state.owner))}
 
     @routes.post("/v1/generation/{engine}/text-to-image")
     async def from_text(engine: str, http: HttpRequest) -> Response:
@@ -103,12 +101,12 @@ def router(service: Service) -> APIRouter:
         texts, sent = await form_fields(http)
         model = service.model(texts.pop("model", None))
         own = model.pipeline.bundle.manifest.model
-        return await _v2(service, model.name, http, from_v2(texts, sent, own.own_size))
+        return await answer_v2(service, model.name, http, from_v2(texts, sent, own.own_size))
 
     @routes.post("/v2beta/stable-image/edit/inpaint")
     async def inpaint(http: HttpRequest) -> Response:
         texts, sent = await form_fields(http)
-        return await _v2(service, service.model(None).name, http, inpainted(texts, sent))
+        return await answer_v2(service, service.model(None).name, http, inpainted(texts, sent))
 
     return routes
 
@@ -129,18 +127,18 @@ def from_form(texts: Mapping[str, str], sent: Mapping[str, list[bytes]], *, mask
         if found := _PROMPT.fullmatch(name):
             prompts.setdefault(int(found[1]), {})[found[2]] = left.pop(name)
     values = _prompts([prompts[index] for index in sorted(prompts)])
-    image = _file(sent, "init_image")
+    image = one_file(sent, "init_image")
     if masked:
         read, decoded = _masked(left.pop("mask_source", None), sent, image)
         return StabilityAsked(Request.model_validate(values | _common(left)), read, decoded=decoded)
     values["strength"] = 1 - _kept(left)
-    return StabilityAsked(Request.model_validate(values | _common(left)), _alone(image))
+    return StabilityAsked(Request.model_validate(values | _common(left)), alone(image))
 
 
 def from_v2(texts: Mapping[str, str], sent: Mapping[str, list[bytes]], size: tuple[int, int]) -> StabilityAsked:
     """The request of v2beta's `generate/sd3`; `size` is the model's own width and height in pixels."""
     left: dict[str, Any] = dict(texts)
-    values, kind = _v2_common(left)
+    values, kind = v2_common(left)
     mode = left.pop("mode", "text-to-image")
     if mode not in ("text-to-image", "image-to-image"):
         raise ApiError(400, f"mode is {mode[:80]!a}. Use text-to-image or image-to-image.", param="mode")
@@ -148,32 +146,27 @@ def from_v2(texts: Mapping[str, str], sent: Mapping[str, list[bytes]], size: tup
     if mode == "image-to-image":
         if "aspect_ratio" in left:
             raise ApiError(400, "An image has its own aspect_ratio. Leave it out.", param="aspect_ratio")
-        image = _file(sent, "image")
-        read = _alone(image)
+        image = one_file(sent, "image")
+        read = alone(image)
         if "strength" not in left:
             raise ApiError(400, "image-to-image needs a strength, from 0 to 1.", param="strength")
         values["strength"] = left.pop("strength")
     else:
-        ratio = left.pop("aspect_ratio", "1:1")
-        if ratio not in RATIOS:
-            raise ApiError(
-                400, f"aspect_ratio is {ratio[:80]!a}. Use one of: {', '.join(RATIOS)}.", param="aspect_ratio"
-            )
-        values |= _sides(ratio, size)
+        values |= ratio_sides(left, size)
     if (scale := left.pop("cfg_scale", None)) is not None:
         values["guidance"] = scale
-    _none_left(left)
+    none_left(left)
     return StabilityAsked(Request.model_validate(values), read, kind)
 
 
 def inpainted(texts: Mapping[str, str], sent: Mapping[str, list[bytes]]) -> StabilityAsked:
     """The request of v2beta's `edit/inpaint`: white of the mask is generated, or else what is transparent."""
     left: dict[str, Any] = dict(texts)
-    values, kind = _v2_common(left)
-    image = _file(sent, "image")
-    drawn = _file(sent, "mask") if "mask" in sent else None
+    values, kind = v2_common(left)
+    image = one_file(sent, "image")
+    drawn = one_file(sent, "mask") if "mask" in sent else None
     grown = _whole(left.pop("grow_mask", 5), "grow_mask", MAX_GROWTH)
-    _none_left(left)
+    none_left(left)
 
     def read() -> dict[str, Any]:
         mask = load_clear(image) if drawn is None else load_mask(drawn)
@@ -197,12 +190,12 @@ def _common(left: dict[str, Any]) -> dict[str, Any]:
     if (guided := left.pop("clip_guidance_preset", "NONE")) != "NONE":
         raise ApiError(400, f"clip_guidance_preset is {str(guided)[:80]!a}; this server has none. Leave it out.")
     left.pop("extras", None)
-    _none_left(left)
+    none_left(left)
     return values
 
 
-def _v2_common(left: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """Fields of v2beta that all routes have, and the kind of file."""
+def v2_common(left: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """Take the fields of v2beta that all routes have, and the kind of file. Raises `ApiError`."""
     kind = left.pop("output_format", "png")
     if kind not in TYPES:
         raise ApiError(400, f"output_format is {kind[:80]!a}. Use one of: {', '.join(TYPES)}.", param="output_format")
@@ -214,7 +207,8 @@ def _v2_common(left: dict[str, Any]) -> tuple[dict[str, Any], str]:
     return values, kind
 
 
-def _none_left(left: Mapping[str, Any]) -> None:
+def none_left(left: Mapping[str, Any]) -> None:
+    """Raise `ApiError` 400 for a field that no route of this API takes."""
     if name := next(iter(left), None):
         hint = suggest(name, ["text_prompts", "cfg_scale", "sampler", "samples", "seed", "steps", "width", "height"])
         raise ApiError(400, f"{name[:80]!a} is not supported by this server. {hint} Leave it out.", param=name[:80])
@@ -229,7 +223,7 @@ def _prompts(given: object) -> dict[str, Any]:
         text = cast("dict[str, Any]", one).get("text") if isinstance(one, dict) else None
         if not isinstance(text, str) or not text:
             raise ApiError(400, "Each of text_prompts needs a text.", param="text_prompts")
-        weight = _number(cast("dict[str, Any]", one).get("weight", 1), "text_prompts")
+        weight = number(cast("dict[str, Any]", one).get("weight", 1), "text_prompts")
         if not weight:
             continue
         plain = text.translate(_SPECIAL)
@@ -247,15 +241,15 @@ def _kept(left: dict[str, Any]) -> float:
         raise ApiError(400, "init_image_mode and mode differ. Leave mode out.", param="init_image_mode")
     mode = next(iter(named), "IMAGE_STRENGTH")
     if mode == "IMAGE_STRENGTH":
-        return _number(left.pop("image_strength", 0.35), "image_strength")
+        return number(left.pop("image_strength", 0.35), "image_strength")
     if mode != "STEP_SCHEDULE":
         raise ApiError(400, f"init_image_mode is {mode[:80]!a}. Use IMAGE_STRENGTH or STEP_SCHEDULE.")
-    if _number(left.pop("step_schedule_end", 1), "step_schedule_end") != 1:
+    if number(left.pop("step_schedule_end", 1), "step_schedule_end") != 1:
         raise ApiError(400, "step_schedule_end is below 1, which this server does not support. Leave it out.")
-    return 1 - _number(left.pop("step_schedule_start", 0.65), "step_schedule_start")  # 0 is the image itself
+    return 1 - number(left.pop("step_schedule_start", 0.65), "step_schedule_start")  # 0 is the image itself
 
 
-def _alone(image: bytes) -> Callable[[], dict[str, Any]]:
+def alone(image: bytes) -> Callable[[], dict[str, Any]]:
     """What passes on an image without a mask."""
     return lambda: {"image": image}
 
@@ -269,7 +263,7 @@ def _masked(
     if source not in ("MASK_IMAGE_WHITE", "MASK_IMAGE_BLACK"):
         known = "MASK_IMAGE_WHITE, MASK_IMAGE_BLACK and INIT_IMAGE_ALPHA"
         raise ApiError(400, f"mask_source is {str(source)[:80]!a}. Use one of: {known}.", param="mask_source")
-    drawn = _file(sent, "mask_image")
+    drawn = one_file(sent, "mask_image")
 
     def read() -> dict[str, Any]:
         mask = load_mask(drawn)
@@ -279,21 +273,26 @@ def _masked(
     return read, {"mask_image": drawn}
 
 
-def _file(sent: Mapping[str, list[bytes]], name: str) -> bytes:
+def one_file(sent: Mapping[str, list[bytes]], name: str) -> bytes:
+    """The file of this name in a form; raises `ApiError` 400 unless there is one."""
     found = sent.get(name, [])
     if len(found) != 1:
         raise ApiError(400, f"{name} is needed once, and {len(found)} were sent.", param=name)
     return found[0]
 
 
-def _sides(ratio: str, size: tuple[int, int]) -> dict[str, int]:
-    """Width and height of about the model's own area in this ratio, multiples of 64."""
+def ratio_sides(left: dict[str, Any], size: tuple[int, int]) -> dict[str, int]:
+    """Width and height of v2beta's `aspect_ratio`: about the area of `size`, multiples of 64. Raises `ApiError`."""
+    ratio = left.pop("aspect_ratio", "1:1")
+    if ratio not in RATIOS:
+        raise ApiError(400, f"aspect_ratio is {ratio[:80]!a}. Use one of: {', '.join(RATIOS)}.", param="aspect_ratio")
     across, down = map(int, ratio.split(":"))
     unit = (size[0] * size[1] / (across * down)) ** 0.5
     return {"width": max(64, round(across * unit / 64) * 64), "height": max(64, round(down * unit / 64) * 64)}
 
 
-def _number(value: object, name: str) -> float:
+def number(value: object, name: str) -> float:
+    """The number that a field gives; raises `ApiError` 400 for anything else."""
     try:
         found = float(cast("Any", value))
     except (TypeError, ValueError):
@@ -326,7 +325,8 @@ async def _v1(service: Service, engine: str, http: HttpRequest, asked: Stability
     )
 
 
-async def _v2(service: Service, model: str, http: HttpRequest, asked: StabilityAsked) -> Response:
+async def answer_v2(service: Service, model: str, http: HttpRequest, asked: StabilityAsked) -> Response:
+    """The image that a model generates, as v2beta answers it. Raises `ApiError`."""
     accepted = _accepted(http, ("image/*", "application/json"))
     job, result = await _generated(service, model, http, asked)
     (image,) = await files(service, job, result, asked.kind)

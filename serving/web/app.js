@@ -4,6 +4,7 @@ import { json, onToken, read } from "./api.js";
 import { $, fail, make, notice, quiet, safely, say } from "./dom.js";
 import * as form from "./form.js";
 import * as gallery from "./gallery.js";
+import * as guides from "./guides.js";
 import { generate, resume, stop } from "./jobs.js";
 import * as source from "./source.js";
 
@@ -11,6 +12,7 @@ import * as source from "./source.js";
 async function use(about, inputs) {
   const left = form.fill(about, inputs);
   forgetOriginal();
+  await guides.fill(about.request, inputs);
   if (inputs.image) {
     await source.start(inputs.image, about.request.strength, inputs.mask);
   } else if (about.request.strength == null) {
@@ -50,7 +52,8 @@ async function dropped(event) {
   event.preventDefault();
   quiet();
   const within = $("source").contains(event.target) && !$("source").hidden;
-  await (within ? source.start(file) : readFile(file));
+  const guide = guides.at(event.target);
+  await (guide ? guide.take(file) : within ? source.start(file) : readFile(file));
 }
 
 function answer(dialog) {
@@ -108,11 +111,26 @@ function connect() {
 onToken(askToken);
 connect();
 source.connect();
-async function showCredits() {
-  const { credits } = await json("v1/user/balance");
+function inCredits({ credits }) {
   const words = credits.toLocaleString("en", { maximumFractionDigits: 3 });
-  $("credits").textContent = `${words} credit${words === "1" ? "" : "s"} left`;
+  return `${words} credit${words === "1" ? "" : "s"}`;
+}
+
+async function showCredits() {
+  $("credits").textContent = `${inCredits(await json("v1/user/balance"))} left`;
   $("credits").hidden = false;
+}
+
+let priced = ""; // the request whose cost is shown
+
+async function showCost() {
+  const extent = source.extent();
+  const { negative_prompt: _, seed, store, ...body } = { ...form.gather("image" in extent), ...extent, prompt: "" };
+  const asked = JSON.stringify(body);
+  if (asked === priced) return;
+  priced = asked;
+  const words = await json("v1/jobs/cost", body).then(inCredits, () => ""); // the server says why when it is sent
+  if (asked === priced) $("cost").textContent = words && `Costs ${words}.`;
 }
 
 let original = null; // the prompt before it was expanded
@@ -157,6 +175,12 @@ try {
   if (able.credits) {
     document.addEventListener("jobend", safely(showCredits));
     await showCredits();
+    let due = 0;
+    document.addEventListener("asked", () => {
+      clearTimeout(due);
+      due = setTimeout(() => showCost().catch(() => { $("cost").textContent = priced = ""; }), 200);
+    });
+    await showCost();
   }
 } catch (error) {
   fail(error);

@@ -16,6 +16,37 @@ export function forget(key) {
   urls.delete(key);
 }
 
+/** Decode an image, or say that it is none. */
+export async function opened(blob) {
+  const image = await createImageBitmap(blob).catch(() => null);
+  if (!image) throw new Error("The file is not an image that this browser can open. Use a PNG, JPEG or WebP.");
+  return image;
+}
+
+/** A slider in a label that shows its value: `[label, input]`. */
+export function slider(text, properties) {
+  const label = make("label");
+  const input = make("input", { type: "range", step: 0.05, ...properties });
+  const output = make("output");
+  const show = () => { output.textContent = Number(input.value).toFixed(2); };
+  input.addEventListener("input", show);
+  show();
+  label.append(`${text} `, output, input);
+  return [label, input];
+}
+
+/** Set a slider to a value that may be between its steps, or outside of its range. */
+export function setRange(input, value) {
+  input.min = Math.min(input.min, value);
+  input.max = Math.max(input.max, value);
+  input.value = value;
+  if (Number(input.value) !== value) {
+    input.step = "any";
+    input.value = value;
+  }
+  input.dispatchEvent(new Event("input"));
+}
+
 /** Tell the user of an error. */
 export function fail(error) {
   $("error").textContent = error?.message ?? String(error);

@@ -1,17 +1,21 @@
 // The form:  a request from its controls, and back. What a request has beyond them is kept as further parameters.
 
-import { $, make } from "./dom.js";
+import { $, make, setRange, slider } from "./dom.js";
+import { offer } from "./guides.js";
 
 const DRAFT = "latentc.draft";
 const KEPT = ["model", "prompt", "negative_prompt", "width", "height", "steps", "guidance", "count", "scheduler", "seed"];
 const NUMBERS = ["width", "height", "steps", "guidance", "count"];
 const RATIOS = [[1, 1], [5, 4], [4, 5], [3, 2], [2, 3], [16, 9], [9, 16]];
 const SENT = { image_sha256: "image", mask_sha256: "mask", control_sha256: "image for ControlNets", style_sha256: "style image" };
-const OWN = new Set([...KEPT, "preset", "strength", "adapters", ...Object.keys(SENT)]);
-export const PLAIN = { guidance_rescale: 0 }; // values that are as good as none
+const OWN = new Set([...KEPT, "preset", "strength", "adapters", "control_scale", "style_strength", ...Object.keys(SENT)]);
+const PLAIN = { guidance_rescale: 0, control_start: 0, control_end: 1, guess_mode: false };
 
 let models = {};
 let extras = {};
+
+/** Whether a value, or each of a list, is as good as none. */
+export const plain = (name, value) => [value].flat().every((one) => one == null || one === PLAIN[name]);
 
 /** The model that is selected, as the server describes it. */
 export const model = () => models[$("model").value];
@@ -59,6 +63,7 @@ export function setSeed(seed) {
 }
 
 function save() {
+  document.dispatchEvent(new Event("asked"));
   const draft = Object.fromEntries(KEPT.map((id) => [id, $(id).value]));
   localStorage.setItem(DRAFT, JSON.stringify({ ...draft, store: $("store").checked, extras, adapters: strengths() }));
 }
@@ -86,7 +91,8 @@ function changeModel() {
     new Option("Other", "other"),
   );
   $("adapters").hidden = !Object.keys(chosen.adapters).length;
-  $("adapters").replaceChildren($("adapters").firstElementChild, ...Object.entries(chosen.adapters).map(slider));
+  $("adapters").replaceChildren($("adapters").firstElementChild, ...Object.entries(chosen.adapters).map(adapter));
+  offer(chosen);
   $("source").hidden = !chosen.image;
   $("masking").hidden = !chosen.mask;
   $("strengths").hidden = !chosen.mask;
@@ -168,27 +174,10 @@ function swap() {
   save();
 }
 
-function slider([name, strength]) {
-  const label = make("label");
-  const input = make("input", { type: "range", min: -1, max: 2, step: 0.05, value: strength, disabled: !model().takes_strengths });
-  const output = make("output");
-  const show = () => { output.textContent = Number(input.value).toFixed(2); };
+function adapter([name, strength]) {
+  const [label, input] = slider(name, { min: -1, max: 2, value: strength, disabled: !model().takes_strengths });
   input.dataset.adapter = name;
-  input.addEventListener("input", show);
-  show();
-  label.append(`${name} `, output, input);
   return label;
-}
-
-/** Set a slider to a value that may be between its steps, or outside of its range. */
-function setRange(input, value) {
-  input.min = Math.min(input.min, value);
-  input.max = Math.max(input.max, value);
-  input.value = value;
-  if (Number(input.value) !== value) {
-    input.step = "any";
-    input.value = value;
-  }
 }
 
 const sliders = () => [...$("adapters").querySelectorAll("input")];
@@ -198,7 +187,6 @@ function setStrength(name, strength) {
   const input = sliders().find((one) => one.dataset.adapter === name);
   if (!input) return false;
   setRange(input, strength);
-  input.dispatchEvent(new Event("input"));
   return true;
 }
 
@@ -255,10 +243,10 @@ export function fill({ request, drawing, rest }, inputs) {
   for (const input of sliders()) setStrength(input.dataset.adapter, request.adapters?.[input.dataset.adapter] ?? 0);
   const missing = Object.keys(request.adapters ?? {}).filter((name) => request.adapters[name] && !setStrength(name, request.adapters[name]));
   if (missing.length) left.push(`The image was made with the LoRA ${missing.join(", ")}, which this model does not have here.`);
-  const images = Object.keys(SENT).filter((name) => request[name] != null && !inputs[SENT[name]]).map((name) => SENT[name]);
+  const images = Object.keys(SENT).filter((name) => request[name] != null && !inputs[name.replace("_sha256", "")]).map((name) => SENT[name]);
   if (images.length) left.push(`The image was made from another ${images.join(", and a ")}, which the file does not contain: add it again.`);
   extras = Object.fromEntries(Object.entries(request).filter(
-    ([name, value]) => !OWN.has(name) && value !== null && value !== PLAIN[name],
+    ([name, value]) => !OWN.has(name) && !plain(name, value),
   ));
   showExtras();
   matchSize();
@@ -270,5 +258,6 @@ export function fill({ request, drawing, rest }, inputs) {
 /** The strength of image to image. */
 export function setStrengthOfImage(value) {
   setRange($("strength"), value);
+  document.dispatchEvent(new Event("asked"));
   $("strength-value").textContent = Number($("strength").value).toFixed(2);
 }

@@ -9,7 +9,7 @@ import * as server from "./server.js";
 const ENLARGED = 512; // pixels to which smaller images are enlarged on the screen, at most 4 times
 const WORDS = {
   prompt: "Prompt", negative_prompt: "Negative prompt", size: "Size", steps: "Steps", guidance: "Guidance",
-  seed: "Seed", scheduler: "Scheduler", preset: "Preset", strength: "Strength", adapters: "LoRA strengths", model: "Model",
+  seed: "Seed", scheduler: "Scheduler", preset: "Preset", strength: "Strength", adapters: "LoRA strengths", control_scale: "Control strengths", style_strength: "Style strength", model: "Model",
   engines: "Engines", seconds: "Time", standing: "Proof",
 };
 const UNSAID = new Set(["width", "height", "count"]);
@@ -72,7 +72,7 @@ function terms(request, drawing, rest) {
     standing: drawing.standing,
   } : rest;
   const every = { prompt, negative_prompt, size, steps, guidance, seed, scheduler, ...others, ...about };
-  const said = Object.entries(every).filter(([name, value]) => ![null, undefined, "", form.PLAIN[name]].includes(value) && !UNSAID.has(name));
+  const said = Object.entries(every).filter(([name, value]) => value !== "" && !form.plain(name, value) && !UNSAID.has(name));
   return said.map(([name, value]) => {
     const words = typeof value === "object" ? JSON.stringify(value) : String(value);
     const pair = make("div", { className: words.length > 24 ? "long" : "" });
@@ -107,7 +107,7 @@ export async function lastSeed() {
 
 /** Add an image, with what its file says; `id` is that of the server's history, if it is there. Returns its entry. */
 export async function keep(png, sent, id) {
-  const entry = { time: Date.now(), png, about: await read(png), image: sent.image ?? null, mask: sent.mask ?? null };
+  const entry = { time: Date.now(), png, about: await read(png), ...sent };
   if (store === browser) {
     try {
       const kept = await browser.add(entry);

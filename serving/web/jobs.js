@@ -4,6 +4,7 @@ import { base64, events, json, picture } from "./api.js";
 import { $, fail, quiet, say } from "./dom.js";
 import { gather } from "./form.js";
 import { allowPreviews, keep, preview, renderGallery, restore, show } from "./gallery.js";
+import * as guides from "./guides.js";
 import { taken } from "./source.js";
 
 const JOB = "latentc.job"; // of this tab
@@ -21,9 +22,12 @@ export async function generate() {
   stopped = false;
   busy(true);
   try {
-    const sent = await taken();
-    const body = gather(sent.image !== null);
-    for (const [name, blob] of Object.entries(sent)) if (blob) body[name] = await base64(blob);
+    const { images, fields } = guides.taken();
+    const sent = { ...await taken(), ...images };
+    const body = { ...gather(sent.image !== null), ...fields };
+    for (const [name, one] of Object.entries(sent)) {
+      if (one) body[name] = Array.isArray(one) ? await Promise.all(one.map(base64)) : await base64(one);
+    }
     progress({ status: "sent" });
     await follow((await json("v1/jobs", body)).id, sent);
   } catch (error) {

@@ -1,6 +1,6 @@
 // The image to start from, and its mask.
 
-import { $, forget, safely, url } from "./dom.js";
+import { $, forget, opened, safely, url } from "./dom.js";
 import * as form from "./form.js";
 import { Mask } from "./mask.js";
 
@@ -12,12 +12,11 @@ const mask = new Mask($("mask"), masked);
 
 /** Take an image, a blob; `strength` and `area`, a mask, are those of an earlier request. */
 export async function start(blob, strength = null, area = null) {
-  const opened = await createImageBitmap(blob).catch(() => null);
-  if (!opened) throw new Error("The file is not an image that this browser can open. Use a PNG, JPEG or WebP.");
+  const { width, height } = await opened(blob);
   source = blob;
   painted = false;
   $("original").src = url("source", blob);
-  mask.reset(opened.width, opened.height);
+  mask.reset(width, height);
   if (area) await mask.load(area);
   form.setStrengthOfImage(strength ?? STRENGTH.image);
   form.showOwnSize(true);
@@ -37,6 +36,9 @@ export function withdraw() {
   $("drop").hidden = false;
   $("choose").focus();
 }
+
+/** What a cost depends on: the size of the image in pixels, and whether it has a mask. */
+export const extent = () => (source && form.model().image ? { image: [$("original").naturalWidth, $("original").naturalHeight], mask: !mask.empty } : {});
 
 /** With the first stroke, the strength becomes that of inpainting, unless it was changed. */
 function masked() {

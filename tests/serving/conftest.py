@@ -15,9 +15,13 @@ import pytest
 import uvicorn
 
 from latentc.core.request import Request
+from latentc.export.export import export
+from latentc.pipelines.pipeline import Pipeline
 from latentc.serving.app import create_app
 from latentc.serving.limits import Limits
 from latentc.serving.service import serve
+
+from .guided import NETS
 
 MODEL = "tiny"
 SLOW_SECONDS = 0.08
@@ -147,6 +151,30 @@ def client(server):
 @pytest.fixture(scope="module")
 def http(server):
     with httpx2.Client(base_url=server, timeout=PATIENCE) as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def guided_pipeline(equipped, checkpoint, controlnet, ip_adapter):
+    """A model with two ControlNets and an IP-Adapter."""
+    nets = [str(controlnet("sd1", seed)) for seed in range(NETS)]
+    adapter = str(ip_adapter("sd1", "plain"))
+    bundle = equipped(
+        "sd1-guided", lambda folder: export(str(checkpoint("sd1")), folder, controlnets=nets, ip_adapter=adapter)
+    )
+    with Pipeline.open(bundle, "cpu-onnxruntime") as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def guided_address(guided_pipeline):
+    with running(serve({MODEL: guided_pipeline}, Limits(image_pixels=100 * 100))) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def guided(guided_address):
+    with httpx2.Client(base_url=guided_address, timeout=PATIENCE) as one:
         yield one
 
 

@@ -3,47 +3,18 @@
 from io import BytesIO
 from urllib.parse import urlsplit
 
-import httpx2
 import numpy as np
 import openai
 import pytest
 import webuiapi
 from PIL import Image, ImageOps
 
-from latentc.export.export import export
-from latentc.pipelines.pipeline import Pipeline
-from latentc.serving.limits import Limits
-from latentc.serving.service import serve
-
-from .conftest import ASKED, MODEL, PATIENCE, asking, running
-from .guided import NETS, picture, pixels, png, text_of
+from .conftest import ASKED, MODEL, asking
+from .guided import picture, pixels, png, text_of
 from .test_jobs import ended, submit
 
 EDGES, SHADES, STYLE = picture(1), picture(2, 96), picture(3)
 BOTH = [EDGES, SHADES]
-
-
-@pytest.fixture(scope="module")
-def pipeline(equipped, checkpoint, controlnet, ip_adapter):
-    nets = [str(controlnet("sd1", seed)) for seed in range(NETS)]
-    adapter = str(ip_adapter("sd1", "plain"))
-    bundle = equipped(
-        "sd1-guided", lambda folder: export(str(checkpoint("sd1")), folder, controlnets=nets, ip_adapter=adapter)
-    )
-    with Pipeline.open(bundle, "cpu-onnxruntime") as one:
-        yield one
-
-
-@pytest.fixture(scope="module")
-def address(pipeline):
-    with running(serve({MODEL: pipeline}, Limits(image_pixels=100 * 100))) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def guided(address):
-    with httpx2.Client(base_url=address, timeout=PATIENCE) as one:
-        yield one
 
 
 def drawn(http, **more):
@@ -53,12 +24,12 @@ def drawn(http, **more):
     return np.asarray(Image.open(BytesIO(http.get(image["url"]).content)))
 
 
-def test_a_job_has_the_pipelines_bytes(guided, pipeline):
+def test_a_job_has_the_pipelines_bytes(guided, guided_pipeline):
     settings = {"control_scale": [0.8, 1.5], "control_end": 0.5, "style_strength": 0.6}
     found = drawn(guided, control=[text_of(one) for one in BOTH], style=text_of(STYLE), **settings)
-    expected = pipeline(asking("a hut", 7, **settings), control=BOTH, style=STYLE).images[0]
+    expected = guided_pipeline(asking("a hut", 7, **settings), control=BOTH, style=STYLE).images[0]
     assert np.array_equal(found, expected)
-    plain = pipeline(asking("a hut", 7)).images[0]
+    plain = guided_pipeline(asking("a hut", 7)).images[0]
     assert not np.array_equal(found, plain)
     assert np.array_equal(drawn(guided), plain)
 
@@ -102,18 +73,18 @@ def test_a_model_without_them(http, name, monkeypatch):
     assert "This model has no" in answer.json()["error"]["message"]
 
 
-def test_openais_client(address, pipeline):
-    with openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0) as client:
+def test_openais_client(guided_address, guided_pipeline):
+    with openai.OpenAI(base_url=f"{guided_address}/v1", api_key="none", max_retries=0) as client:
         settings = {name: ASKED[name] for name in ("steps", "scheduler", "guidance")} | {"seed": 7}
         shown = {"control": [text_of(one) for one in BOTH], "style": text_of(STYLE)}
         one = client.images.generate(prompt="a hut", size="64x64", extra_body={**settings, **shown})
-        expected = pipeline(asking("a hut", 7), control=BOTH, style=STYLE).images[0]
+        expected = guided_pipeline(asking("a hut", 7), control=BOTH, style=STYLE).images[0]
         assert np.array_equal(pixels(one.data[0].b64_json), expected)
         one = client.images.generate(prompt="a hut", size="64x64", style="vivid", extra_body=settings)
         assert "style has no effect on this model." in one.model_extra["notices"]
         image = picture(4)
         settings["strength"] = 0.5
-        expected = pipeline(asking("a hut", 7, strength=0.5), image=image, control=BOTH, style=STYLE).images[0]
+        expected = guided_pipeline(asking("a hut", 7, strength=0.5), image=image, control=BOTH, style=STYLE).images[0]
         edit = {"image": png(image), "prompt": "a hut", "size": "64x64"}
         one = client.images.edit(**edit, extra_body={**settings, **shown})
         assert np.array_equal(pixels(one.data[0].b64_json), expected)
@@ -129,8 +100,8 @@ def test_openais_client(address, pipeline):
 
 
 @pytest.fixture(scope="module")
-def webui(address):
-    where = urlsplit(address)
+def webui(guided_address):
+    where = urlsplit(guided_address)
     return webuiapi.WebUIApi(host=where.hostname, port=where.port, sampler="Euler", scheduler="uniform", steps=4)
 
 
@@ -142,7 +113,7 @@ HUT = {"prompt": "a hut", "seed": 7, "cfg_scale": 5, "width": 64, "height": 64, 
 """Without scripts of its own, the client adds units to a default that all later calls share."""
 
 
-def test_units_of_the_web_uis_client(webui, pipeline):
+def test_units_of_the_web_uis_client(webui, guided_pipeline):
     first, second = webui.controlnet_model_list()
     assert first != second
     assert webui.controlnet_module_list() == ["none"]
@@ -151,23 +122,23 @@ def test_units_of_the_web_uis_client(webui, pipeline):
     found = webui.txt2img(controlnet_units=units, **HUT)
     asked = {"control_scale": (0.8, 1.0), "control_start": (0.25, 0.0), "control_end": (0.75, 1.0)}
     asked["prompt_syntax"] = "a1111"
-    expected = pipeline(asking("a hut", 7, **asked), control=BOTH).images[0]
+    expected = guided_pipeline(asking("a hut", 7, **asked), control=BOTH).images[0]
     assert np.array_equal(np.asarray(found.image), expected)
     off = unit(EDGES, enabled=False)
     found = webui.txt2img(controlnet_units=[off, unit(EDGES, control_mode=2)], **HUT)
     alone = {"control_scale": (1.0, 0.0), "guess_mode": True, "prompt_syntax": "a1111"}
-    expected = pipeline(asking("a hut", 7, **alone), control=[EDGES, EDGES]).images[0]
+    expected = guided_pipeline(asking("a hut", 7, **alone), control=[EDGES, EDGES]).images[0]
     assert np.array_equal(np.asarray(found.image), expected)
     wide = np.concatenate([EDGES, picture(5)], axis=1)
     found = webui.txt2img(controlnet_units=[unit(wide, resize_mode="Crop and Resize", model=second)], **HUT)
     middle = np.asarray(ImageOps.fit(Image.fromarray(wide), (64, 64), Image.Resampling.LANCZOS))
     one = {"control_scale": (0.0, 1.0), "prompt_syntax": "a1111"}
-    expected = pipeline(asking("a hut", 7, **one), control=[middle, middle]).images[0]
+    expected = guided_pipeline(asking("a hut", 7, **one), control=[middle, middle]).images[0]
     assert np.array_equal(np.asarray(found.image), expected)
     image = Image.fromarray(EDGES)
     found = webui.img2img(images=[image], denoising_strength=0.5, controlnet_units=[webuiapi.ControlNetUnit()], **HUT)
     same = {"strength": 0.5, "control_scale": (1.0, 0.0), "prompt_syntax": "a1111"}
-    expected = pipeline(asking("a hut", 7, **same), image=EDGES, control=[EDGES, EDGES]).images[0]
+    expected = guided_pipeline(asking("a hut", 7, **same), image=EDGES, control=[EDGES, EDGES]).images[0]
     assert np.array_equal(np.asarray(found.image), expected)
 
 

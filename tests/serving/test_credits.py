@@ -89,6 +89,22 @@ def test_a_balance_is_spent_and_then_refused(gate):
         assert balance(http) == 0.5
 
 
+@pytest.mark.parametrize("more", [{}, {"count": 2, "hires": 2}, {"image": [64, 96], "strength": 0.5, "width": None}])
+def test_a_cost_that_is_stated_before_is_the_one_that_is_paid(gate, more):
+    fields = {**ASKED, "prompt": "x", **more}
+    with selling(gate, Credits(99, 1, 100)) as http:
+        stated = http.post("/v1/jobs/cost", json=fields).json()["credits"]
+        if "image" in more:
+            file = BytesIO()
+            Image.new("RGB", (64, 96)).save(file, "PNG")
+            fields["image"] = base64.b64encode(file.getvalue()).decode()
+        ended(http, http.post("/v1/jobs", json=fields).json())
+        assert stated == pytest.approx(99 - balance(http))
+        for wrong in ([64], [64, "96"], [0, 9], 7):
+            answer = http.post("/v1/jobs/cost", json={"prompt": "x", "image": wrong})
+            assert answer.status_code == 400
+
+
 def test_what_gives_no_image_costs_nothing(gate, monkeypatch):
     with selling(gate, Credits(5, 1), queue=1) as http:
         with gate.closed():

@@ -129,11 +129,13 @@ def test_a_prompt_gets_detail_and_back(visit, slow):
             expect(page.locator("#error")).to_contain_text("The prompt model can't be used now")
             expect(page.locator("#prompt")).to_have_value("a lighthouse")
             expect(page.locator("#credits")).to_have_text("2 credits left")
+            expect(page.get_by_role("button", name="Generate")).to_have_accessible_description("Costs 1 credit.")
             page.locator("#settings summary").click()
             ask(page)
             drawn(page)
             expect(page.locator("#credits")).to_have_text("1 credit left")
             page.locator("#count").fill("2")
+            expect(page.locator("#cost")).to_have_text("Costs 2 credits.")
             ask(page)
             expect(page.locator("#error")).to_contain_text("costs 2 credits, and 1 are left")
             assert page.evaluate("document.documentElement.scrollWidth") == 360
