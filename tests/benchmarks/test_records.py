@@ -203,8 +203,3 @@ def test_no_file_and_no_place_for_one_are_said(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(LatentcError, match="cannot be written"):
         append_records(tmp_path / "file" / "results.jsonl", [])
-
-
-def test_the_schema_in_the_repository_is_that_of_the_code():
-    kept = json.loads(Path(records.__file__).with_name("records.schema.json").read_text())
-    assert kept == Measurement.model_json_schema(mode="serialization")

@@ -1,12 +1,9 @@
 """`latentc bench-serve`: its arithmetic with a clock of its own, and a short run."""
 
-import json
-from pathlib import Path
 from statistics import mean
 
 import pytest
 
-from latentc.benchmarks import served_records
 from latentc.benchmarks.load import Sent, arrivals, closed_loops, open_loop, rate_of
 from latentc.benchmarks.memory import pss_bytes, tree
 from latentc.benchmarks.served import ServePlan, batches_between, bench_serve, parse_metrics, stages_between
@@ -173,8 +170,3 @@ def test_the_memory_of_this_process_is_known_on_linux():
     held = pss_bytes(tree(os.getpid()))
     assert held is None if sys.platform != "linux" else held > 10**7
     assert pss_bytes([]) is None
-
-
-def test_the_schema_in_the_repository_is_that_of_the_code():
-    kept = json.loads(Path(served_records.__file__).with_name("served.schema.json").read_text())
-    assert kept == ServedMeasurement.model_json_schema(mode="serialization")
