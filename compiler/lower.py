@@ -224,7 +224,7 @@ def fold(model: ir.Model) -> ir.Model:
 def lower_opset(model: ir.Model, *, whole: bool = False) -> ir.Model:
     """Convert from opset 23 to 18: attention, norms and Gelu are expanded into smaller operators.
 
-    With `whole`, the sums of a norm are those of one operator of ONNX Runtime's: InstanceNormalization or
+    With `whole`, the sums of a norm are those of one operator: InstanceNormalization, or ONNX Runtime's
     SimplifiedLayerNormalization.
     """
     expansions: dict[str, Callable[[Tape, ir.Node], ir.Value]] = {

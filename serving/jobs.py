@@ -45,6 +45,8 @@ from .service import ServedModel, Service, result_of
 
 NAME, PREFIXES = "jobs", ("/v1/jobs", "/v1/capabilities")
 INPUTS = ("image", "mask")
+FREE = (*CONTROL_FIELDS, "control", "style", "style_strength", "store")
+"""Fields of a job that its cost does not depend on."""
 PREVIEW_SECONDS = 0.25
 """Between two previews of a job, for each of its clients."""
 
@@ -69,12 +71,18 @@ def asked(fields: Mapping[str, Any]) -> JobAsked:
     400 with the field at fault.
     """
     left = dict(fields)
-    model = left.pop("model", None)
-    if model is not None and not isinstance(model, str):
-        raise ApiError(400, "The model is not a text.", param="model")
+    model = _model_of(left)
     inputs = {name: from_base64(name, left.pop(name)) for name in INPUTS if name in left} | take_controls(left)
     store = truth(left, "store", True)
     return JobAsked(Request.model_validate(request_fields(left)), model, inputs, store)
+
+
+def _model_of(left: dict[str, Any]) -> str | None:
+    """Take the model's name; raises `ApiError` 400 for anything but a text."""
+    model = left.pop("model", None)
+    if model is not None and not isinstance(model, str):
+        raise ApiError(400, "The model is not a text.", param="model")
+    return model
 
 
 def router(service: Service) -> APIRouter:
@@ -145,7 +153,7 @@ def router(service: Service) -> APIRouter:
 
     @routes.post("/v1/jobs/cost")
     async def costs(http: HttpRequest) -> dict[str, float]:
-        return {"credits": cost(service, await json_fields(http))}
+        return {"credits": await asyncio.to_thread(cost, service, await json_fields(http))}
 
     @routes.get("/v1/capabilities")
     async def capabilities() -> dict[str, Any]:
@@ -158,22 +166,24 @@ def router(service: Service) -> APIRouter:
 
 
 def cost(service: Service, fields: Mapping[str, Any]) -> float:
-    """Credits of a job of these fields, where `image` is the image's width and height, and `mask` true or false.
+    """Credits of a job of these fields, where `image` is the image's width and height, and `mask` true or false. What
+    costs nothing, such as control and style images, may be left out.
 
     Raises `ApiError`, and `RequestError` for what can't be generated.
     """
-    left = {name: one for name, one in fields.items() if name not in CONTROL_FIELDS}
-    model = service.model(left.pop("model", None)).pipeline
+    left = {name: one for name, one in fields.items() if name not in FREE}
+    model = service.model(_model_of(left)).pipeline
     image, mask = None, truth(left, "mask", False)
     if "image" in left:
         match left.pop("image"):
-            case [int(width), int(height)] if 0 < width < 1 << 16 and 0 < height < 1 << 16:
+            case [width, height] if all(type(side) is int and 0 < side < 1 << 16 for side in (width, height)):
                 image = width, height
             case _:
                 raise ApiError(400, "The image is not a list of its width and height in pixels.", param="image")
     facts, request = model.bundle.manifest.model, Request.model_validate(request_fields(left))
     sizes = fixed_sizes(facts, model.profile)
     asked = complete(request, facts, model.bundle.json(SCHEDULER), image=image, mask=mask, sizes=sizes)
+    service.limits.check(asked)
     return needed(service.added.credits).cost(asked, steps_run(model, asked)) / UNIT
 
 

@@ -1,14 +1,14 @@
 // The page: its buttons, files and dialogs.
 
 import { json, onToken, read } from "./api.js";
-import { $, fail, make, notice, quiet, safely, say } from "./dom.js";
+import { $, fail, make, notice, picker, quiet, safely, say } from "./dom.js";
 import * as form from "./form.js";
 import * as gallery from "./gallery.js";
 import * as guides from "./guides.js";
 import { generate, resume, stop } from "./jobs.js";
 import * as source from "./source.js";
 
-/** Fill the form with an image's parameters, and its image and mask where this browser has them. */
+/** Fill the form with an image's parameters, and the images that this browser has. */
 async function use(about, inputs) {
   const left = form.fill(about, inputs);
   forgetOriginal();
@@ -68,15 +68,6 @@ async function askToken(again) {
   return (await answer($("token"))) === "ok" ? $("token-value").value.trim() : "";
 }
 
-function picker(button, input, take) {
-  $(button).addEventListener("click", () => $(input).click());
-  $(input).addEventListener("change", safely(async () => {
-    const [file] = $(input).files;
-    $(input).value = "";
-    if (file) await take(file);
-  }));
-}
-
 function connect() {
   const on = (id, work) => $(id).addEventListener("click", safely(work));
   $("ask").addEventListener("submit", (event) => { event.preventDefault(); generate(); });
@@ -97,8 +88,8 @@ function connect() {
   on("more", gallery.showMore);
   on("last", async () => form.setSeed(await gallery.lastSeed()));
   $("model").addEventListener("change", () => { $("start").hidden = !form.model().image; });
-  picker("choose", "file", (file) => source.start(file));
-  picker("read", "record", readFile);
+  picker($("choose"), $("file"), (file) => source.start(file));
+  picker($("read"), $("record"), readFile);
   document.addEventListener("dragover", (event) => { event.preventDefault(); document.body.classList.add("dragging"); });
   document.addEventListener("dragleave", (event) => { if (!event.relatedTarget) document.body.classList.remove("dragging"); });
   document.addEventListener("drop", safely(dropped));
@@ -129,8 +120,10 @@ async function showCost() {
   const asked = JSON.stringify(body);
   if (asked === priced) return;
   priced = asked;
-  const words = await json("v1/jobs/cost", body).then(inCredits, () => ""); // the server says why when it is sent
-  if (asked === priced) $("cost").textContent = words && `Costs ${words}.`;
+  const words = await json("v1/jobs/cost", body).then(inCredits, () => "");
+  if (asked !== priced) return;
+  $("cost").textContent = words && `Costs ${words}.`;
+  if (!words) priced = "";
 }
 
 let original = null; // the prompt before it was expanded

@@ -23,6 +23,16 @@ export async function opened(blob) {
   return image;
 }
 
+/** A button that chooses a file. */
+export function picker(button, input, take) {
+  button.addEventListener("click", () => input.click());
+  input.addEventListener("change", safely(async () => {
+    const [file] = input.files;
+    input.value = "";
+    if (file) await take(file);
+  }));
+}
+
 /** A slider in a label that shows its value: `[label, input]`. */
 export function slider(text, properties) {
   const label = make("label");

@@ -40,29 +40,30 @@ export function setup({ models: found, limits, history }) {
   showExtras();
   matchSize();
   matchPreset();
-  $("model").addEventListener("change", changeModel);
+  $("model").addEventListener("change", () => { changeModel(); changed(); });
   $("size").addEventListener("change", takeSize);
   $("preset").addEventListener("change", takePreset);
   for (const id of ["steps", "scheduler"]) $(id).addEventListener("input", matchPreset);
   for (const id of ["width", "height"]) $(id).addEventListener("input", matchSize);
   $("swap").addEventListener("click", swap);
   $("dice").addEventListener("click", () => setSeed(""));
-  $("ask").addEventListener("input", save);
-  $("ask").addEventListener("change", save);
+  $("ask").addEventListener("input", changed);
+  $("ask").addEventListener("change", changed);
 }
 
 export function setPrompt(text) {
   $("prompt").value = text;
-  save();
+  changed();
 }
 
 /** Empty is a random one for each request. */
 export function setSeed(seed) {
   $("seed").value = seed;
-  save();
+  changed();
 }
 
-function save() {
+/** Keep the draft, and let others know of a change. */
+export function changed() {
   document.dispatchEvent(new Event("asked"));
   const draft = Object.fromEntries(KEPT.map((id) => [id, $(id).value]));
   localStorage.setItem(DRAFT, JSON.stringify({ ...draft, store: $("store").checked, extras, adapters: strengths() }));
@@ -124,7 +125,6 @@ export function showOwnSize(image = fromImage) {
   $("height").placeholder = image ? "" : height;
 }
 
-
 /** A size of a ratio with about as many pixels as the model's own. */
 function near([wide, high], width, height) {
   const step = Math.max(model().multiple, Math.min(width, height) >= 512 ? 64 : 8);
@@ -171,7 +171,7 @@ function swap() {
   const sides = ["height", "width"].map((id) => $(id).value || $(id).placeholder);
   [$("width").value, $("height").value] = sides;
   matchSize();
-  save();
+  changed();
 }
 
 function adapter([name, strength]) {
@@ -194,7 +194,7 @@ function showExtras() {
   const items = Object.entries(extras).map(([name, value]) => {
     const item = make("li");
     const button = make("button", { type: "button", textContent: "×", ariaLabel: `Remove ${name}` });
-    button.addEventListener("click", () => { delete extras[name]; showExtras(); save(); });
+    button.addEventListener("click", () => { delete extras[name]; showExtras(); changed(); });
     item.append(`${name}: ${typeof value === "string" ? value : JSON.stringify(value)} `, button);
     return item;
   });
@@ -251,7 +251,7 @@ export function fill({ request, drawing, rest }, inputs) {
   showExtras();
   matchSize();
   matchPreset();
-  save();
+  changed();
   return left;
 }
 

@@ -1,8 +1,8 @@
 // Images that guide what is generated: one for each ControlNet of the model, and one for its IP-Adapter.
 
-import { $, forget, make, opened, safely, setRange, slider, url } from "./dom.js";
+import { $, forget, make, opened, picker, setRange, slider, url } from "./dom.js";
 
-let guides = []; // of the selected model
+let guides = [];
 
 /** Offer those that a model takes. */
 export function offer({ control_names: nets, style }) {
@@ -16,23 +16,23 @@ export function offer({ control_names: nets, style }) {
 function guide(title, most) {
   const one = { most, box: make("fieldset", { className: "drop" }) };
   const file = make("input", { type: "file", accept: $("file").accept, hidden: true });
-  const choose = make("button", { type: "button", textContent: "Choose an image", ariaLabel: `Choose an image: ${title}` });
+  const choose = make("button", { type: "button", textContent: "Choose", ariaLabel: `Choose an image: ${title}` });
   const remove = make("button", { type: "button", textContent: "Remove", ariaLabel: `Remove the image: ${title}` });
   const image = make("img", { alt: `The image for ${title}` });
   const [label, strength] = slider("Strength", { min: 0, max: most, value: 1 });
   one.strength = strength;
   one.take = async (blob) => {
+    one.last = blob;
     if (blob) await opened(blob);
+    if (one.last !== blob) return; // another was chosen meanwhile
     one.blob = blob;
-    file.value = "";
     if (blob) image.src = url(one, blob);
     else forget(one);
     image.hidden = remove.hidden = label.hidden = !blob;
     if (blob) $("guides").open = true;
   };
   one.take(null);
-  choose.addEventListener("click", () => file.click());
-  file.addEventListener("change", safely(() => one.take(file.files[0])));
+  picker(choose, file, one.take);
   remove.addEventListener("click", () => { one.take(null); choose.focus(); });
   one.box.append(make("legend", { textContent: title }), image, choose, file, " ", remove, label);
   return one;
@@ -41,7 +41,7 @@ function guide(title, most) {
 /** The one that an element belongs to. */
 export const at = (element) => guides.find(({ box }) => box.contains(element));
 
-/** Take over images and strengths of an earlier request. A ControlNet without an effect had no image. */
+/** Take over those of an earlier request. A ControlNet without an effect had no image. */
 export async function fill({ control_scale: scales, style_strength: strength }, { control, style }) {
   for (const [index, one] of guides.entries()) {
     const [blob, value] = one.most === 1 ? [style, strength] : [control?.[index], scales?.[index]];

@@ -7,6 +7,7 @@ import { Mask } from "./mask.js";
 const STRENGTH = { image: 0.8, mask: 1 }; // the server's defaults
 
 let source = null; // a blob
+let size = []; // its width and height in pixels
 let painted = false;
 const mask = new Mask($("mask"), masked);
 
@@ -14,6 +15,7 @@ const mask = new Mask($("mask"), masked);
 export async function start(blob, strength = null, area = null) {
   const { width, height } = await opened(blob);
   source = blob;
+  size = [width, height];
   painted = false;
   $("original").src = url("source", blob);
   mask.reset(width, height);
@@ -35,10 +37,14 @@ export function withdraw() {
   $("editor").hidden = true;
   $("drop").hidden = false;
   $("choose").focus();
+  form.changed();
 }
 
 /** What a cost depends on: the size of the image in pixels, and whether it has a mask. */
-export const extent = () => (source && form.model().image ? { image: [$("original").naturalWidth, $("original").naturalHeight], mask: !mask.empty } : {});
+export function extent() {
+  const able = form.model();
+  return source && able.image ? { image: size, mask: able.mask && !mask.empty } : {};
+}
 
 /** With the first stroke, the strength becomes that of inpainting, unless it was changed. */
 function masked() {
@@ -46,6 +52,7 @@ function masked() {
   const [before, after] = any ? [STRENGTH.image, STRENGTH.mask] : [STRENGTH.mask, STRENGTH.image];
   if (any !== painted && Number($("strength").value) === before) form.setStrengthOfImage(after);
   painted = any;
+  form.changed();
 }
 
 /** What the selected model takes of it: `{image, mask}`, blobs or null. */

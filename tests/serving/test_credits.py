@@ -89,20 +89,32 @@ def test_a_balance_is_spent_and_then_refused(gate):
         assert balance(http) == 0.5
 
 
-@pytest.mark.parametrize("more", [{}, {"count": 2, "hires": 2}, {"image": [64, 96], "strength": 0.5, "width": None}])
+FROM_AN_IMAGE = {"strength": 0.5, "width": None, "height": None}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"store": False},
+        {"count": 2, "hires": 2},
+        {"image": [64, 96], **FROM_AN_IMAGE},
+        {"image": [128, 128], **FROM_AN_IMAGE},
+    ],
+)
 def test_a_cost_that_is_stated_before_is_the_one_that_is_paid(gate, more):
     fields = {**ASKED, "prompt": "x", **more}
     with selling(gate, Credits(99, 1, 100)) as http:
         stated = http.post("/v1/jobs/cost", json=fields).json()["credits"]
         if "image" in more:
             file = BytesIO()
-            Image.new("RGB", (64, 96)).save(file, "PNG")
+            Image.new("RGB", tuple(more["image"])).save(file, "PNG")
             fields["image"] = base64.b64encode(file.getvalue()).decode()
         ended(http, http.post("/v1/jobs", json=fields).json())
         assert stated == pytest.approx(99 - balance(http))
-        for wrong in ([64], [64, "96"], [0, 9], 7):
-            answer = http.post("/v1/jobs/cost", json={"prompt": "x", "image": wrong})
-            assert answer.status_code == 400
+        wrong = [{"image": one} for one in ([64], [64, "96"], [0, 9], [True, True], 7)]
+        for one in (*wrong, {"model": []}, {"model": 5}, {"steps": 1000}):
+            answer = http.post("/v1/jobs/cost", json={"prompt": "x", **one})
+            assert answer.status_code == 400, one
 
 
 def test_what_gives_no_image_costs_nothing(gate, monkeypatch):
