@@ -8,6 +8,8 @@ many new weights, all of them are written to a file in the scratch folder.
 from __future__ import annotations
 
 import math
+import os
+import shutil
 from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -19,11 +21,12 @@ import numpy as np
 
 from ..core.errors import CompileError, RuntimeMissing
 from ..core.external import map_values, values_of
+from ..core.files import link
 from ..core.install import install
 from ..core.norms import stage_norms
 from ..core.recipes import WIDE, Pass
 from ..core.shapes import FREE
-from ..runtimes.base import LINK, TOGETHER, Runtime, Target
+from ..runtimes.base import TOGETHER, Runtime, Target
 from .half import to_half
 from .kernels import rewrite
 from .looped import append_step
@@ -35,6 +38,9 @@ if TYPE_CHECKING:
 
 LOWERING_VERSION = 6
 """Part of every key: increase it when a pass changes its output."""
+
+PLACE = "weights"
+"""In the scratch folder of a lowered graph: a file with the path of the folder that holds the graph's weights."""
 
 INLINE_BYTES = 512 * 2**20
 """New weights above this size are written to a separate file: a graph file is limited to 2 GB."""
@@ -136,9 +142,9 @@ def lowered(
 
 
 def weights_of(graph: Path) -> Path:
-    """The folder of a lowered graph's external data: its own, or the part's, to which it links."""
-    link = graph.with_name(LINK)
-    return link.resolve() if link.is_symlink() else graph.parent
+    """The folder of a lowered graph's external data: its own, or the part's, to whose files it has links."""
+    place = graph.with_name(PLACE)
+    return Path(os.fsdecode(place.read_bytes())) if place.is_file() else graph.parent
 
 
 def _initializers(model: ir.Model) -> list[Any]:
@@ -150,14 +156,17 @@ def _is_external(value: Any) -> bool:
 
 
 def _link(folder: Path, weights: Path, names: set[str]) -> None:
-    """Link to weights from a scratch folder: to their folder, and to each file under the name that the graph uses.
+    """Note the folder of the weights in a scratch folder, and link to each file under the name that the graph uses.
 
     Most libraries refuse external data that is a link (see `Job.weights`); TensorRT and MIGraphX follow it.
     """
-    (folder / LINK).symlink_to(weights, target_is_directory=True)
-    for name in names - {LINK}:
+    (folder / PLACE).write_bytes(os.fsencode(weights))
+    for name in names - {PLACE}:
         if Path(name).name == name:
-            (folder / name).symlink_to(weights / name)
+            try:
+                link(folder / name, weights / name)
+            except OSError:  # Windows, and another drive
+                shutil.copyfile(weights / name, folder / name)
 
 
 def widen_bf16(model: ir.Model) -> ir.Model:

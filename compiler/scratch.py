@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from ..core.errors import CompileError
+from ..core.files import link
 from ..core.locks import LockedError, held
 from ..core.reading import is_regular
 
@@ -51,8 +52,10 @@ def _locked_folder(parent: Path) -> tuple[Path, ExitStack]:
         folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
         lock = ExitStack()
         try:
-            (folder / "link").symlink_to(folder)
+            (folder / "file").touch()
+            link(folder / "link", folder / "file")
             (folder / "link").unlink()
+            (folder / "file").unlink()
             lock.enter_context(held(folder / LOCK))
             if (folder / LOCK).exists():
                 return folder, lock

@@ -25,6 +25,17 @@ FULL_BYTES = 1 << 20
 """A disk with less free space than this counts as full: libraries do not always report it."""
 
 
+def link(path: Path, target: Path) -> None:
+    """Make `path` a link to a file: a symbolic one, or a hard one on Windows, where the other kind takes a privilege.
+
+    Raises `OSError` where neither can be made, for instance across drives.
+    """
+    try:
+        path.symlink_to(target)
+    except (OSError, NotImplementedError):
+        os.link(target, path)
+
+
 def sha256(path: Path, on_bytes: Callable[[int], None] | None = None) -> str:
     """Hex SHA-256 of a regular file, read in chunks; `on_bytes` is called with the size of each chunk.
 

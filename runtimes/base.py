@@ -37,9 +37,6 @@ PLACEMENT = "placement.json"
 TIMING = ".timing"
 """Folder beside the artifacts: TensorRT's caches of timings, by version and GPU."""
 
-LINK = "weights"
-"""In the scratch folder of a lowered graph: a link to the folder that holds the graph's weights."""
-
 TOGETHER = "+"
 """Separates the devices in the name of a target of several."""
 

@@ -2,11 +2,12 @@
 
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
 from latentc.compiler.build import build
-from latentc.compiler.lower import lowered
+from latentc.compiler.lower import lowered, weights_of
 from latentc.compiler.make import make
 from latentc.compiler.parity import check_graphs
 from latentc.compiler.targets import floor_db, wanted
@@ -56,6 +57,31 @@ def test_what_stands_in_for_a_link_is_that_file(own_bundle, in_the_hubs_cache, t
     os.utime(weights, ns=(seen.st_atime_ns, seen.st_mtime_ns))
     assert checked_graph(linked, "unet") == graph
     assert weights.read_bytes() == sound
+
+
+@pytest.mark.parametrize("drives", [1, 2])
+def test_a_graph_is_lowered_where_symbolic_links_take_a_privilege(own_bundle, tmp_path, monkeypatch, drives):
+    """As on Windows, and as there, hard links don't lead to another drive."""
+
+    def refused(*_, **__):
+        raise OSError(1314, "A required privilege is not held by the client")
+
+    plain = os.link
+
+    def within(source, target):
+        if drives == 2 and Path(source).name == "model.onnx_data":
+            raise OSError(17, "The system cannot move the file to a different disk drive")
+        plain(source, target)
+
+    monkeypatch.setattr(Path, "symlink_to", refused)
+    monkeypatch.setattr("os.link", within)
+    graph = own_bundle().graph("unet")
+    with lowered(graph, "key", 18, None, scratch=tmp_path) as path:
+        assert path.parent.parent == tmp_path
+        assert weights_of(path) == graph.parent
+        (weights,) = (one for one in path.parent.iterdir() if one.name == "model.onnx_data")
+        assert weights.samefile(graph.with_name("model.onnx_data")) is (drives == 1)
+        assert weights.read_bytes() == graph.with_name("model.onnx_data").read_bytes()
 
 
 @pytest.mark.slow
