@@ -32,6 +32,12 @@ from .trt_cache import RuntimeCache
 ROOMS: defaultdict[int, Room] = defaultdict(Room)
 """The shared memory of each GPU, by the driver's number: a device may have several names, such as sm89 and sm89:0."""
 
+UNCAPTURED = (
+    "cannot capture this engine as a CUDA graph. Write cuda_graph = false for its part, for example under "
+    "[part_options.text_encoder] of the profile, and build again."
+)
+"""What a part whose calls can't be captured needs; follows the library's name."""
+
 
 class LoadedPlan:
     """The state of one engine: the plan, its context, and a buffer on the device for each input and output.
@@ -284,11 +290,11 @@ class LoadedPlan:
         if self._graphed:
             driver.wait()
             if self._cache is not None and not self._context.is_stream_capturable(driver.stream):
-                raise CompileError(
-                    "TensorRT for RTX cannot capture this engine as a CUDA graph. Write cuda_graph = false for its "
-                    "part, for example under [part_options.text_encoder] of the profile, and build again."
-                )
-            self._graphs[self._way] = driver.capture(lambda: self._execute(driver))
+                raise CompileError(f"TensorRT for RTX {UNCAPTURED}")
+            try:
+                self._graphs[self._way] = driver.capture(lambda: self._execute(driver))
+            except CompileError as exc:
+                raise CompileError(f"{exc} So TensorRT {UNCAPTURED}") from exc
 
     def _execute(self, driver: Driver) -> None:
         if not self._context.execute_async_v3(driver.stream):
