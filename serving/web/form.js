@@ -259,5 +259,4 @@ export function fill({ request, drawing, rest }, inputs) {
 export function setStrengthOfImage(value) {
   setRange($("strength"), value);
   document.dispatchEvent(new Event("asked"));
-  $("strength-value").textContent = Number($("strength").value).toFixed(2);
 }

@@ -73,5 +73,5 @@ export function connect() {
     $("erase").setAttribute("aria-pressed", mask.erasing);
   });
   $("brush").addEventListener("input", () => { mask.brush = Number($("brush").value) / 100; });
-  $("strength").addEventListener("input", () => form.setStrengthOfImage(Number($("strength").value)));
+  $("strength").addEventListener("input", () => { $("strength-value").textContent = Number($("strength").value).toFixed(2); });
 }
