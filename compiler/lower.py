@@ -39,8 +39,10 @@ if TYPE_CHECKING:
 LOWERING_VERSION = 6
 """Part of every key: increase it when a pass changes its output."""
 
-PLACE = "weights"
-"""In the scratch folder of a lowered graph: a file with the path of the folder that holds the graph's weights."""
+PLACE = ".latentc-weights"
+"""In the scratch folder of a lowered graph: a file with the path of the folder that holds the graph's weights. A part's
+own folder has no file of this name.
+"""
 
 INLINE_BYTES = 512 * 2**20
 """New weights above this size are written to a separate file: a graph file is limited to 2 GB."""

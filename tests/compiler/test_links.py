@@ -84,6 +84,12 @@ def test_a_graph_is_lowered_where_symbolic_links_take_a_privilege(own_bundle, tm
         assert weights.read_bytes() == graph.with_name("model.onnx_data").read_bytes()
 
 
+def test_a_file_that_is_called_weights_is_no_path(tmp_path):
+    """As the external data of a graph that others exported may be."""
+    (tmp_path / "weights").write_bytes(bytes(8))
+    assert weights_of(tmp_path / "model.onnx") == tmp_path
+
+
 @pytest.mark.slow
 def test_a_bundle_with_a_backup_of_hard_links_is_built(own_bundle, tmp_path):
     """IREE reads the weights of every part in the same way, so one is enough: all of them take half a minute."""
