@@ -123,8 +123,8 @@ _TITLES: dict[str, tuple[str, ...]] = {
 _WEB_UI = re.compile(r"(?:f\d[\d.]*)?v(\d+)\.(\d+)")
 """Versions of the web UI and of Forge, as `v1.9.4` and `f2.0.1v1.10.1-previous-665`."""
 _KEY = re.compile(r'\w[^,:"{}\[\]]*')
-_OF_TEXT, _OF_IMAGE = ["te", "unet"]
-"""The web UI's names of a LoRA's two strengths in a tag."""
+_STRENGTH = re.compile(r"(?:(te|(unet))=)?([^=]*)")
+"""A part of a LoRA's tag: its strength, or by name that of the text encoder or that of the UNet."""
 _LORA = re.compile(r"<(?:lora|lyco):([^<>:\n]{1,255})((?::[^<>:\n]{0,40}){0,8})>", re.IGNORECASE)
 
 
@@ -148,7 +148,7 @@ class Tagged:
     strengths: Mapping[str, float]
     """By the name of the file; of a name with several tags, their sum."""
     left: tuple[str, ...]
-    """Tags that have no single strength: not a number, another one for the text encoder, or options."""
+    """Tags that a request can't represent: without a single strength that is allowed, with options, or too many."""
 
 
 def read_tags(prompt: str) -> Tagged:
@@ -161,29 +161,24 @@ def read_tags(prompt: str) -> Tagged:
     left: list[str] = []
 
     def read(tag: re.Match[str]) -> str:
-        given = [one.strip() for one in tag[2].split(":")[1:]]
-        named = dict(one.split("=", 1) for one in given if "=" in one)
-        numbers = [one for one in given if "=" not in one]
-        text = named.pop(_OF_TEXT, numbers[0] if numbers else "1")
-        image = named.pop(_OF_IMAGE, numbers[1] if len(numbers) > 1 else text)
+        parts = [_STRENGTH.fullmatch(one.strip()) for one in tag[2].split(":")[1:]]
+        by_place = [part[3] for part in parts if part and not part[1]]
+        of_text = [part[3] for part in parts if part and part[1] and not part[2]]
+        of_image = [part[3] for part in parts if part and part[2]]
         try:
-            strength = _strength_of(strengths.get(tag[1], 0.0) + float(text))
-            if named or len(numbers) > 2 or float(image) != float(text):
+            text = float([*of_text, *by_place[:1], "1"][0])
+            image = float([*of_image, *by_place[1:], text][0])
+            if None in parts or len(by_place) > 2 or image != text:
                 raise ValueError
+            strength = strengths.get(tag[1], 0.0) + text
+            Request(prompt="", adapters={**strengths, tag[1]: strength})
+            strengths[tag[1]] = strength
         except (ValueError, RequestError):
             left.append(tag[0])
-            return ""
-        strengths[tag[1]] = strength
         return ""
 
     found = _LORA.sub(read, prompt)
     return Tagged(found.rstrip(" ") if prompt.endswith(">") else found, strengths, tuple(left))
-
-
-def _strength_of(value: float) -> float:
-    """Raises `RequestError` for a strength that a request can't have."""
-    Request(prompt="", adapters={"one": value})
-    return value
 
 
 def _tag(name: str, strength: float) -> str:

@@ -301,6 +301,13 @@ def test_clip_skip_counts_from_the_last_layer(text, layers, rest):
         ("a <lora:ink:x> <lora:ink:1e9> <lora:ink:nan>", "a", None, "<lora:ink:x> <lora:ink:1e9> <lora:ink:nan>"),
         ("a <lora:fog:60> <lora:fog:60>", "a", {"fog": 60}, "<lora:fog:60>"),
         ("a <lora:> <lora", "a <lora:> <lora", None, None),
+        ("a" + " <lora:x:0>" * 3000, "a", {"x": 0}, None),
+        (
+            " ".join(f"<lora:{number}:1>" for number in range(65)),
+            "",
+            {str(number): 1 for number in range(64)},
+            "<lora:64:1>",
+        ),
     ],
 )
 def test_tags_of_loras_are_strengths_of_adapters(prompt, left, strengths, rest):
