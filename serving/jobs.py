@@ -37,10 +37,10 @@ from .choices import presets, scheduler_groups
 from .controlnet import names_of
 from .credits import UNIT, needed
 from .errors import ApiError, api_error, openai_body, route_class
+from .image_job import DONE, ImageJob
 from .inputs import from_base64, take_controls
 from .opened import OpenModel, steps_run
 from .pictures import path_of, plain_file
-from .queue import DONE, ImageJob
 from .service import ServedModel, Service, result_of
 
 NAME, PREFIXES = "jobs", ("/v1/jobs", "/v1/capabilities")

@@ -25,10 +25,10 @@ from ..pipelines.picture import load_clear
 from ..pipelines.save import check_jpeg
 from .bodies import ALIVE, SSE, form_fields, json_fields, request_fields, truth
 from .errors import ApiError, api_error, openai_body, route_class
+from .image_job import ImageJob
 from .inputs import CONTROLS, take_controls
 from .opened import OpenModel
 from .pictures import base64_of, files, json_answer, path_of, plain_file
-from .queue import ImageJob
 from .service import Service, result_of
 from .signing import TYPES
 

@@ -103,24 +103,6 @@ def first_request(model: OpenModel) -> tuple[Request, dict[str, Any]]:
     return request, {"image": grey, **({"mask": np.full((side, side), 255, np.uint8)} if facts.inpaints else {})}
 
 
-def joint(request: Request) -> object:
-    """What requests have in common whose denoiser calls can be joined; see `Pipeline.draw_many`."""
-    adapters: Mapping[str, float] = request.adapters or {}
-    return (
-        request.width,
-        request.height,
-        request.steps,
-        request.scheduler,
-        request.timestep_spacing,
-        request.timesteps,
-        request.sigmas,
-        request.strength,
-        request.variant,
-        request.hires,
-        tuple(sorted(adapters.items())),
-    )
-
-
 def steps_run(model: OpenModel, request: Request) -> Callable[[int, float | None], int]:
     """What says how many of a number of steps are computed at a strength, for a completed request of a model.
 

@@ -23,8 +23,8 @@ from ..pipelines.png import drawings, origin, read
 from ..pipelines.save import encoded
 from .errors import ApiError, openai_body, route_class
 from .guard import FILES
+from .image_job import ImageJob
 from .opened import OpenModel
-from .queue import ImageJob
 from .service import Service, result_of
 from .signing import TYPES, ContentSigner
 

@@ -30,8 +30,8 @@ from ..sampling.schedulers.settings import LEVELS, RAMPS
 from .bodies import json_fields
 from .controlnet import names_of
 from .errors import ApiError, route_class
+from .image_job import ImageJob
 from .pictures import base64_of, files, json_answer, plain_file, unfinished
-from .queue import ImageJob
 from .service import ServedModel, Service
 from .webui import VERSION, Img2Img, Txt2Img, WebUiAsked, content, pictures, sent_files, translated
 

@@ -21,13 +21,14 @@ from .credits import Credits, account_of
 from .decoding import Decoder
 from .errors import NO_ANSWER, ApiError
 from .history import History
+from .image_job import WARM_UP, ImageJob
 from .inputs import check_taken, files_of
 from .kept import KeptJobs
 from .limits import Limits
 from .metrics import Metrics
 from .opened import OpenModel, first_request, steps_run
 from .prompts import PromptModel
-from .queue import WARM_UP, ImageJob, Queue, close_all
+from .queue import Queue, close_all
 from .replicas import Replicas
 from .residents import Presence, Residents
 from .scaling import Scaling

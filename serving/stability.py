@@ -25,8 +25,8 @@ from ..pipelines.picture import load_clear, load_mask
 from .bodies import form_fields, json_fields
 from .credits import account_of, needed
 from .errors import ApiError, route_class
+from .image_job import ImageJob
 from .pictures import base64_of, files, json_answer
-from .queue import ImageJob
 from .service import Service
 from .signing import TYPES
 

@@ -15,8 +15,8 @@ from PIL import Image
 from latentc.core.errors import BundleError, CompileError
 from latentc.serving.errors import ApiError
 from latentc.serving.guard import Access
+from latentc.serving.image_job import ImageJob
 from latentc.serving.limits import Limits
-from latentc.serving.queue import ImageJob
 from latentc.serving.service import serve
 
 from .conftest import MODEL, asking, running, wait_for
