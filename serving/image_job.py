@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from ..core.request import Request, Result, Step
 from ..pipelines.pipeline import Inputs
+from .errors import ApiError
 
 State = Literal["queued", "generating", "completed", "failed", "cancelled"]
 DONE = ("completed", "failed", "cancelled")
@@ -85,6 +86,13 @@ class ImageJob:
         """Seconds since its generation began, up to its end."""
         return 0.0 if self.started is None else (self.finished or time.time()) - self.started
 
+    def wait(self) -> None:
+        """Wait for its end; raises its error."""
+        while not self.done:
+            time.sleep(0.01)
+        if self.error is not None:
+            raise self.error
+
     def finished_with(self, result: Result | Exception) -> Result | Exception:
         """What `finish` makes of its result, or the error that it raises."""
         if isinstance(result, Exception) or self.finish is None or self.reason is not None:
@@ -101,3 +109,18 @@ class ImageJob:
                 listener()
             except Exception:  # the job and its batch go on
                 log.exception("a listener of job %s failed", self.id[:6])
+
+
+def result_of(job: ImageJob) -> Result:
+    """The result of a job that has ended; raises `ApiError` for one that was cancelled, and the error of one that
+    failed.
+    """
+    if job.state == "cancelled" and job.reason == "deadline":
+        raise ApiError(504, "The job took longer than it may, and was cancelled.", code="deadline")
+    if job.state == "cancelled" and job.reason == "shutdown":
+        raise ApiError(503, "The server is shutting down. Try again later.", code="draining", retry_seconds=5)
+    if job.error is not None:
+        raise job.error.with_traceback(None)
+    if job.result is None:
+        raise ApiError(409, f"The job is {job.state}, and has no result.", code="no_result")
+    return job.result

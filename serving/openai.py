@@ -25,11 +25,11 @@ from ..pipelines.picture import load_clear
 from ..pipelines.save import check_jpeg
 from .bodies import ALIVE, SSE, form_fields, json_fields, request_fields, truth
 from .errors import ApiError, api_error, openai_body, route_class
-from .image_job import ImageJob
+from .image_job import ImageJob, result_of
 from .inputs import CONTROLS, take_controls
 from .opened import OpenModel
 from .pictures import base64_of, files, json_answer, path_of, plain_file
-from .service import Service, result_of
+from .service import Service
 from .signing import TYPES
 
 NAME, PREFIXES = "openai", ("/v1/images/generations", "/v1/images/edits", "/v1/models")

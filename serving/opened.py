@@ -14,12 +14,13 @@ from ..core.request import Request, Result, Step
 from ..profiles import Profile
 from ..sampling.host import SCHEDULER
 from ..sampling.schedulers import skipped_steps
+from .residents import Loads
 
 WARM_STEPS = 2
 LCM = "lcm"
 
 
-class OpenModel(Protocol):
+class OpenModel(Loads, Protocol):
     """A model as the APIs use it; a `Pipeline` is one."""
 
     @property
@@ -83,6 +84,10 @@ class OpenModel(Protocol):
         return_exceptions: bool,
     ) -> list[Result | Exception]:
         """`Pipeline.draw_many`."""
+        ...
+
+    def close(self) -> None:
+        """`Pipeline.close`."""
         ...
 
 

@@ -70,6 +70,7 @@ class Queue:
         self._ended = time.monotonic()  # when that was
         self._stopped: float | None = None
         self._hung = False
+        self._counted = 0, 0
         self._batch_seconds: float | None = None
         self._threads = [Thread(target=self._work, name=f"latentc {name}", daemon=True) for _ in range(threads)]
 
@@ -158,6 +159,11 @@ class Queue:
         """Whether no job waits or is being generated."""
         with self._turn:
             return not self._waiting and not self._batches
+
+    def has(self, job: ImageJob) -> bool:
+        """Whether a job of it waits or is being generated."""
+        with self._turn:
+            return job in self._waiting or job in self._running or job in self._finishing
 
     def fail(self, error: Exception) -> None:
         """End the jobs that wait with an error."""
@@ -363,8 +369,10 @@ class Queue:
         return [job for batch in self._batches for job in batch]
 
     def _count(self) -> None:
-        self._metrics.depth.labels(self.name).set(len(self._waiting))
-        self._metrics.running.labels(self.name).set(len(self._running))
+        now = len(self._waiting), len(self._running)
+        for gauge, count, before in zip((self._metrics.depth, self._metrics.running), now, self._counted, strict=True):
+            gauge.labels(self.name).inc(count - before)  # another queue of this name may count too
+        self._counted = now
 
 
 def close_all(queues: Sequence[Queue], seconds: float | None = None) -> bool:

@@ -23,7 +23,8 @@ from ..pipelines.picture import load_picture, size_in
 from .bodies import form_fields
 from .controlnet import names_of
 from .errors import ApiError, route_class
-from .service import ServedModel, Service
+from .served import ServedModel
+from .service import Service
 from .stability import StabilityAsked, answer_v2, none_left, number, one_file, ratio_sides, stability_body, v2_common
 
 NAME, PREFIXES = "stability", ("/v2beta/stable-image/control/",)

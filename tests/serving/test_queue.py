@@ -16,12 +16,11 @@ from latentc.core.errors import CancelledError, RequestError
 from latentc.core.request import Request, Result, Step
 from latentc.serving.checks import FilteredError
 from latentc.serving.errors import ApiError
-from latentc.serving.image_job import ImageJob
+from latentc.serving.image_job import ImageJob, result_of
 from latentc.serving.kept import MOST_KEPT, KeptJobs
 from latentc.serving.limits import Limits
 from latentc.serving.metrics import Metrics
 from latentc.serving.queue import Interrupted, Queue
-from latentc.serving.service import result_of
 
 from .conftest import wait_for
 
