@@ -78,8 +78,10 @@ def test_a_model_is_replaced_while_requests_run(served, place, alone):
     (old,) = gates
     with ThreadPoolExecutor() as pool:
         with old.closed():
-            waiting = [pool.submit(post, http, "a hut", seed) for seed in range(3)]
-            wait_for(lambda: service.models[MODEL].queue.waits)
+            waiting = [pool.submit(post, http, "a hut", 0)]
+            wait_for(lambda: service.models[MODEL].queue.generates)
+            waiting += [pool.submit(post, http, "a hut", seed) for seed in (1, 2)]
+            wait_for(lambda: 'latentc_queue_depth{model="tiny"} 2.0' in http.get("/metrics").text)
             job = http.post("/v1/jobs", json={"prompt": "a hut"}).json()
             wait_for(lambda: 'latentc_queue_depth{model="tiny"} 3.0' in http.get("/metrics").text)
             place()
