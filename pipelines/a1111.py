@@ -123,6 +123,8 @@ _TITLES: dict[str, tuple[str, ...]] = {
 _WEB_UI = re.compile(r"(?:f\d[\d.]*)?v(\d+)\.(\d+)")
 """Versions of the web UI and of Forge, as `v1.9.4` and `f2.0.1v1.10.1-previous-665`."""
 _KEY = re.compile(r'\w[^,:"{}\[\]]*')
+_OF_TEXT, _OF_IMAGE = ["te", "unet"]
+"""The web UI's names of a LoRA's two strengths in a tag."""
 _LORA = re.compile(r"<(?:lora|lyco):([^<>:\n]{1,255})((?::[^<>:\n]{0,40}){0,8})>", re.IGNORECASE)
 
 
@@ -162,11 +164,11 @@ def read_tags(prompt: str) -> Tagged:
         given = [one.strip() for one in tag[2].split(":")[1:]]
         named = dict(one.split("=", 1) for one in given if "=" in one)
         numbers = [one for one in given if "=" not in one]
-        text = named.pop("te", numbers[0] if numbers else "1")
-        unet = named.pop("unet", numbers[1] if len(numbers) > 1 else text)
+        text = named.pop(_OF_TEXT, numbers[0] if numbers else "1")
+        image = named.pop(_OF_IMAGE, numbers[1] if len(numbers) > 1 else text)
         try:
             strength = _strength_of(strengths.get(tag[1], 0.0) + float(text))
-            if named or len(numbers) > 2 or float(unet) != float(text):
+            if named or len(numbers) > 2 or float(image) != float(text):
                 raise ValueError
         except (ValueError, RequestError):
             left.append(tag[0])
