@@ -58,6 +58,14 @@ def serve(
         list[str] | None,
         typer.Option(metavar="NAME", help="Name by which clients may call the server. May be repeated."),
     ] = None,
+    model_control: Annotated[
+        bool,
+        typer.Option(
+            "--model-control",
+            help="Let clients replace models by what their folders hold now, and free them (/v2/repository). SIGHUP "
+            "replaces all without it.",
+        ),
+    ] = False,
     state: Annotated[
         Path | None,
         typer.Option(
@@ -222,6 +230,7 @@ def serve(
         limits=limits,
         token_file=token_file,
         hosts=allow_host or (),
+        model_control=model_control,
         adapters=strengths(lora or ()),
         embeddings=embedding or (),
         chosen=chosen,

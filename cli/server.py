@@ -92,6 +92,7 @@ def serve(
     limits: Limits,
     token_file: Path | None = None,
     hosts: Sequence[str] = (),
+    model_control: bool = False,
     drain_seconds: float = 60.0,
     adapters: Mapping[str, float] = {},
     embeddings: Sequence[str] = (),
@@ -103,7 +104,7 @@ def serve(
     With several `replicas`, each bundle is opened in as many processes, of `threads` each, or which share the CPU's
     cores. They are spread over the devices of `device`, by default one on each. While jobs wait, there are more, up to
     `most_replicas`. With `on_ray`, they are actors of Ray. With `memory_gb`, bundles are loaded when they are asked
-    for, within this memory.
+    for, within this memory. `model_control` lets clients load and free models.
     """
     access = Access(tokens(token_file), [*LOCAL, *hosts] if host in LOCAL or hosts else None)
     if host not in LOCAL and not access.tokens:
@@ -174,7 +175,7 @@ def serve(
                 if residents is not None:
                     residents.add(name, pipelines[name], sizes[name])
         service = service_of(pipelines, limits, added, residents)
-        service.reopen = again
+        service.reopen, service.model_control = again, model_control
         services.append(service)
         try:
             with _loading_at_a_signal(service):

@@ -119,6 +119,7 @@ def router(service: Service) -> APIRouter:
 
     @routes.post("/repository/models/{name}/load")
     async def load_again(name: str, http: HttpRequest) -> Response:
+        _check_controlled(service)
         if _parameters(await _asked(http)):
             raise ApiError(400, "A load takes no config and no files: it opens what the model's folder holds.")
         await asyncio.to_thread(load, service, name)
@@ -126,11 +127,17 @@ def router(service: Service) -> APIRouter:
 
     @routes.post("/repository/models/{name}/unload")
     async def free(name: str, http: HttpRequest) -> Response:
+        _check_controlled(service)
         await _asked(http)
         await asyncio.to_thread(unload, service, name)
         return Response()
 
     return routes
+
+
+def _check_controlled(service: Service) -> None:
+    if not service.model_control:
+        raise ApiError(403, "Clients can't load or free models here. Start the server with --model-control.")
 
 
 async def _asked(http: HttpRequest) -> dict[str, Any]:

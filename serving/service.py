@@ -72,6 +72,8 @@ class Service:
     draining: bool = False
     reopen: Reopen | None = None
     """What opens a model again, for `loading.load`; None where that isn't possible."""
+    model_control: bool = False
+    """Whether clients may load models again and free them."""
     loads: Lock = field(default_factory=Lock, init=False)
     """Held while a model is loaded again."""
     _leaving: list[ServedModel] = field(default_factory=list[ServedModel], init=False)

@@ -55,7 +55,7 @@ def served(place, tmp_path):
         return gates[-1], 6
 
     service = serve({MODEL: reopen(MODEL)[0]}, Limits())
-    service.reopen = reopen
+    service.reopen, service.model_control = reopen, True
     with running(service) as address, triton.InferenceServerClient(address.removeprefix("http://")) as client:
         running_now.append(address)
         with httpx2.Client(base_url=address, timeout=PATIENCE) as http:
@@ -152,7 +152,11 @@ def test_one_that_cannot_be_loaded(served, alone, monkeypatch, tmp_path):
         client.unload_model(MODEL)
     with service.loads, pytest.raises(InferenceServerException, match="being loaded"):
         client.load_model(MODEL)
-    service.reopen = None
+    service.model_control = False
+    for refused in (client.load_model, client.unload_model):
+        with pytest.raises(InferenceServerException, match="with --model-control"):
+            refused(MODEL)
+    service.reopen, service.model_control = None, True
     with pytest.raises(InferenceServerException, match="can't load models again"):
         client.load_model(MODEL)
 
@@ -167,7 +171,7 @@ def test_within_a_budget_that_holds_one(place, alone, tmp_path):
 
     residents = Residents(10, patience=0.0)
     service = serve({MODEL: reopen(MODEL)[0]}, Limits(), residents=residents)
-    service.reopen = reopen
+    service.reopen, service.model_control = reopen, True
     residents.add(MODEL, made[0], 6)
     with running(service) as address, triton.InferenceServerClient(address.removeprefix("http://")) as client:
         place()

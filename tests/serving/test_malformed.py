@@ -54,7 +54,7 @@ def test_nothing_malformed_is_an_error_where_models_are_loaded(gate, caplog):
         raise BundleError("/srv/models/app.py/tiny.bundle is damaged.")
 
     service = serve({MODEL: gate}, LIMITS)
-    service.reopen = reopen
+    service.reopen, service.model_control = reopen, True
     routes = [one for one in routes_of(create_app(service)) if "/repository/" in one[1]]
     assert len(routes) == 3
     with running(service) as address:
