@@ -13,6 +13,7 @@ from latentc.core.records import state_folder
 from latentc.profiles import load_profile
 
 OPENVINO = load_profile("cpu-openvino")
+pytestmark = pytest.mark.apart
 
 
 @pytest.fixture
