@@ -86,6 +86,12 @@ def convert(bundle: Bundle | Path | str, folder: Path | str, on_progress: Progre
     config, notices = genai_scheduler(bundle.json(SCHEDULER), bundle.folder)
     manifest = bundle.manifest
     encoder = manifest.model.text_encoders[0]
+    tokens, read = manifest.model.length, bundle.json(f"{encoder.part}/config.json").get("max_position_embeddings")
+    if read != tokens:
+        raise BundleError(
+            f"{bundle.folder} cannot be packaged for OpenVINO GenAI: prompts have {tokens} tokens, and GenAI passes "
+            f"{read} (max_position_embeddings of {encoder.part}). Use --for dir."
+        )
     kept = [name for name in manifest.files if _is_kept(name, (encoder.tokenizer, *parts))]
     with fresh_folder(folder, BundleError) as fresh:
         verify_files(bundle, [*kept, *(name for part in parts for name in bundle.files(part))])

@@ -10,19 +10,17 @@ import numpy as np
 import pytest
 
 from latentc.checkpoints import families
-from latentc.compiler.build import build
 from latentc.core.errors import BundleError
 from latentc.core.files import sha256
 from latentc.core.manifest import FileInfo
 from latentc.core.request import Request
 from latentc.export.genai import SCHEDULER, STATED, convert, genai_scheduler
-from latentc.pipelines.pipeline import Pipeline
 
 genai = pytest.importorskip("openvino_genai", reason='needs `pip install -c constraints.txt ".[genai]"`')
 import openvino as ov  # noqa: E402  after it is known that GenAI is there
 
 OWN = json.loads((Path(families.__file__).parent / "configs" / "sd1" / "scheduler.json").read_text())
-PROFILE, SIDE, STEPS = "cpu-onnxruntime", 64, 6
+SIDE, STEPS = 64, 6
 LEAST_DB = 55.0
 """Cutting half a level off, or bf16, leave at most 51 dB."""
 
@@ -47,13 +45,6 @@ def converted(exported, tmp_path_factory):
     return convert(exported("sd1"), tmp_path_factory.mktemp("genai") / "folder")
 
 
-@pytest.fixture(scope="module")
-def pipeline(bundle):
-    build(bundle("sd1"), PROFILE)
-    with Pipeline.open(bundle("sd1"), PROFILE) as one:
-        yield one
-
-
 def test_the_folder_has_graphs_and_no_onnx(converted):
     assert {path.parent.name for path in converted.folder.glob("*/openvino_model.xml")} == {*converted.parts}
     assert len(converted.parts) == 3
@@ -61,18 +52,19 @@ def test_the_folder_has_graphs_and_no_onnx(converted):
 
 
 @pytest.mark.parametrize(
-    ("name", "config"),
+    ("family", "name", "config"),
     [
-        ("pndm", {}),
-        ("ddim", {"_class_name": "DDIMScheduler"}),
-        ("euler", {"_class_name": "EulerDiscreteScheduler", "set_alpha_to_one": None, "skip_prk_steps": None}),
+        ("sd1", "pndm", {}),
+        ("sd1", "ddim", {"_class_name": "DDIMScheduler"}),
+        ("sd1", "euler", {"_class_name": "EulerDiscreteScheduler", "set_alpha_to_one": None, "skip_prk_steps": None}),
+        pytest.param("sd2", "ddim", {}, marks=pytest.mark.slow),
     ],
 )
-def test_its_images_are_those_of_latentc(pipeline, own_bundle, tmp_path, name, config):
-    folder = convert(_rescheduled(own_bundle(), config), tmp_path / "folder").folder
+def test_its_images_are_those_of_latentc(opened, own_bundle, tmp_path, family, name, config):
+    folder = convert(_rescheduled(own_bundle(family), config), tmp_path / "folder").folder
     noise = np.random.default_rng(1).standard_normal((1, 4, SIDE // 8, SIDE // 8)).astype(np.float32)
     request = Request(prompt="a hut, (red) roof", steps=STEPS, guidance=4, scheduler=name, width=SIDE, height=SIDE)
-    expected = pipeline(request, latents=noise).images.astype(float)
+    expected = opened(family)(request, latents=noise).images.astype(float)
     other = genai.Text2ImagePipeline(str(folder), "CPU", INFERENCE_PRECISION_HINT="f32")
     about = {"num_inference_steps": STEPS, "guidance_scale": 4.0, "height": SIDE, "width": SIDE}
     found = np.array(other.generate(request.prompt, generator=Given(noise), **about).data).astype(float)
@@ -165,6 +157,24 @@ def test_a_training_schedule_that_genai_lacks_is_refused(config, message):
         genai_scheduler(_fields(OWN, config), "it")
 
 
+def test_prompts_of_another_length_than_genais_are_refused(exported, tmp_path):
+    bundle = exported("sd1")
+    model = bundle.manifest.model.model_copy(update={"length": 40})
+    other = replace(bundle, manifest=bundle.manifest.model_copy(update={"model": model}))
+    with pytest.raises(BundleError, match=r"prompts have 40 tokens, and GenAI passes 77"):
+        convert(other, tmp_path / "folder")
+
+
 def test_a_profile_is_refused(exported, refused, tmp_path):
-    words = ("package", exported("sd1").folder, "--for", "openvino", "-p", PROFILE, "-o", tmp_path / "made", "-q")
+    words = (
+        "package",
+        exported("sd1").folder,
+        "--for",
+        "openvino",
+        "-p",
+        "cpu-onnxruntime",
+        "-o",
+        tmp_path / "made",
+        "-q",
+    )
     assert "Leave --profile out" in refused(*words)
