@@ -183,7 +183,7 @@ def test_a_first_visit_of_scenes_loads_less_than_30_mb(tmp_path, monkeypatch):
 
 @needs_library
 def test_the_page_is_small_and_in_pieces(made):
-    assert sum(path.stat().st_size for path in made.folder.glob("*.js")) < 55_000
+    assert sum(path.stat().st_size for path in made.folder.glob("*.js")) < 60_000
     assert all(path.stat().st_size <= 16 << 20 for path in made.folder.rglob("*") if path.suffix == ".bin")
     manifest = json.loads((made.folder / "model.json").read_text())
     listed = {piece["path"] for file in manifest["files"].values() for piece in file["pieces"]}
