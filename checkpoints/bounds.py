@@ -238,7 +238,7 @@ def check_video(where: object, family: Family, configs: Mapping[str, Config]) ->
         raise _apart(
             where,
             f"The UNet reads {reads} added values (projection_class_embeddings_input_dim), but frames per second, "
-            f"motion and noise augmentation give {made}",
+            f"motion and noise augmentation give {made}; Stable Video 3D (SV3D) is not supported",
         )
 
 

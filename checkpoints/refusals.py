@@ -18,6 +18,10 @@ _CHANNELS = {
     7: "an upscaler",
 }
 
+_VIEWS = "a Stable Video 3D or 4D checkpoint (SV3D, SV4D), for views of an object"
+_VIEWS_CLASSES = ("StableVideo3D", "SV3DUNet")
+"""Beginnings of its classes in a port to diffusers, which has none of its own."""
+
 # Substrings of pipeline class names, first match wins: other families, and pipelines that start from an image.
 _PIPELINES = (
     ("Inpaint", "an inpainting checkpoint"),
@@ -65,6 +69,8 @@ _SCALINGS = (
 _SVD_IMAGE = "conditioner.embedders.0.open_clip."
 _SVD_TIME = ("time_stack.", "time_mixer.")
 """Tensors of Stable Video Diffusion in the original layout: diffusers has no single-file conversion for it."""
+_VIEWS_IMAGE = "conditioner.embedders.1.encoder."
+"""The VAE's encoder of Stable Video 3D and 4D. Stable Video Diffusion has it behind the frame rate and the motion."""
 
 _ENCODERS = ("text_model.", "vision_model.", "text_projection", "encoder.block.")
 
@@ -148,6 +154,8 @@ def refuse_names(where: object, names: Names, *, whole: bool = False) -> None:
         if any(name.startswith(mark) for name in names):
             raise _unsupported(where, what)
     if any(name.startswith(_SVD_IMAGE) for name in names) and any(mark in name for name in names for mark in _SVD_TIME):
+        if any(name.startswith(_VIEWS_IMAGE) for name in names):
+            raise _unsupported(where, _VIEWS)
         raise CheckpointError(
             f"{where} is a video model, Stable Video Diffusion in the original layout, which is supported as a "
             "diffusers folder only. Pass that folder, or the hub id of a repository that has one."
@@ -183,6 +191,8 @@ def refuse_pipeline(where: object, model_index: Config) -> None:
             "checkpoint was published with."
         )
     name = str(found)[:LONGEST]
+    if any(mark in str(value) for mark in _VIEWS_CLASSES for value in model_index.values()):
+        raise _unsupported(where, _VIEWS)
     if any(name in family.pipelines for family in FAMILIES):
         return
     if isinstance(found, list):

@@ -21,24 +21,26 @@ from ..core.errors import BundleError, CompileError, RuntimeMissing
 from ..core.files import fresh_folder
 from ..core.install import install
 from ..core.progress import Progress, quiet
-from ..core.record import in_a_line
+from ..core.record import in_a_line, shown
 from ..core.wires import TIMESTEP
+from ..sampling.schedulers import FEW_STEPS, schedule
+from ..sampling.schedulers.settings import Settings
 from .export import write_json
 
-SPACINGS = {"DDIMScheduler": "leading", "PNDMScheduler": "leading", "EulerDiscreteScheduler": "linspace"}
-"""Schedulers whose images in GenAI agree with latentc's, and diffusers' default of their timestep spacing: GenAI's own
-default of Euler's differs.
-"""
+KEPT = ("DDIMScheduler", "PNDMScheduler", "EulerDiscreteScheduler")
+"""Schedulers whose images in GenAI agree with latentc's, if what GenAI ignores has its usual value."""
 INSTEAD = "DDIMScheduler"
 INDEX, SCHEDULER = "model_index.json", "scheduler/scheduler_config.json"
 AUTOENCODER = ["diffusers", "AutoencoderKL"]
-TAKEN = (
+STATED = (
     *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type"),
     *("timestep_spacing", "steps_offset", "set_alpha_to_one"),
 )
-"""Fields of schedulers that GenAI heeds."""
-OTHERS = ("_class_name", "_diffusers_version", "clip_sample", "skip_prk_steps")
-"""Further fields of a scheduler that is kept."""
+"""Settings that GenAI follows. Each is written, because some of its defaults differ from diffusers'."""
+USUAL = dict(Settings())
+PNDM = "PNDMScheduler"
+PNDM_USUAL = {**USUAL, "skip_prk_steps": True, "timestep_spacing": "leading"}
+PNDM_IGNORES = ("prediction_type", "timestep_spacing")
 
 LEVEL = 1 / 255
 """Half a level of an 8-bit image, of values from -1 to 1: GenAI cuts fractions of levels off, and latentc rounds."""
@@ -81,9 +83,15 @@ def convert(bundle: Bundle | Path | str, folder: Path | str, on_progress: Progre
     check_whole(bundle, "it cannot be converted")
     parts = plain_parts(bundle, "OpenVINO GenAI")
     ov, tokenizers, transformers = map(_library, ("openvino", "openvino_tokenizers", "transformers"))
-    config, notices = _scheduler(bundle)
+    config, notices = genai_scheduler(bundle.json(SCHEDULER), bundle.folder)
     manifest = bundle.manifest
     encoder = manifest.model.text_encoders[0]
+    tokens, read = manifest.model.length, bundle.json(f"{encoder.part}/config.json").get("max_position_embeddings")
+    if read != tokens:
+        raise BundleError(
+            f"{bundle.folder} cannot be packaged for OpenVINO GenAI: prompts have {tokens} tokens, and GenAI passes "
+            f"{read} (max_position_embeddings of {encoder.part}). Use --for dir."
+        )
     kept = [name for name in manifest.files if _is_kept(name, (encoder.tokenizer, *parts))]
     with fresh_folder(folder, BundleError) as fresh:
         verify_files(bundle, [*kept, *(name for part in parts for name in bundle.files(part))])
@@ -122,28 +130,47 @@ def plain_parts(bundle: Bundle, target: str) -> tuple[str, str, str]:
             f"{bundle.folder} cannot be packaged for {target}: only Stable Diffusion 1 and 2 are supported, "
             "without ControlNets, IP-Adapters and inputs of images. Use --for dir."
         )
+    if model.text_encoders[0].masked:
+        raise BundleError(
+            f"{bundle.folder} cannot be packaged for {target}: its text encoder hides padding (use_attention_mask), "
+            "and no attention mask is passed there. Use --for dir."
+        )
     return encoder, bundle.one("denoiser"), bundle.one("decoder")
 
 
-def _scheduler(bundle: Bundle) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The config of a scheduler that GenAI has, and a notice if it isn't the bundle's."""
-    own = bundle.json(SCHEDULER)
-    if own.get("rescale_betas_zero_snr"):
-        raise BundleError(f"{bundle.folder} was trained with zero terminal SNR, which OpenVINO GenAI does not support.")
-    name, taken = str(own.get("_class_name")), {field: own[field] for field in TAKEN if field in own}
-    if _is_known(name, own):
-        return {**own, "timestep_spacing": own.get("timestep_spacing", SPACINGS[name]), "clip_sample": False}, ()
-    spacing = {"timestep_spacing": own.get("timestep_spacing", SPACINGS[INSTEAD])}
-    notice = f"OpenVINO GenAI cannot run {name} with this config; the folder has {INSTEAD} instead."
-    return {"_class_name": INSTEAD, **taken, **spacing, "clip_sample": False}, (notice,)
+def genai_scheduler(own: Mapping[str, Any], where: object) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The config of a scheduler that GenAI has, and a notice if it doesn't do what `own`, diffusers' config, does.
+
+    Raises `BundleError` for a training schedule that GenAI lacks, and names `where` it is from.
+    """
+    settings = schedule(own, FEW_STEPS, "ddim").settings
+    if settings.rescale_betas_zero_snr:
+        raise BundleError(f"{where} was trained with zero terminal SNR, which OpenVINO GenAI does not support.")
+    if settings.beta_schedule == "squaredcos_cap_v2" and settings.trained_betas is None:
+        raise BundleError(f"{where} has the beta_schedule squaredcos_cap_v2, which OpenVINO GenAI lacks.")
+    name = str(own.get("_class_name"))
+    given = schedule(own, FEW_STEPS).settings
+    ignored = _ignored(name, given) if name in KEPT else []
+    if name in KEPT and not ignored:
+        return _config(name, given), ()
+    found, without = (f" with {' and '.join(ignored)}", " without that") if ignored else ("", "")
+    notice = f"OpenVINO GenAI cannot run {name}{found}; the folder has {INSTEAD}{without} instead: other images."
+    return _config(INSTEAD, settings), (notice,)
 
 
-def _is_known(name: str, own: Mapping[str, Any]) -> bool:
-    """Whether GenAI's scheduler of this name heeds the whole config. Its PNDM ignores spacing and prediction type."""
-    if name not in SPACINGS or any(value for field, value in own.items() if field not in (*TAKEN, *OTHERS)):
-        return False
-    usual = own.get("prediction_type", "epsilon") == "epsilon" and own.get("timestep_spacing", "leading") == "leading"
-    return name != "PNDMScheduler" or (usual and bool(own.get("skip_prk_steps")))
+def _config(name: str, settings: Settings) -> dict[str, Any]:
+    """A config of one of `KEPT`."""
+    stated = {field: getattr(settings, field) for field in STATED}
+    return {"_class_name": name, **stated, "clip_sample": False, "skip_prk_steps": True}
+
+
+def _ignored(name: str, settings: Settings) -> list[str]:
+    """The settings of one of `KEPT` that GenAI ignores or refuses."""
+    usual, ignored = (PNDM_USUAL, PNDM_IGNORES) if name == PNDM else (USUAL, ())
+    fields = [field for field in usual if field not in STATED or field in ignored]
+    return [
+        f"{field} = {shown(getattr(settings, field))}" for field in fields if getattr(settings, field) != usual[field]
+    ]
 
 
 def _is_kept(name: str, folders: tuple[str, ...]) -> bool:

@@ -106,3 +106,9 @@ def test_the_bundle_says_all_of_it(odd, command):
     code, said, _ = command("inspect", opened.folder, "--json")
     assert json.loads(said)["license"]["declared"] == "creativeml-openrail-m"
     assert len(json.loads(said)["notices"]) == len(manifest.notices) >= 2
+
+
+@pytest.mark.parametrize("target", ["web", "openvino"])
+def test_it_is_not_packaged_where_nothing_masks_padding(odd, refused, tmp_path, target):
+    line = refused("package", odd[1].folder, "--for", target, "-o", tmp_path / "made", "-q")
+    assert "hides padding (use_attention_mask), and no attention mask is passed there" in line

@@ -1,6 +1,7 @@
 """Which of a folder's weight files are read: those that diffusers and transformers read."""
 
 import json
+import shutil
 from importlib import import_module
 from types import SimpleNamespace
 
@@ -122,6 +123,39 @@ def test_the_hub_is_asked_for_a_variant():
         "sdxl.vae.safetensors",
     ]
     assert wanted(alone) == ["config.json", "diffusion_pytorch_model.safetensors"]
+
+
+OF_3 = (
+    *("sd3_medium.safetensors", "text_encoders/t5xxl_fp16.safetensors", "text_encoders/clip_l.safetensors"),
+    *("text_encoder_3/model.fp16-00001-of-00002.safetensors", "text_encoder_3/model.safetensors.index.fp16.json"),
+    *("transformer/diffusion_pytorch_model.fp16.safetensors", "text_encoder_2/model.fp16.safetensors", "mmdit.png"),
+    *("vae/diffusion_pytorch_model.bin", "sd3.5_example_workflow.json", "tokenizer_3/spiece.model"),
+)
+"""Files of Stable Diffusion 3's repositories that are not needed besides plain weights."""
+
+
+@pytest.mark.parametrize("without", [(), ("text_encoder_3",)])
+def test_what_the_hub_is_asked_for_of_stable_diffusion_3_is_what_is_read(checkpoint, monkeypatch, tmp_path, without):
+    own = checkpoint("sd3")
+    names = [path.relative_to(own).as_posix() for path in own.rglob("*") if path.is_file()]
+    snapshot = tmp_path / ("0123456789" * 4)
+
+    def download(_repository, *, allow_patterns, **_):
+        for name in allow_patterns:
+            (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(own / name, snapshot / name)  # which has none of the others
+        return str(snapshot)
+
+    listed = SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in (*names, *OF_3)])
+    api = SimpleNamespace(model_info=lambda *_, **__: listed)
+    monkeypatch.setattr(hub, "_library", lambda _: SimpleNamespace(snapshot_download=download, HfApi=lambda: api))
+    opened = open_checkpoint("someone/sd3", without=without)
+    opened.check_modules()
+    assert (opened.family.name, opened.source.kind, opened.left_out) == ("sd3", "hub", without)
+    asked = {path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file()}
+    left = {name for name in names if name.partition("/")[0] in without}
+    assert asked == {*names} - left - {*OF_3}
+    assert bool(left) == bool(without)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,9 @@ from importlib import metadata
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
+from latentc.compiler.adapted import adapted
 from latentc.compiler.build import build
 from latentc.compiler.cases import kept_reference, reference
 from latentc.compiler.engines import Engines
@@ -182,6 +184,30 @@ def test_what_needs_weights_is_refused(packaged, refused, tmp_path):
         assert "Use the bundle that it was made from." in line
     with pytest.raises(BundleError, match=f"{other} it lacks unet/model.onnx_data"):
         verify_files(bundle, ["unet/model.onnx_data"])
+
+
+@pytest.mark.slow
+def test_adapters_are_in_the_package_of_the_bundle_that_has_them(packaged, bundle, checkpoint, refused, tmp_path):
+    weights = load_file(checkpoint("sd1") / "unet" / "diffusion_pytorch_model.safetensors")
+    name = next(one for one in weights if one.endswith("to_v.weight"))
+    key, (out, inside) = f"lora_unet_{name.removesuffix('.weight').replace('.', '_')}", weights[name].shape
+    file, random = tmp_path / "style.safetensors", np.random.default_rng(0)
+    shapes = {f"{key}.lora_up.weight": (out, 4), f"{key}.lora_down.weight": (4, inside)}
+    save_file({name: random.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()}, file)
+    line = refused("run", packaged(), "a fox", "--lora", file, "-q", "-o", tmp_path / "x.png")
+    assert "and no weights, so adapters cannot be fused with it or swapped in. Use the bundle" in line
+    plain = bundle("sd1")
+    try:
+        styled = adapted(plain, {str(file): 1.0}, load_profile(ORT))
+        assert styled.folder.parent == plain.folder / "adapters"
+        package(plain, ORT, tmp_path / "plain")
+        assert not (tmp_path / "plain" / "adapters").exists()
+        package(styled, ORT, tmp_path / "styled")
+        own = image(styled, ORT)
+    finally:
+        shutil.rmtree(plain.folder / "adapters")
+    np.testing.assert_array_equal(image(tmp_path / "styled"), own)
+    assert (image(tmp_path / "plain") != own).any()
 
 
 def test_engines_of_a_package_are_never_pruned(packaged, monkeypatch):

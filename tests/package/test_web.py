@@ -10,11 +10,15 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
+from latentc.core.bundle import MANIFEST
 from latentc.core.errors import BundleError
+from latentc.core.files import write_sealed
 from latentc.core.request import Request
 from latentc.core.tensors import psnr_db
+from latentc.export.shipped import unpack
+from latentc.package import web
 from latentc.package.web import web_page
-from latentc.runtimes.web_library import FILES, VERSION, installed, library_files
+from latentc.runtimes.web_library import BACKENDS, FILES, VERSION, installed, library_files
 
 from ..serving.conftest import CHROMIUM, browser, visit
 
@@ -151,9 +155,35 @@ class TestInChromium:
         page.close()
 
 
+COMPRESSED = {"ort-wasm-simd-threaded.wasm": 3_652_765, "ort-wasm-simd-threaded.asyncify.wasm": 6_576_779}
+"""Sizes in a page of onnxruntime-web's WebAssembly."""
+
+
+@needs_library
+def test_the_library_has_the_sizes_that_are_known(made):
+    files = json.loads((made.folder / "model.json").read_text())["files"]
+    sizes = {name: sum(piece["bytes"] for piece in files[f"ort/{name}"]["pieces"]) for name in COMPRESSED}
+    assert sizes == pytest.approx(COMPRESSED, rel=0.02)
+
+
+def test_a_first_visit_of_scenes_loads_less_than_30_mb(tmp_path, monkeypatch):
+    """With random bytes in the place of the library, where it need not be there."""
+    random = np.random.default_rng(0)
+    library = {name: random.bytes(COMPRESSED.get(name, 66_349)) for name in FILES}
+    monkeypatch.setattr(web, "library_files", lambda *_: library)
+    exported = unpack(tmp_path / "bundle")
+    write_sealed(tmp_path / "bundle" / MANIFEST, exported.model_dump(mode="json"))
+    page = web_page(tmp_path / "bundle", tmp_path / "page")
+    weights = sum(path.stat().st_size for path in (tmp_path / "bundle").glob("*/*.onnx_data"))
+    assert weights > 10e6
+    for name, loaded in page.first_visit_bytes.items():
+        assert loaded > COMPRESSED[BACKENDS[name][-1]] + 10e6
+        assert loaded < 30e6
+
+
 @needs_library
 def test_the_page_is_small_and_in_pieces(made):
-    assert sum(path.stat().st_size for path in made.folder.glob("*.js")) < 55_000
+    assert sum(path.stat().st_size for path in made.folder.glob("*.js")) < 60_000
     assert all(path.stat().st_size <= 16 << 20 for path in made.folder.rglob("*") if path.suffix == ".bin")
     manifest = json.loads((made.folder / "model.json").read_text())
     listed = {piece["path"] for file in manifest["files"].values() for piece in file["pieces"]}

@@ -5,7 +5,7 @@ test_migraphx_operators.py compares it with the page.
 """
 
 import sys
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 import onnx_ir as ir
@@ -39,11 +39,14 @@ DOCUMENTED = frozenset(
 """The operators with a tick in that page's matrix."""
 
 LIMITS = {
+    "Cast": "`saturate` is not supported",
     "ConstantOfShape": "dynamic shape is not supported",
+    "Einsum": "several diagonals of one input, and one before its batches, are not supported",
     "Expand": "dynamic shape is not supported",
     "LayerNormalization": "`stash_type` is not supported",
     "Pad": "`pads` must be constant; `edge` and `wrap` are not supported",
     "Range": "dynamic start, end and delta are not supported",
+    "ReduceMean": "variable `axes` are not supported",
     "Reshape": "dynamic shape and `allowzero` are not supported",
     "Resize": "`cubic`, `antialias` and `linear` of inputs that aren't constant are not supported",
     "Slice": "variable inputs are not supported",
@@ -54,6 +57,15 @@ LIMITS = {
 }
 """What the page says about operators that latentc's graphs have."""
 
+FIXED = {
+    **dict.fromkeys(("Expand", "Pad", "ReduceMean", "Reshape", "Split", "Squeeze", "Tile", "Unsqueeze"), slice(1, 2)),
+    "ConstantOfShape": slice(1),
+    "Range": slice(3),
+    "Resize": slice(1, None),
+    "Slice": slice(1, None),
+}
+"""Inputs that these limits want to be constant."""
+
 EXPANDED = {
     "Attention": "MatMul, Softmax",
     "Gelu": "Erf or Tanh",
@@ -63,9 +75,9 @@ EXPANDED = {
 """Operators of opset 23 that an export has, and what the lowering to opset 18 makes of them."""
 
 
-def operators(bundle: Bundle, precision: str, without: Collection[str] = ()) -> dict[str, set[str]]:
-    """The operators that MIGraphX gets, by part: at fixed sizes, in f32, or in the types of the profile for f16."""
-    adapter, profile, found = runtime("migraphx"), load_profile("mi300x-mxr"), {}
+def graphs(bundle: Bundle, precision: str, without: Collection[str] = ()) -> Iterator[tuple[str, ir.Model]]:
+    """The graphs that MIGraphX gets, by part: at fixed sizes, in f32, or in the types of the profile for f16."""
+    adapter, profile = runtime("migraphx"), load_profile("mi300x-mxr")
     for name, part in bundle.manifest.parts.items():
         if name in without:
             continue
@@ -75,14 +87,38 @@ def operators(bundle: Bundle, precision: str, without: Collection[str] = ()) -> 
         target = Target("migraphx", "gfx942", chosen, {}, part.inputs, part.outputs, shape)
         passes = needed_passes(adapter, target, part.weights)
         with lowered(bundle.graph(name), name, adapter.facts.newest_opset, shape, passes) as path:
-            found[name] = {node.op_type for node in ir.load(path).graph}
+            yield name, ir.load(path)
+
+
+def operators(model: ir.Model) -> set[str]:
+    """The operators of a graph."""
+    return {node.op_type for node in model.graph}
+
+
+def beyond_limits(model: ir.Model) -> list[str]:
+    """The nodes of a graph that `LIMITS` excludes, but for `stash_type` and `allowzero`: see the page."""
+    found, constant = [], set(model.graph.initializers.values())
+    for node in model.graph:
+        attributes = {name: one.value for name, one in node.attributes.items()}
+        if node.op_type == "Shape" or all(value is None or value in constant for value in node.inputs):
+            constant.update(node.outputs)
+        varies = [one for one in node.inputs[FIXED.get(node.op_type, slice(0))] if one and one not in constant]
+        terms = str(attributes.get("equation", "")).partition("->")[0].split(",")
+        if (
+            varies
+            or "saturate" in attributes
+            or any(len({*term.replace(".", "")}) < len(term.replace(".", "")) for term in terms)
+            or (node.op_type == "Pad" and attributes.get("mode", "constant") != "constant")
+            or (node.op_type == "Resize" and (attributes.get("mode") != "nearest" or attributes.get("antialias")))
+        ):
+            found.append(f"{node.op_type} {node.name} {attributes} {[one.name for one in varies]}")
     return found
 
 
 def undocumented(bundle: Bundle) -> set[str]:
     """Operators in f16 of what an adapter changes or adds that MIGraphX does not document."""
     usual = ("text_encoder", "vae_encoder", "vae_decoder")
-    return set().union(*operators(bundle, "f16", usual).values()) - DOCUMENTED
+    return set().union(*(operators(model) for _, model in graphs(bundle, "f16", usual))) - DOCUMENTED
 
 
 def exported(bundle: Bundle) -> set[str]:
@@ -97,8 +133,8 @@ def table(bundles: Iterable[Bundle]) -> str:
     for bundle in bundles:
         family = bundle.manifest.family
         for precision in ("f32", "f16"):
-            for used in operators(bundle, precision).values():
-                for name in used:
+            for _, model in graphs(bundle, precision):
+                for name in operators(model):
                     users.setdefault(name, {})[family] = None
         for name in exported(bundle):
             before.setdefault(name, {})[family] = None

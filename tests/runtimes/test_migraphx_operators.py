@@ -30,18 +30,69 @@ def test_the_page_names_its_source_and_every_limit():
             assert page.LIMITS.get(name, "documented") in what
 
 
+FAMILIES = ("sd1", "sd2", "sdxl", "sd3", "sd35m", "svd")
+OTHERS = {"sd1_inpainting": "sd1", "sd1_edit": "sd1", "sdxl_refiner": "sdxl", "sd35l": "sd35m"}
+"""Families without a row, and one that has their operators."""
+
+
+def listed(family):
+    return {name for name, (families, _) in rows().items() if family in families}
+
+
+def used(bundle):
+    """The operators of a bundle, in f32 and f16, which must all be within the limits."""
+    found = page.exported(bundle) & page.EXPANDED.keys()
+    assert found
+    for precision in ("f32", "f16"):
+        for part, model in page.graphs(bundle, precision):
+            assert page.operators(model) <= page.DOCUMENTED, part
+            assert not page.beyond_limits(model), part
+            found |= page.operators(model)
+    return found
+
+
+@pytest.mark.parametrize("family", ["sd1", *(pytest.param(one, marks=pytest.mark.slow) for one in FAMILIES[1:])])
+def test_the_table_has_the_operators_of_a_family_and_no_more(exported, family):
+    assert used(exported(family)) == listed(family)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "like"), OTHERS.items())
+def test_families_without_a_row_have_the_operators_of_another(exported, family, like):
+    assert family not in FAMILIES
+    assert used(exported(family)) <= listed(like)
+
+
+def test_the_table_has_no_other_families():
+    assert {family for families, _ in rows().values() for family in families} == {*FAMILIES}
+
+
 @pytest.mark.parametrize(
-    "family", ["sd1", *(pytest.param(one, marks=pytest.mark.slow) for one in ("sd2", "sdxl", "sd3", "sd35m", "svd"))]
+    ("operator", "inputs", "attributes", "beyond"),
+    [
+        ("Cast", ["x"], {"to": 1}, False),
+        ("Cast", ["x"], {"to": 17, "saturate": 0}, True),
+        ("Einsum", ["x", "c"], {"equation": "bij,jk->bik"}, False),
+        ("Einsum", ["x"], {"equation": "iijj->ij"}, True),
+        ("Einsum", ["x"], {"equation": "ii...->i..."}, True),
+        ("ReduceMean", ["x", "c"], {}, False),
+        ("ReduceMean", ["x", "x"], {}, True),
+        ("Reshape", ["x", "shape"], {}, False),
+        ("Reshape", ["x", "sum"], {}, True),
+        ("Resize", ["x", None, "c"], {"mode": "nearest"}, False),
+        ("Resize", ["x", None, "c"], {"mode": "linear"}, True),
+    ],
 )
-@pytest.mark.parametrize("precision", ["f32", "f16"])
-def test_every_operator_of_a_family_is_documented(exported, family, precision):
-    listed, opened = rows(), exported(family)
-    for part, used in page.operators(opened, precision).items():
-        assert used <= page.DOCUMENTED, part
-        assert all(family in listed[name][0] for name in used), part
-    expanded = page.exported(opened) & page.EXPANDED.keys()
-    assert expanded
-    assert all(family in listed[name][0] for name in expanded)
+def test_limits_are_seen(operator, inputs, attributes, beyond):
+    """Nodes after a constant `c`, the shape of the input `x`, and what depends on its values."""
+    values = {"x": ir.Value(name="x"), "c": ir.Value(name="c"), None: None}
+    nodes = [ir.node("Shape", [values["x"]]), ir.node("Add", [values["x"], values["c"]])]
+    values |= {"shape": nodes[0].outputs[0], "sum": nodes[1].outputs[0]}
+    nodes.append(ir.node(operator, [values[name] for name in inputs], attributes))
+    graph = ir.Graph([values["x"]], nodes[-1].outputs, nodes=nodes, opset_imports={"": 18})
+    values["c"].const_value = ir.tensor([1], name="c")
+    graph.register_initializer(values["c"])
+    assert bool(page.beyond_limits(ir.Model(graph, ir_version=10))) == beyond
 
 
 def test_an_operator_that_it_does_not_document_would_be_seen():

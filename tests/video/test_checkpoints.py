@@ -113,6 +113,7 @@ BAD = {
     "too many frames": ({"unet/config.json": {"num_frames": 5000}}, "num_frames = 5000, but an integer from 1 to"),
     "another image size": ({"image_encoder/config.json": {"image_size": 336}}, "336 pixels, but diffusers resizes"),
     "an odd embedding of motion": ({"unet/config.json": {"addition_time_embed_dim": 4}}, "reads 24 added values"),
+    "angles of a camera": ({"unet/config.json": {"projection_class_embeddings_input_dim": 40}}, "SV3D. is not support"),
     "other channels": ({"unet/config.json": {"out_channels": 8}}, "reads 8 channels and writes 8"),
     "another VAE": ({"vae/config.json": {"_class_name": "AutoencoderKL"}}, "AutoencoderKL"),
     "no mean": ({PROCESSOR: {"image_mean": None}}, "image_mean = None, but three numbers were expected"),
@@ -153,17 +154,43 @@ def test_components_cannot_be_replaced(own, checkpoint, component):
         open_checkpoint(own(), components={component: str(checkpoint("sd1"))})
 
 
-def test_a_single_file_is_refused_with_advice(tmp_path):
-    names = (
-        "model.diffusion_model.input_blocks.1.0.time_stack.in_layers.0.weight",
-        "conditioner.embedders.0.open_clip.model.visual.conv1.weight",
-        "first_stage_model.encoder.conv_in.weight",
-    )
-    save_file({name: np.ones(2, np.float32) for name in names}, tmp_path / "svd.safetensors")
-    with pytest.raises(
-        CheckpointError, match="Stable Video Diffusion in the original layout, which is supported as a "
-    ):
-        open_checkpoint(str(tmp_path / "svd.safetensors"))
+SINGLE = (
+    "model.diffusion_model.input_blocks.1.0.time_stack.in_layers.0.weight",
+    "model.diffusion_model.label_emb.0.0.weight",
+    "conditioner.embedders.0.open_clip.model.visual.conv1.weight",
+)
+"""Of the original layout of all models that are built like Stable Video Diffusion."""
+VIEWS = r"a Stable Video 3D or 4D checkpoint \(SV3D, SV4D\), for views of an object, which is not supported yet"
+
+
+@pytest.mark.parametrize(
+    ("values", "encoder", "says"),
+    [
+        (768, 3, "Stable Video Diffusion in the original layout, which is supported as a diffusers folder only"),
+        (256, 1, VIEWS),  # SV3D_u
+        (1280, 1, VIEWS),  # SV3D_p
+    ],
+)
+def test_a_single_file_is_refused_by_name(tmp_path, values, encoder, says):
+    """The embedders are in the order of the configs in Stability AI's generative-models."""
+    tensors = {name: np.ones((4, values), np.float32) for name in SINGLE}
+    tensors[f"conditioner.embedders.{encoder}.encoder.encoder.conv_in.weight"] = np.ones(2, np.float32)
+    save_file(tensors, tmp_path / "video.safetensors")
+    with pytest.raises(CheckpointError, match=says):
+        open_checkpoint(str(tmp_path / "video.safetensors"))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"_class_name": "StableVideo3DDiffusionPipeline"},
+        {"unet": ["diffusers_sv3d", "SV3DUNetSpatioTemporalConditionModel"]},
+    ],
+)
+def test_a_folder_of_stable_video_3d_is_refused_by_name(own, changes):
+    """The class names are those of the port in github.com/chenguolin/sv3d-diffusers."""
+    with pytest.raises(CheckpointError, match=VIEWS):
+        open_checkpoint(own(**{"model_index.json": changes}))
 
 
 def test_what_the_hub_downloads():
