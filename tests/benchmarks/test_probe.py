@@ -24,6 +24,7 @@ from latentc.benchmarks.probe import Outcome, redact, run_trial, shipped_profile
 from latentc.benchmarks.records import read_records
 from latentc.benchmarks.trials import NOT_RUN, Session, Trial
 from latentc.cli.app import app
+from latentc.compiler.build import build
 from latentc.compiler.targets import targets
 from latentc.core.errors import LatentcError, RequestError, RuntimeMissing
 from latentc.core.recipes import RECIPES
@@ -536,24 +537,62 @@ def test_layers_are_kept_by_engine_and_recorded_calls_must_be_replayed(session, 
     assert {"inspect-scenes-rtx-4090", "inspect-sd15-rtx-4090"} <= tensorrt.keys()
 
 
-@pytest.mark.parametrize(("grows", "leaks"), [(0, False), (70_000_000, True), (2_000_000, False)])
-def test_memory_that_is_not_given_back_fails(session, own_bundle, monkeypatch, grows, leaks):
+@pytest.mark.parametrize(
+    ("compiling", "loading", "blamed"),
+    [
+        (0, 0, None),
+        (2_000_000, 0, None),
+        (0, 70_000_000, "load"),
+        (70_000_000, 0, "compile"),
+        (900_000_000, -900_000_000, None),
+    ],
+)
+def test_memory_that_is_not_given_back_fails_and_names_the_phase(compiling, loading, blamed):
+    held, rounds = 10**9, []
+    for _ in range(4):
+        compiled = held + compiling
+        held = compiled + loading
+        memory = {"compile": compiled, "loaded": held + 10**8, "load": held}
+        rounds.append({phase: {"process": 5 * 10**8, "NVIDIA 0": count} for phase, count in memory.items()})
+    if blamed:
+        with pytest.raises(LatentcError, match=rf"not given back \(NVIDIA 0, most of it by the {blamed}\)"):
+            trials._given_back(rounds)
+    else:
+        assert trials._given_back(rounds).startswith("process: 500 MB after 2 rounds, 500 MB after 4; NVIDIA 0: 1.00")
+
+
+def test_each_round_compiles_and_loads_and_a_failure_names_which(session, own_bundle, monkeypatch):
     bundle = own_bundle("sd1")
     monkeypatch.setattr(trials, "bundle_of", lambda family, session: bundle)
-    calls = iter(range(100))
+    adapter, work = type(runtime("onnxruntime")), {}
+    build(bundle, ORT)
+    compiled, limits = [], {"compile": 2, "load": 99}
 
-    def memory():
-        call = next(calls)
-        return {"process": 500_000_000, "NVIDIA 0": 10**9 + grows * (call // 2) + (10**8 if call % 2 == 0 else 0)}
+    def called(phase):
+        work[phase] = getattr(adapter, phase)
 
-    monkeypatch.setattr(trials, "_memory", memory)
-    if leaks:
-        with pytest.raises(LatentcError, match=r"Memory was not given back \(NVIDIA 0\)"):
-            trials.close_often(ORT, session, cycles=4)
-    else:
-        assert "NVIDIA 0" in trials.close_often(ORT, session, cycles=4)
+        def call(self, *given):
+            limits[phase] -= 1
+            if limits[phase] < 0:
+                raise LatentcError("out of memory")
+            compiled.extend([given[0].part] if phase == "compile" else [])
+            return work[phase](self, *given)
+
+        return call
+
+    for phase in limits:
+        monkeypatch.setattr(adapter, phase, called(phase))
+    with pytest.raises(LatentcError, match="In round 3, the compile failed: out of memory"):
+        trials.close_often(ORT, session, cycles=4)
+    smallest = min(bundle.manifest.parts, key=lambda one: sum(file.bytes for file in bundle.files(one).values()))
+    assert compiled == [smallest] * 2
     kept = json.loads((session.folder / "close-cpu-onnxruntime.json").read_text())
-    assert len(kept["closed"]) == 4
+    assert kept["compiled part"] == smallest
+    assert [list(one) for one in kept["rounds"]] == [["compile", "loaded", "load"]] * 2
+    assert all(one["loaded"]["process"] > 0 for one in kept["rounds"])
+    limits.update(compile=1, load=0)
+    with pytest.raises(LatentcError, match="In round 1, the load failed: out of memory"):
+        trials.close_often(ORT, session)
 
 
 @pytest.mark.slow
