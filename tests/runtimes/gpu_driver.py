@@ -8,6 +8,17 @@ def no_library(module):
     raise FileNotFoundError("libnvinfer.so.11: cannot open shared object file")
 
 
+DECLARED = {
+    *("cuCtxPopCurrent_v2", "cuCtxPushCurrent_v2", "cuDeviceGet", "cuDeviceGetAttribute", "cuDeviceGetCount"),
+    *("cuDeviceGetName", "cuDevicePrimaryCtxRetain", "cuDriverGetVersion", "cuEventCreate", "cuEventDestroy_v2"),
+    *("cuEventElapsedTime", "cuEventRecord", "cuGetErrorString", "cuGraphDestroy", "cuGraphExecDestroy"),
+    *("cuGraphInstantiateWithFlags", "cuGraphLaunch", "cuInit", "cuMemAlloc_v2", "cuMemFreeHost", "cuMemFree_v2"),
+    *("cuMemHostAlloc", "cuMemcpyDtoHAsync_v2", "cuMemcpyHtoDAsync_v2", "cuStreamBeginCapture_v2", "cuStreamCreate"),
+    *("cuStreamDestroy_v2", "cuStreamEndCapture", "cuStreamSynchronize"),
+}
+"""Those of the driver's functions that are called here, as exported. Compared with cuda.h of the wheel
+nvidia-cuda-runtime 13.5.37 (2.5 MB, with names of earlier versions in its internal part), which no test downloads."""
+
 OUTSIDE_CONTEXTS = {
     *("cuCtxPushCurrent_v2", "cuCtxPopCurrent_v2", "cuDeviceGet", "cuDeviceGetAttribute", "cuDeviceGetCount"),
     *("cuDeviceGetName", "cuDevicePrimaryCtxRetain", "cuDriverGetVersion", "cuGetErrorString"),
@@ -43,7 +54,7 @@ class Memory:
         return 0
 
     def __getattr__(self, name):
-        if name.startswith("do_"):
+        if name not in DECLARED:  # as `ctypes` does for a library without the function
             raise AttributeError(name)
 
         def call(*arguments):
