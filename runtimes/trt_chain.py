@@ -45,14 +45,17 @@ class PlanChain:
                 self._make_room(driver, {name: array.nbytes for name, array in feeds.items()}, back)
                 self._shapes, self._back = shapes, dict(back)
             self._next = 0
-            self._copy(driver, feeds)
+            staged = self._copy(driver, feeds)
+            driver.wait()
+            del staged
 
     def step(self, feeds: Mapping[str, Array]) -> None:
         """Copy the inputs that change, and run."""
         with self._plan.working() as driver:
-            self._copy(driver, feeds)
-            self._plan.run_at(driver, self._ways[self._next], self._addresses[self._next], self._shapes)
+            staged = self._copy(driver, feeds)
+            self._plan.run_at(driver, self._ways[self._next], self._addresses[self._next], self._shapes)  # it waits
             self._next = 1 - self._next
+            del staged
 
     def read(self, name: str) -> Array:
         """A copy of an output of the last call, in float32."""
@@ -67,11 +70,12 @@ class PlanChain:
         with self._plan.working() as driver:
             self._free(driver)
 
-    def _copy(self, driver: Driver, feeds: Mapping[str, Array]) -> None:
+    def _copy(self, driver: Driver, feeds: Mapping[str, Array]) -> list[Array]:
+        """Begin to copy inputs; returns the arrays that must be kept until the stream's work is done."""
         staged = [np.ascontiguousarray(array) for array in feeds.values()]
         for name, array in zip(feeds, staged, strict=True):
             driver.copy_in(self._addresses[self._next][name], array)
-        driver.wait()
+        return staged
 
     def _make_room(self, driver: Driver, sizes: Mapping[str, int], back: Mapping[str, str]) -> None:
         one, other = self._addresses

@@ -407,6 +407,32 @@ def test_outputs_of_a_chain_are_inputs_of_its_next_call_without_a_copy(load, gra
         pass
 
 
+@pytest.mark.parametrize("graphed", [False, True])
+def test_a_step_of_a_chain_waits_once_and_its_inputs_live_until_then(load, graphed, monkeypatch):
+    (engine, _), memory = load(graphed=graphed), load.memory
+    feed, back = np.ones((1, 4, 4, 4), np.float32), {"sample": "out_sample"}
+    monkeypatch.setattr("latentc.runtimes.cuda.PINNED_BYTES", 0)  # they are copied from the arrays themselves
+    copied, kept = [], []
+    copy, wait = Driver.copy_in, Driver.wait
+    monkeypatch.setattr(Driver, "copy_in", lambda self, to, array: copied.append(ref(array)) or copy(self, to, array))
+
+    def waited(driver):
+        kept.extend(one() is not None for one in copied)
+        copied.clear()
+        wait(driver)
+
+    monkeypatch.setattr(Driver, "wait", waited)
+    with engine.chain({"sample": feed}, back) as chain:
+        for number in range(1, 5):
+            waits = memory.calls.count("cuStreamSynchronize")
+            chain.step({"sample": np.full((1, 4, 8, 4), number, np.float32)[:, :, ::2]})
+            each = 2 if graphed and number <= 2 else 1  # before either direction is captured, its first run must end
+            assert memory.calls.count("cuStreamSynchronize") == waits + each
+            assert (chain.read("out_sample") == 2 * number).all()
+    assert kept == [True] * 5
+    engine.close()
+
+
 def test_a_capture_that_fails_says_why(load):
     (engine, context), memory = load(graphed=True), load.memory
     context.refuses_capture = True
