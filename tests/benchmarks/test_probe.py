@@ -32,6 +32,7 @@ from latentc.profiles import load_profile
 from latentc.runtimes import hip, runtime
 from latentc.runtimes.iree import DYLIB
 from latentc.runtimes.machine import AmdGpu, Gpu, machine
+from latentc.runtimes.trt import TensorRT
 
 ORT = load_profile("cpu-onnxruntime")
 
@@ -195,6 +196,45 @@ def test_each_profile_that_is_not_tried_has_its_reason_in_the_archive(tmp_path, 
     assert "| mi300x | This machine has no gfx942. |" in outcomes(output)[1]
     probe.probe([ORT], output, minutes=0, on_progress=quiet, only=["machine"])
     assert "| h100 | It is not among the profiles that were requested" in outcomes(output)[1].replace("\\", "")
+
+
+def test_everything_that_a_gpu_can_run_is_tried_on_one_without_profiles_of_its_own(monkeypatch):
+    """An RTX card has shipped profiles of TensorRT for RTX only; the suite compares it with the other ways."""
+    card = Gpu(name="RTX 4090", vendor="NVIDIA", architecture="sm_89", memory_bytes=24_000_000_000)
+    here = machine().model_copy(update={"gpus": (card,)})
+    monkeypatch.setattr(probe, "machine", lambda: here)
+    rtx = ("sm89", "sm80+sm86+sm89+sm120+sm121")
+
+    def missing(self, device):
+        return None if device in ("CPU", "CUDA") else f"No {device}."
+
+    monkeypatch.setattr(type(runtime("onnxruntime")), "missing", missing)
+    missing_trt = {"tensorrt-rtx": lambda device: None if device in rtx else "No.", "tensorrt": "No {}.".format}
+    monkeypatch.setattr(TensorRT, "missing", lambda self, device: missing_trt[self._is.name](device))
+    found, left_out = shipped_profiles()
+    by_name = {one.name: one for one in found}
+    assert {"rtx-4090", "l4", "rtx", "h100-on-sm89"} <= by_name.keys()
+    assert not [name for name in by_name if name.startswith("a100")], "TensorRT for RTX has profiles for it"
+    cuda = by_name["h100-on-sm89"]
+    assert (cuda.device, cuda.gpus, cuda.memory_gb, cuda.proof) == ("CUDA", ("sm_89",), 24.0, "written")
+    assert cuda.options == load_profile("h100").options
+    assert left_out["h100-tensorrt-on-sm89"] == "No sm89.", "its reason is in the archive"
+    assert left_out["h100-onnxruntime-tensorrt-on-sm89"] == "No TensorRT."
+    assert not any("gfx" in name or "mi300x" in name for name in (*by_name, *left_out) if "-on-" in name)
+    assert {"build-scenes-h100-on-sm89", "pairs-sd15-h100-on-sm89"} <= set(trials.trials(found))
+    again = type(cuda).model_validate(cuda.model_dump(mode="json"))
+    assert again == cuda, "it reaches the trial's process as it is"
+
+
+def test_a_profile_that_is_adapted_keeps_only_the_options_that_the_gpu_can_have(monkeypatch):
+    card = Gpu(name="RX 7600", vendor="AMD", architecture="gfx1102")
+    here = machine().model_copy(update={"gpus": (card,)})
+    monkeypatch.setattr(probe, "machine", lambda: here)
+    adapted = {one.name: one for one in probe._adapted([])}
+    assert load_profile("mi300x-mxr").options
+    assert adapted["mi300x-mxr-on-gfx1102"].options == {}
+    assert adapted["mi300x-mxr-on-gfx1102"].device == "gfx1102"
+    assert [one.runtime for one in adapted.values()].count("iree") == 1
 
 
 READY = "open(sys.argv[1], 'w').close()\n"
