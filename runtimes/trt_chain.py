@@ -45,17 +45,17 @@ class PlanChain:
                 self._make_room(driver, {name: array.nbytes for name, array in feeds.items()}, back)
                 self._shapes, self._back = shapes, dict(back)
             self._next = 0
-            staged = self._copy(driver, feeds)
+            staged = _contiguous(feeds)
+            for name, array in staged.items():
+                driver.copy_in(self._addresses[0][name], array)
             driver.wait()
-            del staged
 
     def step(self, feeds: Mapping[str, Array]) -> None:
         """Copy the inputs that change, and run."""
+        staged = _contiguous(feeds)
         with self._plan.working() as driver:
-            staged = self._copy(driver, feeds)
-            self._plan.run_at(driver, self._ways[self._next], self._addresses[self._next], self._shapes)  # it waits
+            self._plan.run_at(driver, self._ways[self._next], self._addresses[self._next], self._shapes, staged)
             self._next = 1 - self._next
-            del staged
 
     def read(self, name: str) -> Array:
         """A copy of an output of the last call, in float32."""
@@ -69,13 +69,6 @@ class PlanChain:
         """See `host.ChainCall.release`."""
         with self._plan.working() as driver:
             self._free(driver)
-
-    def _copy(self, driver: Driver, feeds: Mapping[str, Array]) -> list[Array]:
-        """Begin to copy inputs; returns the arrays that must be kept until the stream's work is done."""
-        staged = [np.ascontiguousarray(array) for array in feeds.values()]
-        for name, array in zip(feeds, staged, strict=True):
-            driver.copy_in(self._addresses[self._next][name], array)
-        return staged
 
     def _make_room(self, driver: Driver, sizes: Mapping[str, int], back: Mapping[str, str]) -> None:
         one, other = self._addresses
@@ -98,3 +91,8 @@ class PlanChain:
         self._shapes = {}
         for address in held:
             driver.free(address)
+
+
+def _contiguous(feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """Arrays that can be copied, to be kept until then."""
+    return {name: np.ascontiguousarray(array) for name, array in feeds.items()}

@@ -356,6 +356,74 @@ def test_a_captured_call_is_launched_until_its_room_moves(load):
     assert memory.calls.count("cuGraphExecDestroy") == 2
 
 
+def copies(memory):
+    return memory.calls.count("cuMemcpyHtoDAsync_v2"), memory.calls.count("cuMemcpyDtoHAsync_v2")
+
+
+def test_a_captured_call_has_its_copies(load):
+    """Through the pinned memory of each tensor, which a replay only fills and reads."""
+    (engine, _), memory = load(graphed=True), load.memory
+    feeds = [np.random.default_rng(seed).standard_normal((1, 4, 4, 4)).astype(np.float32) for seed in range(6)]
+    engine.run({"sample": feeds[0]})
+    made = copies(memory)
+    assert made == (2, 2), "for the first call, and in the graph"
+    found = [engine.run({"sample": feed})["out_sample"] for feed in feeds]
+    assert all((one == 2 * feed).all() for one, feed in zip(found, feeds, strict=True)), "arrays of their own"
+    across = np.ones((1, 4, 4, 8), np.float32)[..., ::2]
+    assert (engine.run({"sample": across})["out_sample"] == 2).all()
+    assert copies(memory) == made
+    assert engine.device_use.replays == 7
+    engine.close()
+
+
+def test_what_is_bound_is_not_copied_by_a_replay(load):
+    (engine, _), memory = load(graphed=True), load.memory
+    one, other = (np.full((1, 4, 4, 4), value, np.float32) for value in (1, 5))
+    engine.run({"sample": other})
+    first, second = engine.bind({"sample": one}), engine.bind({"sample": other})
+    assert (first({})["out_sample"] == 2).all(), "captured without a copy of it"
+    made = copies(memory)
+    assert (first({})["out_sample"] == 2).all()
+    assert copies(memory) == made
+    assert (second({})["out_sample"] == 10).all()
+    assert copies(memory) == (made[0] + 1, made[1]), "before the replay"
+    assert (engine.run({"sample": one})["out_sample"] == 2).all(), "the graph that copies it"
+    assert (second({})["out_sample"] == 10).all()
+    assert engine.device_use.replays == 4
+    assert memory.calls.count("cuStreamBeginCapture_v2") == 2
+    engine.close()
+
+
+@pytest.mark.parametrize("limit", ["large", "refused"])
+def test_copies_without_pinned_memory_are_made_around_the_replay(load, monkeypatch, limit):
+    (engine, _), memory = load(graphed=True), load.memory
+    if limit == "large":
+        monkeypatch.setattr("latentc.runtimes.cuda.PINNED_BYTES", 8)
+    else:
+        memory.fails = "cuMemHostAlloc"
+    for factor in (1, 2, 3):
+        feed = np.full((1, 4, 4, 4), factor, np.float32)
+        assert (engine.run({"sample": feed})["out_sample"] == 2 * factor).all()
+        assert copies(memory) == (factor, factor)
+    assert engine.device_use.replays == 2
+    assert engine.device_use.seconds == pytest.approx(0.048)
+    engine.close()
+
+
+def test_a_captured_step_of_a_chain_has_the_copies_of_its_inputs(load):
+    (engine, _), memory = load(graphed=True), load.memory
+    with engine.chain({"sample": np.zeros((1, 4, 4, 4), np.float32)}, {"sample": "out_sample"}) as chain:
+        for value in range(1, 6):
+            made = copies(memory)[0]
+            chain.step({"sample": np.full((1, 4, 4, 4), value, np.float32)})
+            assert copies(memory)[0] == made + (2 if value < 3 else 0), "each direction is captured once"
+            assert (chain.read("out_sample") == 2 * value).all()
+        chain.step({})
+        assert (chain.read("out_sample") == 20).all(), "a step without this input copies nothing over it"
+    assert engine.device_use.replays == 3
+    engine.close()
+
+
 def test_the_device_s_own_clock_is_read_around_the_work_and_replays_are_counted(load):
     feed = {"sample": np.zeros((1, 4, 4, 4), np.float32)}
     for graphed in (False, True):
