@@ -23,8 +23,7 @@ DECLARED = {
     *("cuMemHostAlloc", "cuMemcpyDtoHAsync_v2", "cuMemcpyHtoDAsync_v2", "cuStreamBeginCapture_v2", "cuStreamCreate"),
     *("cuStreamDestroy_v2", "cuStreamEndCapture", "cuStreamSynchronize"),
 }
-"""Those of the driver's functions that are called here, as exported. Compared with cuda.h of the wheel
-nvidia-cuda-runtime 13.5.37 (2.5 MB, with names of earlier versions in its internal part), which no test downloads."""
+"""The driver's functions that latentc calls. Compared with cuda.h of the wheel nvidia-cuda-runtime 13.5.37."""
 
 OUTSIDE_CONTEXTS = {
     *("cuCtxPushCurrent_v2", "cuCtxPopCurrent_v2", "cuDeviceGet", "cuDeviceGetAttribute", "cuDeviceGetCount"),
