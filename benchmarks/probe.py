@@ -31,8 +31,8 @@ from ..core.progress import Progress
 from ..core.quarantine import ending
 from ..core.record import Record, suggest
 from ..profiles import Profile, load_profile, profile_names
-from ..runtimes import Runtime, runtime
-from ..runtimes.base import TOGETHER, Option, numbered
+from ..runtimes import runtime
+from ..runtimes.base import TOGETHER, numbered
 from ..runtimes.machine import machine
 from .line import command
 from .markdown import markdown, plain
@@ -78,8 +78,7 @@ class Outcome(Record):
     """One line: what was found, or the reason."""
 
 
-ARCHITECTURE = re.compile(r"(sm|gfx)_?\d")
-"""Architectures of GPUs, as `latentc doctor` and the devices of profiles name them; the group tells the vendor."""
+ARCHITECTURE = re.compile(r"(sm|gfx)\d")
 
 
 def shipped_profiles() -> tuple[list[Profile], dict[str, str]]:
@@ -99,11 +98,10 @@ def shipped_profiles() -> tuple[list[Profile], dict[str, str]]:
         elif profile.device != "CPU":
             left_out[profile.name] = reason
     for profile in _adapted(found):
-        reason = _unfit(profile, architectures)
-        if reason is None:
-            found.append(profile)
-        else:
+        if reason := _unfit(profile, architectures):
             left_out[profile.name] = reason
+        else:
+            found.append(profile)
     return found, left_out
 
 
@@ -111,25 +109,27 @@ def _adapted(found: Sequence[Profile]) -> list[Profile]:
     """For each GPU of this machine, and each way to use GPUs of its vendor for which `found` has no profile, the best
     shipped one, changed for that GPU. Options that it can't have are left out.
     """
-    shipped = sorted(map(load_profile, profile_names()), key=lambda one: -one.rank)
-    made: list[Profile] = []
+    shipped, made = sorted(map(load_profile, profile_names()), key=lambda one: -one.rank), list[Profile]()
     for gpu in machine().gpus:
         name = (gpu.architecture or "").replace("_", "")
         for profile in shipped:
-            way, adapter = _way(profile), runtime(profile.runtime)
+            way, device = _way(profile), profile.device if profile.gpus else name
             if way is None or not name.startswith(way[-1]):
                 continue
             if any(_way(one) == way and (one.gpus or name in _architectures(one)) for one in (*found, *made)):
                 continue
-            device = profile.device if profile.gpus else name
+            adapter, options = runtime(profile.runtime), dict(profile.options)
+            for option in profile.options:
+                try:
+                    adapter.check({option: options[option]}, device)
+                except ProfileError:
+                    del options[option]
             changed = {
                 "name": f"{profile.name}-on-{name}",
                 "device": device,
                 "gpus": (gpu.architecture,) if profile.gpus else (),
                 "memory_gb": gpu.memory_bytes and gpu.memory_bytes / 1e9,
-                "options": {
-                    one: value for one, value in profile.options.items() if _takes(adapter, device, one, value)
-                },
+                "options": options,
                 "proof": "written",
             }
             made.append(profile.model_copy(update=changed))
@@ -137,8 +137,8 @@ def _adapted(found: Sequence[Profile]) -> list[Profile]:
 
 
 def _way(profile: Profile) -> tuple[str, str, str] | None:
-    """The runtime, the device unless that names an architecture, and what the vendor's architectures begin with, of a
-    profile for GPUs of some architecture; None for others.
+    """Runtime, device unless it is an architecture, and the first letters of architectures, of a profile for GPUs of
+    some architecture; None for others.
     """
     kind = ARCHITECTURE.match(_architectures(profile)[0])
     return kind and (profile.runtime, profile.device if profile.gpus else "", kind[1])
@@ -147,14 +147,6 @@ def _way(profile: Profile) -> tuple[str, str, str] | None:
 def _architectures(profile: Profile) -> list[str]:
     """Those of the GPUs that a profile is for, such as `sm89`; of one without, its device."""
     return [one.replace("_", "") for one in profile.gpus] or numbered(profile.device)[0].split(TOGETHER)
-
-
-def _takes(adapter: Runtime, device: str, option: str, value: Option) -> bool:
-    try:
-        adapter.check({option: value}, device)
-    except ProfileError:
-        return False
-    return True
 
 
 def _unfit(profile: Profile, architectures: Collection[str | None]) -> str | None:

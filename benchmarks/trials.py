@@ -25,7 +25,7 @@ from ..compiler.cache import Artifact, locked
 from ..compiler.looped import engine_target
 from ..compiler.make import compile_into
 from ..compiler.scratch import scratch_folder
-from ..compiler.targets import Wanted, job_of, wanted
+from ..compiler.targets import job_of, wanted
 from ..core.bundle import Bundle, checked_graph, open_bundle
 from ..core.errors import LatentcError, RuntimeMissing
 from ..core.files import sha256, write_text
@@ -35,7 +35,7 @@ from ..core.units import sized
 from ..export.export import export
 from ..pipelines.pipeline import Pipeline
 from ..profiles import ANY, Profile, load_profile, profile_names
-from ..runtimes import Runtime, Target, hip, migraphx, runtime
+from ..runtimes import Target, hip, migraphx, runtime
 from ..runtimes.base import MEMORY, PLACEMENT, TIMING, Inspects, Option
 from ..runtimes.machine import amd_gpus
 from ..runtimes.providers import PROVIDERS
@@ -315,41 +315,27 @@ def close_often(profile: Profile, session: Session, cycles: int = CYCLES) -> str
     build(bundle, profile, _log)
     adapter, engines = wanted(bundle, profile, to_run=True)
     plain = [one for one in engines if not one.target.recipe.calibrated]  # calibrating takes minutes
-    want = min(plain, key=lambda one: sum(file.bytes for file in bundle.files(one.part).values()), default=None)
-    rounds = list[dict[str, dict[str, int]]]()
-    phases: dict[str, Callable[[], dict[str, dict[str, int]]]] = {LOAD: partial(_draw, bundle, profile)}
-    if want is not None:
-        phases = {COMPILE: partial(_compile, bundle, profile, adapter, want), **phases}
-    start = time.monotonic()
+    want = min(plain or engines, key=lambda one: sum(file.bytes for file in bundle.files(one.part).values()))
+    rounds, start = list[dict[str, dict[str, int]]](), time.monotonic()
     while len(rounds) < cycles:
         seen: dict[str, dict[str, int]] = {}
-        for phase, work in phases.items():
-            _log(f"round {len(rounds) + 1}: {phase}")
-            try:
-                seen |= work()
-            except LatentcError as exc:
-                raise LatentcError(f"In round {len(rounds) + 1}, the {phase} failed: {exc}") from exc
+        phase = COMPILE
+        try:
+            with scratch_folder(None) as folder:
+                compile_into(folder, bundle, profile, adapter, want)
+            seen[phase], phase = _memory(), LOAD
+            with Pipeline.open(bundle, profile) as pipeline:
+                pipeline(Request(prompt=PROMPT, steps=1, seed=SEED))
+                seen["loaded"] = _memory()
             seen[phase] = _memory()
+        except LatentcError as exc:
+            raise LatentcError(f"In round {len(rounds) + 1}, the {phase} failed: {exc}") from exc
         rounds.append(seen)
-        record = {"compiled part": want and want.part, "rounds": rounds}
+        record = {"compiled part": want.part, "rounds": rounds}
         write_text(session.folder / f"close-{profile.name}.json", json.dumps(record) + "\n")
         if len(rounds) > 2 and session.left < 10 + 2 * (time.monotonic() - start) / len(rounds):
             break
-    what = "loaded and closed" if want is None else f"{want.part} compiled, all loaded and closed"
-    return f"{what} {len(rounds)} times; {_given_back(rounds)}"
-
-
-def _compile(bundle: Bundle, profile: Profile, adapter: Runtime, want: Wanted) -> dict[str, dict[str, int]]:
-    with scratch_folder(None) as folder:
-        compile_into(folder, bundle, profile, adapter, want)
-    return {}
-
-
-def _draw(bundle: Bundle, profile: Profile) -> dict[str, dict[str, int]]:
-    """Load all engines, run one step and close them; returns the memory while they were loaded."""
-    with Pipeline.open(bundle, profile) as pipeline:
-        pipeline(Request(prompt=PROMPT, steps=1, seed=SEED))
-        return {"loaded": _memory()}
+    return f"{want.part} compiled, all loaded and closed {len(rounds)} times; {_given_back(rounds)}"
 
 
 def _given_back(rounds: Sequence[Mapping[str, Mapping[str, int]]]) -> str:
@@ -359,12 +345,8 @@ def _given_back(rounds: Sequence[Mapping[str, Mapping[str, int]]]) -> str:
         held = last[LOAD].get(name, first)
         said.append(f"{name}: {sized(first)} after 2 rounds, {sized(held)} after {len(rounds)}")
         if held - first > max(LEAK_BYTES, LEAK_SHARE * max(0, last["loaded"].get(name, 0) - held)):
-            by_compile = sum(
-                one[COMPILE].get(name, 0) - before[LOAD].get(name, 0)
-                for before, one in pairwise(rounds[1:])
-                if COMPILE in one
-            )
-            leaked.append(f"{name}, most of it by the {COMPILE if 2 * by_compile > held - first else LOAD}")
+            each = (one[COMPILE].get(name, 0) - before[LOAD].get(name, 0) for before, one in pairwise(rounds[1:]))
+            leaked.append(f"{name}, most of it by the {COMPILE if 2 * sum(each) > held - first else LOAD}")
     if leaked:
         raise LatentcError(f"Memory was not given back ({'; '.join(leaked)}). {'; '.join(said)}")
     return "; ".join(said)

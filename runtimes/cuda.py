@@ -33,7 +33,7 @@ NON_BLOCKING = 1
 """CU_STREAM_NON_BLOCKING: it doesn't synchronize with the default stream, whose work would invalidate a capture."""
 
 EXTERNAL = 1
-"""CU_EVENT_RECORD_EXTERNAL: in a capture, a node that records the event, and not only an order of the work."""
+"""CU_EVENT_RECORD_EXTERNAL: in a capture, the graph records the event; without, it is an order of the work only."""
 
 NAME_BYTES = 256
 PINNED_BYTES = 16 << 20
@@ -152,15 +152,13 @@ class Driver:
         """The pinned memory through which an address is copied; 0 where it was not copied yet, or without any."""
         return self._pinned.get(address, (0, 0))[0]
 
-    def copy_staged(self, address: int, count: int) -> None:
-        """Copy from the pinned memory of an address to the device: a part of a graph, which repeats it."""
-        source = c_void_p(self.pinned(address))
-        self._here("cuMemcpyHtoDAsync_v2", c_uint64(address), source, c_size_t(count), self._stream)
-
-    def copy_back(self, address: int, count: int) -> None:
-        """Copy from the device to the pinned memory of an address: a part of a graph, which repeats it."""
-        to = c_void_p(self.pinned(address))
-        self._here("cuMemcpyDtoHAsync_v2", to, c_uint64(address), c_size_t(count), self._stream)
+    def repeat(self, address: int, count: int, *, back: bool) -> None:
+        """In a capture: copy from the pinned memory of an address to the device, or back, at each launch."""
+        device, host = c_uint64(address), c_void_p(self.pinned(address))
+        if back:
+            self._here("cuMemcpyDtoHAsync_v2", host, device, c_size_t(count), self._stream)
+        else:
+            self._here("cuMemcpyHtoDAsync_v2", device, host, c_size_t(count), self._stream)
 
     def _staging(self, address: int, count: int) -> int:
         """Pinned memory for a copy to or from an address, free to use; 0 for large copies, or where none can be had.
@@ -227,8 +225,8 @@ class Driver:
         """Let the GPU reach the event after the work that the stream was given so far."""
         self._here("cuEventRecord", c_void_p(event), self._stream)
 
-    def record_in_graph(self, event: int) -> None:
-        """The same as a part of a graph, which records the event each time that it is launched."""
+    def repeat_record(self, event: int) -> None:
+        """In a capture: the same at each launch."""
         self._here("cuEventRecordWithFlags", c_void_p(event), self._stream, EXTERNAL)
 
     def elapsed(self, first: int, last: int) -> float:

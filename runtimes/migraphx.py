@@ -149,12 +149,10 @@ class MIGraphX(Runtime):
         lacking = [word for word in line if word.startswith("--") and word not in has]
         if not has or not lacking:
             return None
-        remove = (
-            f", or remove {PARAMS} from [options]"
-            if lacking == [f"{CROSS}-params"] and PARAMS in target.options
-            else ""
+        other = (
+            f", or remove {PARAMS} from [options]" if f"{CROSS}-params" in lacking and PARAMS in target.options else ""
         )
-        return f"{line[0]} has no {' and no '.join(lacking)}. Update ROCm{remove}, and build again."
+        return f"{line[0]} has no {' and no '.join(lacking)}. Update ROCm{other}, and build again."
 
     def versions(self) -> dict[str, str]:
         """The version of MIGraphX, from its driver, or from its module where there is no driver."""

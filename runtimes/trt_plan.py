@@ -324,13 +324,13 @@ class LoadedPlan:
         before, after = self._events
         for name, (address, array) in ins.items():
             if places[name]:
-                driver.copy_staged(address, array.nbytes)
-        driver.record_in_graph(before)
+                driver.repeat(address, array.nbytes, back=False)
+        driver.repeat_record(before)
         self._execute(driver)
-        driver.record_in_graph(after)
+        driver.repeat_record(after)
         for name, (address, array) in outs.items():
             if places[name]:
-                driver.copy_back(address, array.nbytes)
+                driver.repeat(address, array.nbytes, back=True)
 
     def _execute(self, driver: Driver) -> None:
         if not self._context.execute_async_v3(driver.stream):

@@ -11,17 +11,10 @@ def no_library(module):
 DECLARED = {
     *("cuCtxPopCurrent_v2", "cuCtxPushCurrent_v2", "cuDeviceGet", "cuDeviceGetAttribute", "cuDeviceGetCount"),
     *("cuDeviceGetName", "cuDevicePrimaryCtxRetain", "cuDriverGetVersion", "cuEventCreate", "cuEventDestroy_v2"),
-    *(
-        "cuEventElapsedTime",
-        "cuEventRecord",
-        "cuEventRecordWithFlags",
-        "cuGetErrorString",
-        "cuGraphDestroy",
-        "cuGraphExecDestroy",
-    ),
-    *("cuGraphInstantiateWithFlags", "cuGraphLaunch", "cuInit", "cuMemAlloc_v2", "cuMemFreeHost", "cuMemFree_v2"),
-    *("cuMemHostAlloc", "cuMemcpyDtoHAsync_v2", "cuMemcpyHtoDAsync_v2", "cuStreamBeginCapture_v2", "cuStreamCreate"),
-    *("cuStreamDestroy_v2", "cuStreamEndCapture", "cuStreamSynchronize"),
+    *("cuEventElapsedTime", "cuEventRecord", "cuEventRecordWithFlags", "cuGetErrorString", "cuGraphDestroy"),
+    *("cuGraphExecDestroy", "cuGraphInstantiateWithFlags", "cuGraphLaunch", "cuInit", "cuMemAlloc_v2"),
+    *("cuMemFreeHost", "cuMemFree_v2", "cuMemHostAlloc", "cuMemcpyDtoHAsync_v2", "cuMemcpyHtoDAsync_v2"),
+    *("cuStreamBeginCapture_v2", "cuStreamCreate", "cuStreamDestroy_v2", "cuStreamEndCapture", "cuStreamSynchronize"),
 }
 """The driver's functions that latentc calls. Compared with cuda.h of the wheel nvidia-cuda-runtime 13.5.37."""
 
