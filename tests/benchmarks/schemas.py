@@ -16,6 +16,18 @@ def schema_of(model) -> dict:
     return _untitled(model.model_json_schema(mode="serialization"))
 
 
+def schemas() -> dict[Path, dict]:
+    """The schema of each file. What an earlier file defines too is a reference to that file, in the same folder."""
+    made: dict[Path, dict] = {}
+    for path, model in KEPT.items():
+        made[path] = schema = schema_of(model)
+        for before in list(made)[:-1]:
+            for name, known in made[before]["$defs"].items():
+                if schema["$defs"].get(name) == known:
+                    schema["$defs"][name] = {"$ref": f"{before.name}#/$defs/{name}"}
+    return made
+
+
 def _untitled(given):
     if isinstance(given, list):
         return [_untitled(one) for one in given]
@@ -25,5 +37,5 @@ def _untitled(given):
 
 
 if __name__ == "__main__":
-    for path, model in KEPT.items():
-        path.write_text(json.dumps(schema_of(model), separators=(",", ":")) + "\n", encoding="utf-8", newline="\n")
+    for path, schema in schemas().items():
+        path.write_text(json.dumps(schema, separators=(",", ":")) + "\n", encoding="utf-8", newline="\n")

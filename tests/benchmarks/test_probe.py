@@ -239,14 +239,6 @@ PROGRAMS = {
 }
 
 
-class UpWhenReady(Session):
-    """Time that is up as soon as a program says that it is under way."""
-
-    @property
-    def left(self):
-        return super().left if not (self.scratch / "begun").exists() else 0.0
-
-
 @pytest.mark.parametrize(
     ("program", "outcome", "found"),
     [
