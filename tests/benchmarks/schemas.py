@@ -12,8 +12,8 @@ KEPT = {
 
 
 def schema_of(model) -> dict:
-    """A model's schema without titles, which repeat the names of fields."""
-    return _untitled(model.model_json_schema(mode="serialization"))
+    """A model's schema without titles, which repeat the names of fields; `null` is one of several types."""
+    return _shortened(model.model_json_schema(mode="serialization"))
 
 
 def schemas() -> dict[Path, dict]:
@@ -28,12 +28,17 @@ def schemas() -> dict[Path, dict]:
     return made
 
 
-def _untitled(given):
+def _shortened(given):
     if isinstance(given, list):
-        return [_untitled(one) for one in given]
-    if isinstance(given, dict):
-        return {key: _untitled(one) for key, one in given.items() if key != "title" or not isinstance(one, str)}
-    return given
+        return [_shortened(one) for one in given]
+    if not isinstance(given, dict):
+        return given
+    made = {key: _shortened(one) for key, one in given.items() if key != "title" or not isinstance(one, str)}
+    match made.get("anyOf"):
+        case [{"type": str(kind), **rest}, {"type": "null"}] if not {"const", "enum"} & rest.keys():
+            del made["anyOf"]
+            made |= {**rest, "type": [kind, "null"]}
+    return made
 
 
 if __name__ == "__main__":

@@ -24,9 +24,9 @@ def test_the_schema_in_the_repository_is_that_of_the_code(path):
 def test_only_titles_are_left_out():
     class Book(BaseModel):
         title: str
-        pages: list[int]
+        pages: list[int] | None
 
-    string, pages = {"type": "string"}, {"type": "array", "items": {"type": "integer"}}
+    string, pages = {"type": "string"}, {"type": ["array", "null"], "items": {"type": "integer"}}
     assert schema_of(Book) == {
         "properties": {"title": string, "pages": pages}, "required": ["title", "pages"], "type": "object",
     }  # fmt: skip
