@@ -1,6 +1,7 @@
 """The format of `latentc bench-serve`: one JSON line for each server that was measured.
 
-Its schema is `served.schema.json`. Rows of `latentc bench` are of another kind (`records.py`) and go into other files.
+`latentc bench-serve --schema` prints its schema. Rows of `latentc bench` are of another kind (`records.py`) and go into
+other files.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from ..core.presets import SETS, own_preset, with_own
 from ..core.reading import parse_json, read_small
 from ..core.request import Fused, Request
 from ..pipelines.complete import check
-from ..pipelines.png import TI_HASHES, Shown, origin, read
+from ..pipelines.png import LORA_HASHES, TI_HASHES, Shown, origin, read
 from ..sampling.host import SCHEDULER, denoiser_of
 from ..sampling.schedulers import check_name
 from .text import is_number, plain
@@ -238,6 +238,10 @@ def differences(picture: Path, shown: Shown, bundle: Bundle, adapters: Sequence[
     digests = [pair.rpartition(":")[2].strip() for pair in left.get(TI_HASHES, "").split(",")]
     if all(one and any(own.startswith(one) for own in here.embeddings.values()) for one in digests):
         left.pop(TI_HASHES, None)
+    for name, digest in (pair.split(":", 1) for pair in left.pop(LORA_HASHES, "").split(",") if ":" in pair):
+        files = [one for one in here.adapters if one.name == name.strip()]
+        if any(not (one.weights_sha256 or "").startswith(digest.strip()) for one in files):
+            remarks.append(f"{picture} was generated with another file than the {name.strip()} here.")
     if left:
         listed = ", ".join(f"{key}: {' '.join(value.split())[:40]}" for key, value in list(left.items())[:8])
         more = f" and {len(left) - 8} more" if len(left) > 8 else ""

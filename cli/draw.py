@@ -24,6 +24,7 @@ from ..pipelines.control import digested
 from ..pipelines.layout import lay_out
 from ..pipelines.picture import load_controls, load_mask, load_picture, load_style, read_mask, read_picture, size_in
 from ..pipelines.png import Shown, drawings
+from ..pipelines.png import origin as origin_of
 from ..pipelines.save import attempt, check_names, encoded, failed, make_place
 from ..pipelines.style import read_style
 from ..profiles import Profile
@@ -86,7 +87,8 @@ def draw(
     passed["style"] = style is not None
     named = opened_adapters(adapters)
     how = way(opened, profile, adapters_of(opened, adapters), budget=memory_gb is not None) if adapters else None
-    requests = [with_strengths(request, named, how=how) for request in requests]
+    fused = origin_of(opened).adapters
+    requests = [with_strengths(request, named, fused, how=how) for request in requests]
     check_all(requests, opened, image=size_in(picture), **passed)
     scheduler = opened.json(SCHEDULER)
     for request in requests:

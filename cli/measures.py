@@ -10,7 +10,31 @@ from typing import Annotated
 
 import typer
 
+from ..core.record import Record
 from .options import Folder, Json, ProfileName, Profiles, Quiet, Threads
+from .text import as_json as json_text
+from .text import say
+
+SCHEMA = "Print the JSON schema of the file's lines, and exit."
+
+
+def _rows(asked: bool) -> None:
+    if asked:
+        from ..benchmarks.records import Measurement
+
+        _print_schema(Measurement)
+
+
+def _served(asked: bool) -> None:
+    if asked:
+        from ..benchmarks.served_records import ServedMeasurement
+
+        _print_schema(ServedMeasurement)
+
+
+def _print_schema(model: type[Record]) -> None:
+    say(json_text(model.model_json_schema(mode="serialization")))
+    raise typer.Exit
 
 
 def bench(
@@ -92,6 +116,7 @@ def bench(
     keep: Annotated[Path | None, typer.Option(help="Folder to save the images of the first run in.")] = None,
     peers: Annotated[Path | None, typer.Option(help="Folder of the baselines' virtual environments.")] = None,
     quiet: Quiet = False,
+    _schema: Annotated[bool, typer.Option("--schema", help=SCHEMA, is_eager=True, callback=_rows)] = False,
     as_json: Json = False,
 ) -> None:
     """Measure profiles and baselines in alternation; exit 1 if one fails, or if its images fail the parity check."""
@@ -142,6 +167,7 @@ def bench_serve(
         typer.Option(help="Address of a server of the bundle that runs already. Default: one is started and ended."),
     ] = None,
     quiet: Quiet = False,
+    _schema: Annotated[bool, typer.Option("--schema", help=SCHEMA, is_eager=True, callback=_served)] = False,
     as_json: Json = False,
 ) -> None:
     """Measure `latentc serve`: images per second beside a loop without a server, latency at 50, 80 and 100 % of that

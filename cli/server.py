@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,20 +18,18 @@ from types import FrameType, TracebackType
 import uvicorn
 
 from ..compiler.budget import budget_bytes
-from ..compiler.devices import each_device
-from ..compiler.plan import BuildPlan, plan
-from ..compiler.targets import with_threads
 from ..core.bundle import Bundle, open_bundle
 from ..core.errors import ProfileError, RequestError
 from ..core.limits import cores
+from ..core.progress import Progress
+from ..core.progress import quiet as silent
 from ..core.reading import read_small
-from ..core.units import counted, sized
 from ..profiles import Profile
-from ..runtimes import runtime
 from ..serving.app import create_app
 from ..serving.errors import ApiError
 from ..serving.guard import LOCAL, Access
 from ..serving.limits import Limits
+from ..serving.loading import load_all
 from ..serving.opened import OpenModel
 from ..serving.ray import Cluster
 from ..serving.replica import Begin, spawned
@@ -40,6 +39,7 @@ from ..serving.service import Service
 from ..serving.service import serve as service_of
 from ..serving.worker import Opening
 from .additions import AdditionOptions, additions
+from .placing import check_beside, check_memory, crowd_notice, needs, scaled, with_share
 from .progress import shown
 from .text import say
 
@@ -111,6 +111,7 @@ def serve(
         if access.hosts is None:
             say("note: so may web pages that its users open (DNS rebinding). Pass --allow-host NAME.", err=True)
     opened = named([path for path, _ in bundles])
+    folders = {name: path for name, (path, _) in zip(opened, bundles, strict=True)}
     if on_ray is not None and (device is not None or memory_gb is not None):
         raise RequestError("Ray places replicas, and keeps them loaded. Leave --device and --memory out.")
     chosen_for = {name: one for name, (_, one) in zip(opened, bundles, strict=True)}
@@ -142,31 +143,71 @@ def serve(
                 say(lacks, err=True)
             begins = {name: cluster.begin(one) for name, one in needed.items()}
         added = stack.enter_context(additions(chosen or AdditionOptions()))
+
+        def opening(name: str, bundle: Bundle, tell: Progress) -> OpenModel:
+            openings = [
+                Opening(bundle, one, adapters, tuple(embeddings), loaded=residents is None) for one in profiles[name]
+            ]
+            if len(openings) == 1 and on_ray is None:
+                return openings[0].open(tell)
+            return Replicas(name, openings, tell, least=scales[name][0], begin=begins[name])
+
+        def again(name: str) -> tuple[OpenModel, int]:
+            if on_ray is not None:
+                raise RequestError("Models on Ray can't be loaded again. Start the server again.")
+            bundle = open_bundle(folders[name])
+            if residents is None:
+                size = check_beside(name, bundle, profiles, sizes)
+            else:
+                size = check_memory({name: bundle}, {name: profiles[name]}, together=False)[name]
+                check_each({name: size}, residents.budget)
+            found = opening(name, bundle, silent)
+            sizes[name] = size
+            return found, size
+
+        pipelines: dict[str, OpenModel] = {}
+        engines = stack.enter_context(ExitStack())
+        engines.callback(_close, pipelines)
         with shown(quiet) as tell:
-            pipelines: dict[str, OpenModel] = {}
-            engines = stack.enter_context(ExitStack())
             for name, bundle in opened.items():
-                openings = [
-                    Opening(bundle, one, adapters, tuple(embeddings), loaded=residents is None)
-                    for one in profiles[name]
-                ]
-                pipelines[name] = one = engines.enter_context(
-                    closing(
-                        openings[0].open(tell)
-                        if len(openings) == 1 and on_ray is None
-                        else Replicas(name, openings, tell, least=scales[name][0], begin=begins[name])
-                    )
-                )
+                pipelines[name] = opening(name, bundle, tell)
                 if residents is not None:
-                    residents.add(name, one, sizes[name])
+                    residents.add(name, pipelines[name], sizes[name])
         service = service_of(pipelines, limits, added, residents)
+        service.reopen = again
         services.append(service)
         try:
-            _run(service, access, listening, drain_seconds, quiet=quiet)
+            with _loading_at_a_signal(service):
+                _run(service, access, listening, drain_seconds, quiet=quiet)
         finally:
             service.close(0)
+            pipelines |= {name: model.pipeline for name, model in service.models.items()}
             if service.hung:  # to close an engine that computes would wait for it, or crash
                 engines.pop_all()
+
+
+def _close(pipelines: Mapping[str, OpenModel]) -> None:
+    with ExitStack() as stack:
+        for one in pipelines.values():
+            stack.enter_context(closing(one))
+
+
+@contextmanager
+def _loading_at_a_signal(service: Service) -> Generator[None]:
+    """Load all models again at SIGHUP, unless it is what the end of a terminal sends, or is ignored."""
+    number = getattr(signal, "SIGHUP", None)
+    if number is None or signal.getsignal(number) is signal.SIG_IGN or (sys.stdin is not None and sys.stdin.isatty()):
+        yield
+        return
+
+    def heard(_: int, __: FrameType | None) -> None:
+        Thread(target=load_all, args=(service,), daemon=True).start()
+
+    before = signal.signal(number, heard)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
 
 
 def _leave(
@@ -241,94 +282,6 @@ def named(bundles: Sequence[Path]) -> dict[str, Bundle]:
             raise RequestError(f"Two bundles are called {name!r}, by which requests choose one. Rename a folder.")
         found[name] = bundle
     return found
-
-
-def crowd_notice(profiles: Sequence[Profile]) -> str | None:
-    """What is said of more replicas than this machine has cores, where they compute on its CPU; None otherwise."""
-    count, held = len(profiles), cores()
-    if count <= held or runtime(profiles[0].runtime).threads_option(profiles[0].device) is None:
-        return None
-    return (
-        f"note: {count} replicas share {counted(held, 'core')}, so each image takes longer, and memory is needed "
-        f"{count} times. No more than --replicas {held} are of use here."
-    )
-
-
-def with_share(profile: Profile, threads: int) -> Profile:
-    """The profile with a replica's share of the cores, at least one thread, where its device computes in threads."""
-    option = runtime(profile.runtime).threads_option(profile.device)
-    return profile if option is None else with_threads(profile, max(1, threads))
-
-
-def scaled(profile: Profile, device: str | None, replicas: int | None, most: int | None) -> tuple[int, list[Profile]]:
-    """How many replicas there are at first, and the profile of each that there may be. Raises `ProfileError` for fewer
-    of these, and as `spread` does.
-    """
-    first = spread(profile, device, replicas)
-    if most is None:
-        return len(first), first
-    if most < len(first):
-        raise ProfileError(f"--most-replicas is {most}, but {len(first)} are started. Raise it, or leave it out.")
-    return len(first), spread(profile, device, most)
-
-
-def needs(bundle: Bundle, profile: Profile, threads: int, gpus: float | None) -> dict[str, float]:
-    """What a replica of a bundle needs, by Ray's names: its cores, its share of a GPU, and the memory that is predicted
-    for its engines.
-    """
-    found, in_threads = plan(bundle, profile), runtime(profile.runtime).threads_option(profile.device) is not None
-    return {
-        "num_cpus": threads if in_threads else 1,
-        "num_gpus": 0 if found.on_host else 1 if gpus is None else gpus,
-        "memory": found.held_bytes if found.on_host else 0,
-    }
-
-
-def spread(profile: Profile, device: str | None, replicas: int | None) -> list[Profile]:
-    """The profile of each replica: those of the devices, in turn. Raises `ProfileError` for more devices than replicas,
-    and as `each_device` does.
-    """
-    each = [profile] if device is None else each_device(profile, device)
-    if replicas is not None and replicas < len(each):
-        raise ProfileError(f"{counted(replicas, 'replica')} can't use {len(each)} devices. Leave --replicas out.")
-    return [each[index % len(each)] for index in range(replicas or len(each))]
-
-
-def check_memory(
-    bundles: Mapping[str, Bundle], profiles: Mapping[str, Sequence[Profile]], *, together: bool = True
-) -> dict[str, int]:
-    """Predict the bytes of memory that each bundle's engines hold on one device, for the profile of each of its
-    replicas.
-
-    Raises `ProfileError` if several, of all bundles if they are loaded `together`, don't fit in the memory of a device.
-    Replicas share nothing that the prediction counts: each has its own engines.
-    """
-    if together and sum(map(len, profiles.values())) < 2:
-        return {}
-    plans = {name: plan(bundle, profiles[name][0]) for name, bundle in bundles.items()}
-    sizes, groups = dict[str, int](), dict[str | None, list[str]]()
-    for name, one in plans.items():
-        sizes[name] = _replicas_on_one(one, profiles[name]) * one.held_bytes
-        groups.setdefault(None if one.on_host else one.device, []).append(name)
-    for names in groups.values():
-        first, count = plans[names[0]], len(profiles[names[0]])
-        held = [sizes[name] for name in names]
-        room = first.free_bytes if first.on_host else first.device_bytes
-        if room is None or (sum(held) if together else max(held)) <= room:
-            continue
-        replicas = _replicas_on_one(first, profiles[names[0]])
-        of = f"{replicas} replicas{' on a device' if replicas < count else ''} of " if replicas > 1 else ""
-        raise ProfileError(
-            f"{of or 'These '}{counted(len(names) if together else 1, 'bundle')} are predicted to hold "
-            f"{sized(sum(held) if together else max(held))}, but {first.device} has {sized(room)}. Serve fewer "
-            f"{'replicas or ' if of else ''}bundles{', or set --memory' if together and len(names) > 1 else ''}."
-        )
-    return sizes
-
-
-def _replicas_on_one(found: BuildPlan, profiles: Sequence[Profile]) -> int:
-    """How many of a bundle's replicas are on one device."""
-    return -(-len(profiles) // (1 if found.on_host else len({one.device for one in profiles})))
 
 
 def tokens(file: Path | None) -> tuple[str, ...]:

@@ -36,13 +36,14 @@ def link(path: Path, target: Path) -> None:
         os.link(target, path)
 
 
-def sha256(path: Path, on_bytes: Callable[[int], None] | None = None) -> str:
-    """Hex SHA-256 of a regular file, read in chunks; `on_bytes` is called with the size of each chunk.
+def sha256(path: Path, on_bytes: Callable[[int], None] | None = None, *, start: int = 0) -> str:
+    """Hex SHA-256 of a regular file from a byte on, read in chunks; `on_bytes` is called with the size of each chunk.
 
     Raises `OSError`, and `ValueError` if it is not a regular file.
     """
     digest = hashlib.sha256()
     with regular(path) as file:
+        file.seek(start)
         while piece := file.read(CHUNK_BYTES):
             digest.update(piece)
             if on_bytes:

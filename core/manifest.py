@@ -139,6 +139,8 @@ class AdapterSource(Record):
     """Absolute path, or its place on the Hub."""
     revision: str | None = None
     sha256: str
+    weights_sha256: Annotated[str | None, Field(exclude_if=unless(None))] = None
+    """Of the file behind the header; None in bundles of earlier versions."""
     strength: Finite
     kind: str
     """Such as `LoRA`, or `DoRA, full difference`."""

@@ -62,13 +62,12 @@ def own_preset(name: str | None) -> OwnPreset | None:
 def filled(preset: Preset, fields: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a request with those of a preset that it doesn't state itself.
 
-    The preset itself is kept only if it describes the request: not where other fields replace its own, and not
-    `exact`, whose solver is the checkpoint's.
+    The preset itself is kept only if it describes the request: not where other fields replace its own, or say more
+    about the steps, and not `exact`, whose solver is the checkpoint's.
     """
     own = PRESETS[preset]
     made = with_own(own, {name: value for name, value in fields.items() if name != "preset"})
-    listed = {"timesteps", "sigmas"} & made.keys()
-    kept = "scheduler" in own and not listed and all(made[name] == value for name, value in own.items())
+    kept = "scheduler" in own and all(made.get(name) == own.get(name) for name in SETS)
     return {**fields, **made, "preset": preset if kept else None}
 
 

@@ -393,6 +393,8 @@ class Fused(Record):
     """Name of its file, without suffix."""
     sha256: str
     strength: float
+    weights_sha256: Annotated[str | None, Field(exclude_if=_is_none)] = None
+    """Of its file behind the header, by which other tools know it; None in records of earlier versions."""
 
 
 @dataclass(frozen=True)

@@ -361,6 +361,7 @@ def adapter_source(adapter: Adapter) -> AdapterSource:
         location=file.source.location,
         revision=file.source.revision,
         sha256=file.sha256,
+        weights_sha256=file.weights_sha256,
         strength=adapter.strength,
         kind=file.kind,
     )

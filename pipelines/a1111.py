@@ -5,7 +5,8 @@ r"""A request as text in AUTOMATIC1111's form, which most tools for Stable Diffu
     Steps: 20, Sampler: Euler a, CFG scale: 7.5, Seed: 1, Size: 512x512, Version: latentc 0.1.0
 
 Values with commas, colons or line breaks are JSON strings. The form has no way to tell a prompt's own
-line that starts with `Negative prompt:` from the real one; `png.py` writes exact JSON beside it.
+line that starts with `Negative prompt:` from the real one, nor its own `<lora:...>` from an adapter;
+`png.py` writes exact JSON beside it.
 Sources: https://github.com/AUTOMATIC1111/stable-diffusion-webui/wiki/Features#png-info, and its
 `modules/infotext_utils.py` (`parse_generation_parameters`).
 """
@@ -57,6 +58,9 @@ SCORE, NEGATIVE_SCORE = "Aesthetic score", "Negative aesthetic score"
 
 SYNTAX, DOWNWEIGHT, PRESET = "Prompt syntax", "Downweight", "Preset"
 """Our own keys of how prompts are read."""
+
+TAGS = "Tags"
+"""Our own key of tags of LoRAs that a request can't represent."""
 
 MAX_PAIRS = 1000
 """Pairs that are read; the web UI writes a few dozen."""
@@ -119,6 +123,9 @@ _TITLES: dict[str, tuple[str, ...]] = {
 _WEB_UI = re.compile(r"(?:f\d[\d.]*)?v(\d+)\.(\d+)")
 """Versions of the web UI and of Forge, as `v1.9.4` and `f2.0.1v1.10.1-previous-665`."""
 _KEY = re.compile(r'\w[^,:"{}\[\]]*')
+_STRENGTH = re.compile(r"(?:(te|(unet))=)?([^=]*)")
+"""A part of a LoRA's tag: its strength, or by name that of the text encoder or that of the UNet."""
+_LORA = re.compile(r"<(?:lora|lyco):([^<>:\n]{1,255})((?::[^<>:\n]{0,40}){0,8})>", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -131,6 +138,51 @@ class Parsed:
     """Fields of the request that the text gives; the others have their defaults."""
     notices: tuple[str, ...] = ()
     """Assumptions that were made, in sentences."""
+
+
+@dataclass(frozen=True)
+class Tagged:
+    """A prompt without the web UI's tags of LoRAs, such as `<lora:style:0.8>`."""
+
+    prompt: str
+    strengths: Mapping[str, float]
+    """By the name of the file; of a name with several tags, their sum."""
+    left: tuple[str, ...]
+    """Tags that a request can't represent: without a single strength that is allowed, with options, or too many."""
+
+
+def read_tags(prompt: str) -> Tagged:
+    """Take the tags of LoRAs out of a prompt.
+
+    Source: the web UI's `extensions-builtin/Lora/extra_networks_lora.py`: the strength of the text encoder and that of
+    the UNet, which is the same if there is none, in this order or as `te=` and `unet=`.
+    """
+    strengths: dict[str, float] = {}
+    left: list[str] = []
+
+    def read(tag: re.Match[str]) -> str:
+        parts = [_STRENGTH.fullmatch(one.strip()) for one in tag[2].split(":")[1:]]
+        by_place = [part[3] for part in parts if part and not part[1]]
+        of_text = [part[3] for part in parts if part and part[1] and not part[2]]
+        of_image = [part[3] for part in parts if part and part[2]]
+        try:
+            text = float([*of_text, *by_place[:1], "1"][0])
+            image = float([*of_image, *by_place[1:], text][0])
+            if None in parts or len(by_place) > 2 or image != text:
+                raise ValueError
+            strength = strengths.get(tag[1], 0.0) + text
+            Request(prompt="", adapters={**strengths, tag[1]: strength})
+            strengths[tag[1]] = strength
+        except (ValueError, RequestError):
+            left.append(tag[0])
+        return ""
+
+    found = _LORA.sub(read, prompt)
+    return Tagged(found.rstrip(" ") if prompt.endswith(">") else found, strengths, tuple(left))
+
+
+def _tag(name: str, strength: float) -> str:
+    return f"<lora:{re.sub('[<>:]', '', name)}:{_number(strength)}>"
 
 
 def write(request: Request, extra: Mapping[str, str]) -> str:
@@ -176,7 +228,7 @@ def write(request: Request, extra: Mapping[str, str]) -> str:
         pairs[DOWNWEIGHT] = request.downweight
     if request.preset is not None:
         pairs[PRESET] = request.preset
-    lines = [request.prompt]
+    lines = [" ".join([request.prompt, *map(_tag, request.adapters or {}, (request.adapters or {}).values())])]
     if request.negative_prompt:
         lines.append(f"{NEGATIVE} {request.negative_prompt}")
     lines.append(", ".join(f"{key}: {_quoted(value)}" for key, value in (pairs | dict(extra)).items()))
@@ -194,7 +246,10 @@ def _scales(request: Request) -> dict[str, float]:
 def parse(text: str) -> Parsed:
     """Parse a text of this form from any tool. Never raises: what a request can't represent is left in `rest`."""
     prompt, negative, rest = _divided(text.replace("\r\n", "\n"))
-    values: dict[str, object] = {"prompt": prompt, "negative_prompt": negative}
+    tagged = read_tags(prompt)
+    values: dict[str, object] = {"prompt": tagged.prompt, "negative_prompt": negative}
+    values |= {"adapters": tagged.strengths} if tagged.strengths else {}
+    rest |= {TAGS: " ".join(tagged.left)} if tagged.left else {}
     scheduler, used, notices = _scheduler(rest)
     if scheduler:
         values["scheduler"] = scheduler

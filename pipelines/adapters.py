@@ -32,7 +32,12 @@ def given(adapters: Mapping[str, float] | Sequence[str]) -> dict[str, float]:
 def opened(adapters: Mapping[str, float]) -> tuple[Fused, ...]:
     """The names, digests and strengths of adapters' files; raises `CheckpointError`, also for two of one name."""
     found = tuple(
-        Fused(name=file.name.removesuffix(SUFFIX), sha256=file.sha256, strength=strength)
+        Fused(
+            name=file.name.removesuffix(SUFFIX),
+            sha256=file.sha256,
+            strength=strength,
+            weights_sha256=file.weights_sha256,
+        )
         for file, strength in open_adapters(adapters)
     )
     if beyond := [one for one in found if not abs(one.strength) <= STRONGEST]:
@@ -46,20 +51,25 @@ def opened(adapters: Mapping[str, float]) -> tuple[Fused, ...]:
     return found
 
 
-def with_strengths(request: Request, adapters: Sequence[Fused], *, how: Way | None = None) -> Request:
+def with_strengths(
+    request: Request, adapters: Sequence[Fused], fused: Sequence[Fused], *, how: Way | None = None
+) -> Request:
     """The request with the strength of each adapter, which are those of the pipeline where it states none.
 
-    An adapter that the request doesn't list has strength 0. `how` is how the pipeline takes adapters.
+    An adapter that the request doesn't list has strength 0; of those that are `fused` with the bundle, it may state the
+    strength that they have. `how` is how the pipeline takes adapters.
     Raises `RequestError` for an adapter that the pipeline does not have, and for strengths that it can't have.
     """
     own = {one.name: one.strength for one in adapters}
     if request.adapters is None:
         return request.model_copy(update={"adapters": own}) if own else request
-    if unknown := [name for name, strength in request.adapters.items() if strength and name not in own]:
+    there = {one.name: one.strength for one in fused}
+    asks = {name: strength for name, strength in request.adapters.items() if strength and name not in own}
+    if unknown := [name for name, strength in asks.items() if there.get(name) != strength]:
         words = " ".join(f"--lora {name}{SUFFIX}:{request.adapters[name]:g}" for name in unknown)
         raise RequestError(
             f"The request uses the adapter {', '.join(unknown)}, but this pipeline has {', '.join(own) or 'none'}. "
-            f"Pass the file ({words}; in Python: Pipeline.open(adapters=...))."
+            f"Pass the file ({words}; in Python: Pipeline.open(adapters=...)), or leave the adapter out of the request."
         )
     asked = {name: request.adapters.get(name, 0.0) for name in own}
     if how is not None and not how.exchanges and asked != own:
@@ -79,10 +89,12 @@ class Adapters:
     swaps: Swaps | None = None
     """Engines with other weights for each request's strengths. Without it, the bundle's weights are fused."""
     how: Way | None = None
+    fused: tuple[Fused, ...] = ()
+    """Those that the bundle's weights were fused with."""
 
     def asked(self, request: Request) -> Request:
         """`with_strengths` of these adapters."""
-        return with_strengths(request, self.named, how=self.how)
+        return with_strengths(request, self.named, self.fused, how=self.how)
 
     def active(self, asked: Request) -> tuple[Fused, ...]:
         """The adapters that are swapped in for a request."""

@@ -27,7 +27,7 @@ from ..sampling.image import resized
 from ..sampling.noise import added_noise, checked_image_noise, checked_latents, checked_noise, initial_noise
 from ..sampling.noise import image_noise as core_image_noise
 from ..sampling.pixels import is_flat
-from ..sampling.schedulers import Noise, few_steps
+from ..sampling.schedulers import Noise, few_steps, replaced
 from ..sampling.walks import check_calls
 from .adapters import Adapters
 from .complete import about_memory, complete, notices, second_pass, size_and_seed
@@ -262,7 +262,7 @@ class Generation:
         host, text = self.host, drawn.text
         vocabulary = next(iter(host.vocabularies), None)
         messages = notices(asked, self.bundle.manifest, vocabulary, text.tokens, text.guided)
-        messages += remarks
+        messages += [*remarks, *filter(None, [replaced(host.scheduler, asked.preset)])]
         if asked.timesteps is None and asked.sigmas is None:
             few = few_steps(host.scheduler, asked.steps, request.scheduler, asked.timestep_spacing)
             messages += filter(None, [few])

@@ -32,6 +32,8 @@ ImageLike = Path | str | bytes | Image.Image | Array
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 """Formats that are opened: others of Pillow's are rare, and are not decoded."""
+PHOTO = "MPO"
+"""Pillow's name for a JPEG behind which further pictures lie, such as a camera's preview or a phone's gain map."""
 MAX_BYTES = 1 << 28
 MAX_PIXELS = 50_000_000
 LEAST_SIDE = 16
@@ -254,6 +256,8 @@ def _decoded(what: object, image: Image.Image, kind: str) -> Decoded:
         notices.append(f"The transparency of the {kind} was ignored.")
     if image.getexif().get(_ORIENTATION, 1) != 1:
         notices.append(f"The {kind} was turned as its EXIF says.")
+    if image.format == PHOTO:
+        notices.append(f"The file of the {kind} holds several pictures; the first is used.")
     turned = ImageOps.exif_transpose(image)
     return Decoded(np.asarray(_in_srgb(turned, kind, notices)), tuple(notices))
 
@@ -267,7 +271,8 @@ def _check(what: object, image: Image.Image, most: int | None = None) -> None:
             f"{what} has {width}x{height} pixels, but the limit is {most:,} pixels. Pass a smaller image."
         )
     _check_sides(what, width, height)
-    if (frames := getattr(image, "n_frames", 1)) > 1:
+    frames = 1 if image.format == PHOTO else getattr(image, "n_frames", 1)
+    if frames > 1:
         raise RequestError(f"{what} is animated ({frames} frames). Pass a single frame of it.")
     tiles = cast("list[Any]", getattr(image, "tile", None) or [])
     stored = next((str(tile[3]) for tile in tiles), "") if image.format == "PNG" else ""

@@ -73,8 +73,9 @@ class Pipeline:
         """
         self.bundle = bundle
         self.profile = profile
-        self._adapters = Adapters(adapters, swaps, how)
-        self._work = Generation(bundle, engines, profile, load_host(bundle), self._adapters, origin(bundle), fits)
+        made = origin(bundle)
+        self._adapters = Adapters(adapters, swaps, how, made.adapters)
+        self._work = Generation(bundle, engines, profile, load_host(bundle), self._adapters, made, fits)
         self._wraps: tuple[Callable[[EngineProvider], EngineProvider], ...] = ()
         self._process = os.getpid()
 

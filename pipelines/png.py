@@ -30,8 +30,10 @@ from .exif import read_texts
 
 PARAMETERS, OURS = "parameters", "latentc"
 
-TI_HASHES, SHORT = "TI hashes", 12
-"""The web UI's key for the textual inversions of an image, and the length of the digests that it has."""
+TI_HASHES, LORA_HASHES, SHORT = "TI hashes", "Lora hashes", 12
+"""The web UI's keys for the textual inversions and the LoRAs of an image, and the length of their digests. Those of
+LoRAs are of what follows the file's header. Source: its `extensions-builtin/Lora/network.py`.
+"""
 
 FRAME_NAME = "{:04d}.png"
 """Name of a frame in a folder of frames."""
@@ -106,7 +108,12 @@ def origin(bundle: Bundle, request: Request | None = None) -> Origin:
         standing=manifest.standing.word if manifest.standing.statement else None,
         embeddings={one.token: one.sha256 for one in manifest.embeddings},
         adapters=tuple(
-            Fused(name=one.name.removesuffix(".safetensors"), sha256=one.sha256, strength=one.strength)
+            Fused(
+                name=one.name.removesuffix(".safetensors"),
+                sha256=one.sha256,
+                strength=one.strength,
+                weights_sha256=one.weights_sha256,
+            )
             for one in manifest.source.adapters
         ),
     )
@@ -212,11 +219,18 @@ def _named(token: str) -> str:
     return token.replace(":", "").replace(",", "")
 
 
+def _hashes(digests: Mapping[str, str]) -> str:
+    """The web UI's list of the digests of files by name."""
+    return ", ".join(f"{_named(name)}: {digest[:SHORT]}" for name, digest in digests.items())
+
+
 def _text(drawing: Drawing) -> str:
     """The `parameters` text of a record. PNG texts can't contain NUL; the JSON keeps it, escaped."""
-    hashes = ", ".join(f"{_named(token)}: {digest[:SHORT]}" for token, digest in drawing.embeddings.items())
-    loras = ", ".join(f"{one.name}:{one.strength:g}" for one in drawing.adapters)
+    files = {one.name: one.weights_sha256 for one in drawing.adapters if one.weights_sha256}
+    strengths = {one.name: one.strength for one in drawing.adapters}
     made = {"Model": drawing.model} | ({"Refiner": drawing.refiner} if drawing.refiner else {})
-    made |= ({"Loras": loras} if loras else {}) | ({TI_HASHES: hashes} if hashes else {})
+    made |= {
+        key: _hashes(digests) for key, digests in {LORA_HASHES: files, TI_HASHES: drawing.embeddings}.items() if digests
+    }
     made |= {"Version": f"latentc {drawing.versions.get('latentc', __version__)}"}
-    return write(drawing.request, made).replace("\0", " ")
+    return write(drawing.request.model_copy(update={"adapters": strengths}), made).replace("\0", " ")

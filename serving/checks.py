@@ -17,8 +17,8 @@ from ..core.errors import CancelledError, RequestError
 from ..core.record import in_a_line
 from ..core.request import Result
 from .errors import ApiError
+from .image_job import ImageJob
 from .metrics import Metrics
-from .queue import ImageJob
 
 Check = Callable[[NDArray[np.uint8]], str | None]
 """Given an image, [height, width, 3], sRGB, read-only; returns why it is withheld, or None."""

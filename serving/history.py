@@ -28,7 +28,7 @@ from ..core.files import unwritable, write_bytes
 from ..pipelines.png import Drawing, drawings
 from ..pipelines.save import encoded
 from .errors import ApiError
-from .queue import ImageJob
+from .image_job import ImageJob
 from .signing import ContentSigner
 from .state import ADVICE, StateFolder, damaged
 

@@ -27,13 +27,18 @@ def from_base64(name: str, text: Any) -> bytes:
 
 def take_controls(left: dict[str, Any]) -> dict[str, Any]:
     """Take `control`, one text in base64 or a list of them, and `style`, a text, from a body's fields: their files, as
-    `Pipeline.__call__` takes them. Raises `ApiError` 400 that names the field.
+    `Pipeline.__call__` takes them. In a list, null is the first image again, so that it is sent once. Raises `ApiError`
+    400 that names the field.
     """
     found: dict[str, Any] = {}
     if "control" in left:
         given = left.pop("control")
         texts = cast("list[Any]", given) if isinstance(given, list) else [given]
-        found["control"] = [from_base64("control", one) for one in texts]
+        files = [None if one is None else from_base64("control", one) for one in texts]
+        first = next((one for one in files if one is not None), None)
+        if texts and first is None:
+            raise ApiError(400, "control has no image. null is the list's first image again.", param="control")
+        found["control"] = [first if one is None else one for one in files]
     if "style" in left:
         found["style"] = from_base64("style", left.pop("style"))
     return found
@@ -56,7 +61,8 @@ def check_taken(model: Model, inputs: Mapping[str, Any]) -> None:
         raise ApiError(
             400,
             f"control has {counted(given, 'image')}, but this model has {counted(has, model.controls[0].kind)}. "
-            "Send one for each, in the order of export. A control_scale of 0 disables one.",
+            "Send one for each, in the order of export; in a list in JSON, null is its first image again. A "
+            "control_scale of 0 disables one.",
             param="control",
         )
 

@@ -37,11 +37,12 @@ from .choices import presets, scheduler_groups
 from .controlnet import names_of
 from .credits import UNIT, needed
 from .errors import ApiError, api_error, openai_body, route_class
+from .image_job import DONE, ImageJob, result_of
 from .inputs import from_base64, take_controls
 from .opened import OpenModel, steps_run
 from .pictures import path_of, plain_file
-from .queue import DONE, ImageJob
-from .service import ServedModel, Service, result_of
+from .served import ServedModel
+from .service import Service
 
 NAME, PREFIXES = "jobs", ("/v1/jobs", "/v1/capabilities")
 INPUTS = ("image", "mask")
@@ -88,10 +89,6 @@ def _model_of(left: dict[str, Any]) -> str | None:
 def router(service: Service) -> APIRouter:
     """The routes."""
     routes = APIRouter(route_class=route_class(openai_body))
-    able = {
-        name: {**_able(model, service.limits.steps), "previews": service.shows_previews(name)}
-        for name, model in service.models.items()
-    }
 
     @routes.post("/v1/jobs")
     async def submit(http: HttpRequest) -> Response:
@@ -160,6 +157,10 @@ def router(service: Service) -> APIRouter:
         added = service.added
         has = {"history": added.history is not None, "credits": added.credits is not None}
         has["prompts"] = added.prompts is not None
+        able = {
+            name: {**_able(model, service.limits.steps), "previews": service.shows_previews(model)}
+            for name, model in service.models.items()
+        }
         return {"models": able, "limits": asdict(service.limits), **has}
 
     return routes
@@ -214,14 +215,14 @@ async def _events(service: Service, job: ImageJob, previews: bool) -> AsyncGener
     With `previews`, some have `preview`: the first image in progress as a PNG in base64, at 1/8 of its size.
     """
     last, previewed = None, 0.0
-    pipeline = service.models[job.model].pipeline
-    previews = previews and service.shows_previews(job.model)
+    model = service.of(job)
+    previews = previews and service.shows_previews(model)
     async for _ in service.changes(job):
         found, step, now = shown(service, job), job.last, time.monotonic()
         name = found["status"] if found["status"] in DONE else "progress" if found["step"] else "status"
         state = (found["status"], found["queue_position"], found["step"])
         if previews and step is not None and state != last and now - previewed >= PREVIEW_SECONDS:
-            found["preview"] = await asyncio.to_thread(_preview, pipeline, step)
+            found["preview"] = await asyncio.to_thread(_preview, model.pipeline, step)
             previewed = now
         yield f"event: {name}\ndata: {json.dumps(found)}\n\n" if state != last else ALIVE
         last = state

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 
 from .errors import ApiError
-from .queue import ImageJob
+from .image_job import ImageJob
 
 MOST_KEPT, MOST_DROPPED = 1000, 10_000
 

@@ -2,8 +2,8 @@
 
 Inputs are fields of `Request`, a tensor of one element each: `prompt` (BYTES), `steps` (INT64), `guidance` (FP32). The
 output is `image`, UINT8 [count, height, width, 3].
-Sources: https://github.com/kserve/open-inference-protocol and the binary tensor data extension of Triton's
-`docs/protocol/extension_binary_data.md`.
+Sources: https://github.com/kserve/open-inference-protocol, and of Triton's `docs/protocol` the extensions of binary
+tensor data and of the model repository.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from ..core.version import __version__
 from .bodies import parsed, truth
 from .errors import ApiError, route_class
 from .limits import PROMPT
+from .loading import load, unload
 from .service import Service
 
 NAME, PREFIXES = "kserve", ("/v2/",)
@@ -44,6 +45,14 @@ INPUTS = {
 }  # fmt: skip
 """Fields of a request that have inputs, and the types in the metadata; other numeric types are taken too."""
 
+STATES = {
+    "open": {"state": "READY", "reason": ""},
+    "loading": {"state": "LOADING", "reason": ""},
+    "closing": {"state": "UNLOADING", "reason": ""},
+    "closed": {"state": "UNAVAILABLE", "reason": "A request loads it."},
+}
+"""States of the repository's index."""
+
 OUTPUT = "image"
 MOST_DIGITS = 12
 """Of `LENGTH`."""
@@ -57,7 +66,7 @@ def router(service: Service) -> APIRouter:
 
     @routes.get("")
     async def server() -> dict[str, Any]:
-        return {"name": "latentc", "version": __version__, "extensions": ["binary_tensor_data"]}
+        return {"name": "latentc", "version": __version__, "extensions": ["binary_tensor_data", "model_repository"]}
 
     @routes.get("/health/live")
     async def live() -> dict[str, bool]:
@@ -102,7 +111,32 @@ def router(service: Service) -> APIRouter:
         about = {"seed": result.request.seed, "notices": "\n".join(result.notices)}
         return await asyncio.to_thread(_answer, name, header.get("id"), result.images, about, as_bytes=as_bytes)
 
+    @routes.post("/repository/index")
+    async def index(http: HttpRequest) -> list[dict[str, str]]:
+        only_ready = truth(await _asked(http), "ready", False)
+        found = [{"name": name, "version": "1", **STATES[service.state(name)]} for name in service.models]
+        return [one for one in found if one["state"] == "READY" or not only_ready]
+
+    @routes.post("/repository/models/{name}/load")
+    async def load_again(name: str, http: HttpRequest) -> Response:
+        if _parameters(await _asked(http)):
+            raise ApiError(400, "A load takes no config and no files: it opens what the model's folder holds.")
+        await asyncio.to_thread(load, service, name)
+        return Response()
+
+    @routes.post("/repository/models/{name}/unload")
+    async def free(name: str, http: HttpRequest) -> Response:
+        await _asked(http)
+        await asyncio.to_thread(unload, service, name)
+        return Response()
+
     return routes
+
+
+async def _asked(http: HttpRequest) -> dict[str, Any]:
+    """The JSON of a body, which may be empty."""
+    body = await http.body()
+    return await parsed(body) if body else {}
 
 
 def _values(service: Service, name: str, asked: Request) -> int:

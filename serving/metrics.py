@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from .image_job import WARM_UP, ImageJob
+
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 60.0, 120.0, 300.0)
 """Bounds of histograms: from a step of a small model to an image of a large one on a CPU."""
 
@@ -42,6 +44,19 @@ class Metrics:
         self.restarts = Counter(
             "latentc_restarts", "Processes started again after they ended.", ["model"], registry=own
         )
+
+    def ended(self, model: str, job: ImageJob) -> None:
+        """Count a job that has ended, and the times of its result."""
+        if job.reason is not None:
+            self.cancelled.labels(model, job.reason).inc()
+        if job.result is None:
+            return
+        if job.api != WARM_UP:
+            self.images.labels(model).inc(len(job.result.images))
+        for stage, seconds in job.result.seconds.items():
+            self.stages.labels(model, stage).observe(seconds)
+        for seconds in job.result.step_seconds:
+            self.steps.labels(model).observe(seconds)
 
     def text(self) -> bytes:
         """All metrics in Prometheus' text format."""

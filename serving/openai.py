@@ -25,11 +25,11 @@ from ..pipelines.picture import load_clear
 from ..pipelines.save import check_jpeg
 from .bodies import ALIVE, SSE, form_fields, json_fields, request_fields, truth
 from .errors import ApiError, api_error, openai_body, route_class
+from .image_job import ImageJob, result_of
 from .inputs import CONTROLS, take_controls
 from .opened import OpenModel
 from .pictures import base64_of, files, json_answer, path_of, plain_file
-from .queue import ImageJob
-from .service import Service, result_of
+from .service import Service
 from .signing import TYPES
 
 NAME, PREFIXES = "openai", ("/v1/images/generations", "/v1/images/edits", "/v1/models")
@@ -155,8 +155,9 @@ def router(service: Service) -> APIRouter:
     async def edits(http: HttpRequest) -> Response:
         texts, sent = await form_fields(http, nested=True)
         wanted = await _understood(texts)
-        service.check_first(wanted.request, wanted.model)
-        return await _answer(service, http, wanted, "image_edit", await _decoded(service, edited(wanted, sent)))
+        chosen = service.check_first(wanted.request, wanted.model)
+        files = edited(wanted, sent, styled=chosen.pipeline.bundle.manifest.model.takes_style)
+        return await _answer(service, http, wanted, "image_edit", await _decoded(service, files))
 
     @routes.get("/v1/models")
     async def models() -> dict[str, Any]:
@@ -174,22 +175,26 @@ async def _understood(fields: Mapping[str, Any]) -> ImagesAsked:
     return await asyncio.to_thread(asked, fields) if fields.keys() & {*CONTROLS} else asked(fields)
 
 
-def edited(wanted: ImagesAsked, sent: Mapping[str, list[bytes]]) -> dict[str, Any]:
+def edited(wanted: ImagesAsked, sent: Mapping[str, list[bytes]], *, styled: bool) -> dict[str, Any]:
     """The files that accompany the request of an edit: `image`, and `mask`, `control` and `style` if its form has
-    them, also as base64. Raises `ApiError` 400.
+    them, also as base64. If the model is `styled`, by an IP-Adapter, a second `image` is the style. Raises `ApiError`
+    400.
     """
     if unknown := next((name for name in sent if name not in ("image", "mask", *CONTROLS)), None):
         raise ApiError(400, f"Unknown file {unknown[:80]!a}.", param=unknown[:80], code="unknown_parameter")
     images, masks = sent.get("image", []), sent.get("mask", [])
-    if len(images) != 1:
-        raise ApiError(400, f"One image is needed, and {len(images)} were sent.", param="image")
+    if not images:
+        raise ApiError(400, "An image is needed: that which is changed.", param="image")
+    if len(images) > 1 + styled:
+        reads = "reads a second image as the style, and no third" if styled else "has no IP-Adapter for a second image"
+        raise ApiError(400, f"{len(images)} images were sent, but this model {reads}. Send fewer.", param="image")
     if len(masks) > 1:
         raise ApiError(400, f"{len(masks)} masks were sent. Send one.", param="mask")
     if twice := next((name for name in CONTROLS if name in sent and name in wanted.inputs), None):
         raise ApiError(400, f"{twice} is given twice, as a file and as base64. Leave one out.", param=twice)
-    styles = sent.get("style", [])
-    if len(styles) > 1:
-        raise ApiError(400, f"{len(styles)} style images were sent. Send one.", param="style")
+    styles = [*images[1:], *sent.get("style", [])]
+    if len(styles) > 1 or (styles and "style" in wanted.inputs):
+        raise ApiError(400, "Several style images were sent. Send one, as style or as the second image.", param="style")
     files: dict[str, Any] = {"image": images[0], **({"mask": masks[0]} if masks else {})}
     files |= {"control": sent["control"]} if "control" in sent else {}
     return files | ({"style": styles[0]} if styles else {}) | dict(wanted.inputs)

@@ -14,12 +14,13 @@ from ..core.request import Request, Result, Step
 from ..profiles import Profile
 from ..sampling.host import SCHEDULER
 from ..sampling.schedulers import skipped_steps
+from .residents import Loads
 
 WARM_STEPS = 2
 LCM = "lcm"
 
 
-class OpenModel(Protocol):
+class OpenModel(Loads, Protocol):
     """A model as the APIs use it; a `Pipeline` is one."""
 
     @property
@@ -85,6 +86,10 @@ class OpenModel(Protocol):
         """`Pipeline.draw_many`."""
         ...
 
+    def close(self) -> None:
+        """`Pipeline.close`."""
+        ...
+
 
 def first_request(model: OpenModel) -> tuple[Request, dict[str, Any]]:
     """The request of a model's first image, and what it needs beside a prompt."""
@@ -101,24 +106,6 @@ def first_request(model: OpenModel) -> tuple[Request, dict[str, Any]]:
     side = facts.default_size
     grey = np.full((side, side, 3), 128, np.uint8)
     return request, {"image": grey, **({"mask": np.full((side, side), 255, np.uint8)} if facts.inpaints else {})}
-
-
-def joint(request: Request) -> object:
-    """What requests have in common whose denoiser calls can be joined; see `Pipeline.draw_many`."""
-    adapters: Mapping[str, float] = request.adapters or {}
-    return (
-        request.width,
-        request.height,
-        request.steps,
-        request.scheduler,
-        request.timestep_spacing,
-        request.timesteps,
-        request.sigmas,
-        request.strength,
-        request.variant,
-        request.hires,
-        tuple(sorted(adapters.items())),
-    )
 
 
 def steps_run(model: OpenModel, request: Request) -> Callable[[int, float | None], int]:

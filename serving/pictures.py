@@ -23,9 +23,9 @@ from ..pipelines.png import drawings, origin, read
 from ..pipelines.save import encoded
 from .errors import ApiError, openai_body, route_class
 from .guard import FILES
+from .image_job import ImageJob, result_of
 from .opened import OpenModel
-from .queue import ImageJob
-from .service import Service, result_of
+from .service import Service
 from .signing import TYPES, ContentSigner
 
 NAME, PREFIXES = "files", (FILES,)

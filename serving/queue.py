@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import logging
-import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from threading import Condition, Thread
-from typing import Any, Literal
 
 from ..core.errors import CancelledError
 from ..core.request import Request, Result, Step
-from ..pipelines.pipeline import Inputs
+from .batches import alike
 from .errors import ApiError, bare
+from .image_job import ImageJob
 from .limits import Limits
 from .metrics import Metrics
-from .opened import joint
 
-State = Literal["queued", "generating", "completed", "failed", "cancelled"]
-DONE = ("completed", "failed", "cancelled")
-WARM_UP = "warm-up"
-"""`ImageJob.api` of a server's own first images."""
 SMOOTHING = 0.3
 """Weight of the newest batch in the average from which Retry-After is estimated."""
 
@@ -49,88 +41,6 @@ class Interrupted(Exception):
     def __init__(self, began: bool) -> None:
         super().__init__("The process that generates images has ended.")
         self.began = began
-
-
-@dataclass(eq=False)
-class ImageJob:
-    """A request on its way, and its result. Written by its queue; may be read from any thread."""
-
-    request: Request
-    """With width, height and seed."""
-    inputs: Inputs = field(default_factory=dict[str, Any])
-    model: str = ""
-    api: str = ""
-    """The API that it was submitted through."""
-    owner: str = ""
-    """Who submitted it: `guard.owner`."""
-    deadline: float | None = None
-    """Of `time.monotonic`, after which it is cancelled."""
-    on_step: Callable[[Step], bool | None] | None = None
-    """Called after each denoiser call, in the engine's thread; returns True if its client is shown an image of it."""
-    shown: bool = False
-    """Whether its client is shown an image before it ends."""
-    finish: Callable[[Result], Result] | None = None
-    """Called with its result before it ends, in the engine's thread; what it raises is the job's error."""
-    filtered: Mapping[int, str] = field(default_factory=dict[int, str])
-    """Why images are withheld, by their indices; see `checks.py`."""
-    completed: Request | None = None
-    """`request` with everything that the model fills in."""
-    source: bytes | None = None
-    """The file of the image that it changes, if what it makes is signed: the parent of that."""
-    stored: Future[dict[int, int]] | None = None
-    """Ids of its images in the history, by their indices, once they are written; see `history.py`."""
-    id: str = field(default_factory=lambda: secrets.token_urlsafe(16))
-    created: float = field(default_factory=time.time)
-    """Of `time.time`, as the next two."""
-    started: float | None = None
-    finished: float | None = None
-    state: State = "queued"
-    step: int = 0
-    steps: int | None = None
-    """Denoiser calls; None before the first one is finished."""
-    last: Step | None = None
-    """Of the last denoiser call, until it ends: what previews are made of."""
-    result: Result | None = None
-    error: Exception | None = None
-    reason: str | None = None
-    """Why it was, or is being, cancelled: `client`, `disconnect`, `deadline` or `shutdown`."""
-    lost: int = 0
-    """Processes that ended while they generated it."""
-    listeners: list[Callable[[], None]] = field(default_factory=list[Callable[[], None]])
-    """Called at each change, in any thread."""
-    arrived: float = field(default_factory=time.monotonic)
-
-    @property
-    def done(self) -> bool:
-        """Whether it has ended, in one of the states `DONE`."""
-        return self.state in DONE
-
-    @property
-    def late(self) -> bool:
-        """Whether it is past its deadline."""
-        return self.deadline is not None and time.monotonic() >= self.deadline
-
-    @property
-    def seconds(self) -> float:
-        """Seconds since its generation began, up to its end."""
-        return 0.0 if self.started is None else (self.finished or time.time()) - self.started
-
-    def finished_with(self, result: Result | Exception) -> Result | Exception:
-        """What `finish` makes of its result, or the error that it raises."""
-        if isinstance(result, Exception) or self.finish is None or self.reason is not None:
-            return result
-        try:
-            return self.finish(result)
-        except Exception as exc:
-            return exc
-
-    def changed(self) -> None:
-        """Tell the listeners."""
-        for listener in tuple(self.listeners):
-            try:
-                listener()
-            except Exception:  # the job and its batch go on
-                log.exception("a listener of job %s failed", self.id[:6])
 
 
 class Queue:
@@ -160,6 +70,7 @@ class Queue:
         self._ended = time.monotonic()  # when that was
         self._stopped: float | None = None
         self._hung = False
+        self._counted = 0, 0
         self._batch_seconds: float | None = None
         self._threads = [Thread(target=self._work, name=f"latentc {name}", daemon=True) for _ in range(threads)]
 
@@ -249,6 +160,11 @@ class Queue:
         with self._turn:
             return not self._waiting and not self._batches
 
+    def has(self, job: ImageJob) -> bool:
+        """Whether a job of it waits or is being generated."""
+        with self._turn:
+            return job in self._waiting or job in self._running or job in self._finishing
+
     def fail(self, error: Exception) -> None:
         """End the jobs that wait with an error."""
         with self._turn:
@@ -332,7 +248,7 @@ class Queue:
                     ends = [job.deadline for job in self._waiting if job.deadline is not None]
                     self._turn.wait(max(0.0, min(ends) - time.monotonic()) if ends else None)
                     continue
-                batch = self._alike(self._waiting[0])
+                batch = alike(self._waiting, self._limits.batch)
                 since = time.monotonic() - max(self._waiting[0].arrived, self._ended)
                 # a client alone waits for nobody, and where another engine is free, it takes what comes
                 left = self._limits.wait_seconds - since if self._crowded and free == 1 else 0.0
@@ -347,20 +263,6 @@ class Queue:
                 for job in self._waiting:  # their positions changed
                     job.changed()
                 return batch
-
-    def _alike(self, first: ImageJob) -> list[ImageJob]:
-        """The oldest job, and those after it that can be joined with it, as far as a batch takes them."""
-        batch, rows = [first], first.request.count
-        for job in () if first.lost else self._waiting:  # which of a lost batch ended the process is not known
-            more = job.request.count
-            if (
-                job is not first
-                and not job.lost
-                and joint(job.request) == joint(first.request)
-                and rows + more <= self._limits.batch
-            ):
-                batch, rows = [*batch, job], rows + more
-        return batch
 
     def _generate(self, batch: Sequence[ImageJob]) -> None:
         began, now = time.monotonic(), time.time()
@@ -446,17 +348,9 @@ class Queue:
                 job.error, job.state = bare(result), "failed"
             else:
                 job.result, job.state = result, "completed"
-        if job.reason is not None:
-            self._metrics.cancelled.labels(self.name, job.reason).inc()
-        elif isinstance(result, Exception):
-            log.warning("job %s failed: %s: %a", job.id[:6], type(result).__name__, str(result))
-        else:
-            if job.api != WARM_UP:
-                self._metrics.images.labels(self.name).inc(len(result.images))
-            for stage, seconds in result.seconds.items():
-                self._metrics.stages.labels(self.name, stage).observe(seconds)
-            for seconds in result.step_seconds:
-                self._metrics.steps.labels(self.name).observe(seconds)
+        if job.state == "failed":
+            log.warning("job %s failed: %s: %a", job.id[:6], type(job.error).__name__, str(job.error))
+        self._metrics.ended(self.name, job)
         job.changed()
 
     def _expire(self) -> None:
@@ -475,8 +369,10 @@ class Queue:
         return [job for batch in self._batches for job in batch]
 
     def _count(self) -> None:
-        self._metrics.depth.labels(self.name).set(len(self._waiting))
-        self._metrics.running.labels(self.name).set(len(self._running))
+        now = len(self._waiting), len(self._running)
+        for gauge, count, before in zip((self._metrics.depth, self._metrics.running), now, self._counted, strict=True):
+            gauge.labels(self.name).inc(count - before)  # another queue of this name may count too
+        self._counted = now
 
 
 def close_all(queues: Sequence[Queue], seconds: float | None = None) -> bool:

@@ -30,9 +30,10 @@ from ..sampling.schedulers.settings import LEVELS, RAMPS
 from .bodies import json_fields
 from .controlnet import names_of
 from .errors import ApiError, route_class
+from .image_job import ImageJob
 from .pictures import base64_of, files, json_answer, plain_file, unfinished
-from .queue import ImageJob
-from .service import ServedModel, Service
+from .served import ServedModel
+from .service import Service
 from .webui import VERSION, Img2Img, Txt2Img, WebUiAsked, content, pictures, sent_files, translated
 
 PREFIX = "/sdapi/v1"
@@ -265,7 +266,7 @@ def _interrupt(service: Service, task: _Task) -> None:
     step, job = task.latest, task.job
     if step is not None and service.added.check is None and service.residents is None and not task.masked:
         try:
-            task.answered = unfinished(service.models[job.model].pipeline, job, step, task.image)
+            task.answered = unfinished(service.of(job).pipeline, job, step, task.image)
             job.shown = True
         except Exception as exc:  # of any part of the model; the client is answered 409
             log.warning("the unfinished images of job %s were not decoded: %a", job.id[:6], str(exc))
@@ -321,8 +322,9 @@ def _progress(service: Service, task: _Task | None, without_image: bool) -> dict
     done, total = (0, job.request.steps) if step is None else (step.index, step.total)
     share = done / total
     image = None
-    if step is not None and not without_image and service.shows_previews(job.model):
-        image = base64_of(plain_file(service.models[job.model].pipeline.preview(step)[0], "png"))
+    model = service.of(job)
+    if step is not None and not without_image and service.shows_previews(model):
+        image = base64_of(plain_file(model.pipeline.preview(step)[0], "png"))
     place = service.position(job)
     return {
         "progress": max(share, 0.001),  # 0 means that nothing is generated

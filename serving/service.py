@@ -3,50 +3,43 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from threading import Lock
+from threading import Condition, Lock, Thread
 from typing import Any
 
 from fastapi import Request as HttpRequest
 
-from ..core.errors import RequestError
 from ..core.request import Request, Result, Step
 from .checks import Check, FilteredError, checking
 from .credits import Credits, account_of
 from .decoding import Decoder
 from .errors import NO_ANSWER, ApiError
 from .history import History
+from .image_job import ImageJob, result_of
 from .inputs import check_taken, files_of
 from .kept import KeptJobs
 from .limits import Limits
 from .metrics import Metrics
-from .opened import OpenModel, first_request, steps_run
+from .opened import OpenModel, steps_run
 from .prompts import PromptModel
-from .queue import WARM_UP, ImageJob, Queue, close_all
-from .replicas import Replicas
+from .queue import close_all
 from .residents import Presence, Residents
-from .scaling import Scaling
+from .served import Reopen, ServedModel, served
 from .signing import ContentSigner
 from .spans import record_job, trace_context
 
 HEARTBEAT = 15.0
 """Seconds after which a stream says that it is alive."""
+CLOSE_SECONDS = 10.0
+"""For which the end of a server waits until models that were replaced are closed."""
 
-
-@dataclass(frozen=True)
-class ServedModel:
-    """A bundle that is served under a name."""
-
-    name: str
-    pipeline: OpenModel
-    queue: Queue
-    created: int
-    """Unix time in seconds at which it was opened."""
+log = logging.getLogger("latentc.serving")
 
 
 @dataclass(frozen=True)
@@ -77,8 +70,13 @@ class Service:
     residents: Residents | None = None
     """What loads models when they are asked for; None where all are loaded."""
     draining: bool = False
-    scaling: Sequence[Scaling] = ()
-    """What starts and ends processes of models that have as many as are needed."""
+    reopen: Reopen | None = None
+    """What opens a model again, for `loading.load`; None where that isn't possible."""
+    loads: Lock = field(default_factory=Lock, init=False)
+    """Held while a model is loaded again."""
+    _leaving: list[ServedModel] = field(default_factory=list[ServedModel], init=False)
+    """Models that others have replaced, until their jobs have ended and they are closed."""
+    _swap: Condition = field(default_factory=Condition, init=False)
     _warm: list[ImageJob] = field(default_factory=list[ImageJob], init=False)
     _checks: Lock = field(default_factory=Lock, init=False)
     """Held while an image is checked."""
@@ -91,47 +89,85 @@ class Service:
         loaded when they are asked for, only the first is.
         """
         if self.residents is not None:
-            self.residents.start({name: model.queue for name, model in self.models.items()})
+            self.residents.start({model.key: model.queue for model in self.models.values()})
         for index, model in enumerate(self.models.values()):
-            model.queue.start()
-            if index and self.residents is not None:
-                continue
-            self._warm.append(model.queue.submit(ImageJob(*first_request(model.pipeline), model.name, WARM_UP)))
-        for one in self.scaling:
-            one.start()
+            model.start()
+            if not index or self.residents is None:
+                self._warm.append(model.warm_up())
 
     @property
     def ready(self) -> bool:
         """Whether each model has generated an image, its queue works, and new requests are accepted."""
-        works = all(model.queue.works and _open(model.pipeline) for model in self.models.values())
-        return works and not self.draining and all(job.state == "completed" for job in self._warm)
+        warm = all(job.state == "completed" for job in self._warm)
+        return warm and not self.draining and all(model.works for model in self.models.values())
 
     def warmed(self) -> None:
         """Wait for the first images; raises the error of one that failed."""
         for job in self._warm:
-            while not job.done:
-                time.sleep(0.01)
-            if job.error is not None:
-                raise job.error
+            job.wait()
 
     def close(self, seconds: float | None = None) -> bool:
         """Accept no more jobs, and wait up to `seconds` for those that were accepted; returns whether all finished."""
         self.draining = True
-        for one in self.scaling:
-            one.close()
-        finished = close_all([model.queue for model in self.models.values()], seconds)
+        with self._swap:
+            every = self._every
+        for model in every:
+            model.stop()
+        finished = close_all([model.queue for model in every], seconds)
         if self.residents is not None:
             self.residents.close()
+        with self._swap:
+            self._swap.wait_for(lambda: not self._leaving or self.hung, CLOSE_SECONDS)
         return finished
 
     @property
     def hung(self) -> bool:
         """Whether `close` has given up a batch; see `Queue.hung`."""
-        return any(model.queue.hung for model in self.models.values())
+        return any(model.queue.hung for model in self._every)
+
+    def replace(self, new: ServedModel) -> bool:
+        """Let a model that was started answer instead of the one of its name, which finishes the jobs that it has
+        accepted, and is closed. Returns False at the end of the server, and changes nothing.
+        """
+        with self._swap:
+            if self.draining:
+                return False
+            old, self.models = self.models[new.name], {**self.models, new.name: new}
+            self._leaving.append(old)
+        Thread(target=self._retire, args=(old,), name=f"latentc {new.name} leaving", daemon=True).start()
+        return True
+
+    def _retire(self, old: ServedModel) -> None:
+        """Wait for the jobs of a model that was replaced, and close it."""
+        old.queue.refuse()
+        if not old.queue.join(None):
+            return
+        self.discard(old)
+        with self._swap:
+            self._leaving.remove(old)
+            self._swap.notify_all()
+
+    def discard(self, model: ServedModel) -> None:
+        """Close a model whose queue is closed."""
+        model.stop()
+        try:
+            if self.residents is not None:
+                self.residents.drop(model.key)
+            model.pipeline.close()
+        except Exception:
+            log.exception("%s could not be closed", model.key)
+
+    @property
+    def _every(self) -> list[ServedModel]:
+        return [*self.models.values(), *self._leaving]
+
+    def of(self, job: ImageJob) -> ServedModel:
+        """The model that has a job."""
+        return next((one for one in tuple(self._leaving) if one.queue.has(job)), self.models[job.model])
 
     def state(self, name: str) -> Presence:
         """Whether the engines of a model are in memory."""
-        return "open" if self.residents is None else self.residents.state(name)
+        return "open" if self.residents is None else self.residents.state(self.models[name].key)
 
     def model(self, name: str | None) -> ServedModel:
         """The model of a name; with a single one, any name is taken. Raises `ApiError` 404."""
@@ -151,10 +187,16 @@ class Service:
 
         `submit` begins with it; APIs call it before they decode images. Raises `ApiError`.
         """
-        chosen = self.model(model)
-        chosen.queue.check_room()
-        self.limits.check(request)
-        return chosen
+        while True:
+            chosen = self.model(model)
+            try:
+                chosen.queue.check_room()
+            except ApiError:
+                if chosen is self.models[chosen.name]:
+                    raise
+                continue
+            self.limits.check(request)
+            return chosen
 
     async def submit(
         self,
@@ -209,7 +251,19 @@ class Service:
         except Exception:
             job.state = "failed"
             ended()
-            raise
+            if chosen is self.models[chosen.name]:
+                raise
+            return await self.submit(
+                request,
+                model=chosen.name,
+                inputs=inputs,
+                api=api,
+                keep=keep,
+                owner=owner,
+                on_step=on_step,
+                store=store,
+                source=source,
+            )
         if keep:
             self.kept.add(job)
         return job
@@ -242,17 +296,17 @@ class Service:
 
     def cancel(self, job: ImageJob, reason: str = "client") -> bool:
         """Cancel a job; see `Queue.cancel`."""
-        return self.models[job.model].queue.cancel(job, reason)
+        return self.of(job).queue.cancel(job, reason)
 
     def position(self, job: ImageJob) -> int | None:
         """Number of jobs before a job that waits, from 0; None if it doesn't wait."""
-        return self.models[job.model].queue.position(job)
+        return self.of(job).queue.position(job)
 
-    def shows_previews(self, model: str) -> bool:
+    def shows_previews(self, model: ServedModel) -> bool:
         """Whether images in progress may be shown: a model can't where its export fitted no preview, and a server with
         a check doesn't, because the check decides on finished images.
         """
-        return self.added.check is None and self.models[model].pipeline.bundle.manifest.model.preview is not None
+        return self.added.check is None and model.pipeline.bundle.manifest.model.preview is not None
 
     async def result(self, job: ImageJob, http: HttpRequest, *, black: bool = False) -> Result:
         """Wait for a job; cancels it if its client disconnects. Raises its error, or `ApiError` `NO_ANSWER`.
@@ -319,25 +373,9 @@ def serve(
     aren't loaded.
     """
     limits, metrics = limits or Limits(), Metrics()
-    now = int(time.time())
-    models = {
-        name: ServedModel(name, pipeline, _queue(name, pipeline, limits, metrics, residents), now)
-        for name, pipeline in pipelines.items()
-    }
-    for name, model in models.items():
-        if model.pipeline.bundle.manifest.model.frames is not None:
-            raise RequestError(f"{name} generates videos, and the server answers with images. Leave it out.")
+    models = {name: served(name, pipeline, limits, metrics, residents) for name, pipeline in pipelines.items()}
     kept = KeptJobs(limits.keep_seconds, limits.keep_bytes)
-    scaling = [
-        Scaling(one.pipeline, one.queue)
-        for one in models.values()
-        if isinstance(one.pipeline, Replicas) and one.pipeline.least < one.pipeline.count
-    ]
-    return Service(limits, metrics, models, kept, added or Additions(), residents, scaling=scaling)
-
-
-def _open(pipeline: OpenModel) -> bool:
-    return not isinstance(pipeline, Replicas) or pipeline.room() > 0
+    return Service(limits, metrics, models, kept, added or Additions(), residents)
 
 
 def _charged(job: ImageJob) -> int:
@@ -346,44 +384,6 @@ def _charged(job: ImageJob) -> int:
     """
     left = job.shown and job.reason in ("client", "disconnect")
     return job.request.count - len(job.filtered) if left or job.state == "completed" else 0
-
-
-def _queue(name: str, pipeline: OpenModel, limits: Limits, metrics: Metrics, residents: Residents | None) -> Queue:
-    replicas = pipeline if isinstance(pipeline, Replicas) else None
-
-    def room() -> int:
-        if residents is not None and not residents.ask(name):
-            return 0
-        return 1 if replicas is None else replicas.room()
-
-    threads = 1 if replicas is None else replicas.count
-    queue = Queue(name, pipeline.draw_many, limits, metrics, threads=threads, room=room)
-    if replicas is None:
-        return queue
-
-    def changed() -> None:
-        metrics.replicas.labels(name).set(replicas.room())
-        queue.wake()
-
-    replicas.on_change, replicas.on_restart = changed, metrics.restarts.labels(name).inc
-    replicas.hangs = queue.hangs
-    changed()
-    return queue
-
-
-def result_of(job: ImageJob) -> Result:
-    """The result of a job that has ended; raises `ApiError` for one that was cancelled, and the error of one that
-    failed.
-    """
-    if job.state == "cancelled" and job.reason == "deadline":
-        raise ApiError(504, "The job took longer than it may, and was cancelled.", code="deadline")
-    if job.state == "cancelled" and job.reason == "shutdown":
-        raise ApiError(503, "The server is shutting down. Try again later.", code="draining", retry_seconds=5)
-    if job.error is not None:
-        raise job.error.with_traceback(None)
-    if job.result is None:
-        raise ApiError(409, f"The job is {job.state}, and has no result.", code="no_result")
-    return job.result
 
 
 async def _disconnected(http: HttpRequest) -> None:

@@ -11,7 +11,7 @@ from functools import cache
 from typing import Any
 
 from ..core.version import __version__
-from .queue import ImageJob
+from .image_job import ImageJob
 
 STAGES = ("text_encoder", "vae_encoder", "denoiser", "vae_decoder")
 """Stages of a result whose seconds the span of its generation has."""

@@ -25,8 +25,8 @@ from ..pipelines.picture import load_clear, load_mask
 from .bodies import form_fields, json_fields
 from .credits import account_of, needed
 from .errors import ApiError, route_class
+from .image_job import ImageJob
 from .pictures import base64_of, files, json_answer
-from .queue import ImageJob
 from .service import Service
 from .signing import TYPES
 
@@ -327,7 +327,7 @@ async def _v1(service: Service, engine: str, http: HttpRequest, asked: Stability
 
 async def answer_v2(service: Service, model: str, http: HttpRequest, asked: StabilityAsked) -> Response:
     """The image that a model generates, as v2beta answers it. Raises `ApiError`."""
-    accepted = _accepted(http, ("image/*", "application/json"))
+    accepted = accepted_v2(http)
     job, result = await _generated(service, model, http, asked)
     (image,) = await files(service, job, result, asked.kind)
     seed = result.request.seed or 0
@@ -351,6 +351,11 @@ async def _generated(service: Service, model: str, http: HttpRequest, asked: Sta
     except RequestError as exc:
         raise ApiError(400, str(exc), code="bad_request") from exc
     return job, await service.result(job, http, black=True)
+
+
+def accepted_v2(http: HttpRequest) -> str:
+    """The type of v2beta's answer, by the header Accept; raises `ApiError` 400."""
+    return _accepted(http, ("image/*", "application/json"))
 
 
 def _accepted(http: HttpRequest, known: tuple[str, str]) -> str:

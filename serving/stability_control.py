@@ -23,8 +23,19 @@ from ..pipelines.picture import load_picture, size_in
 from .bodies import form_fields
 from .controlnet import names_of
 from .errors import ApiError, route_class
-from .service import ServedModel, Service
-from .stability import StabilityAsked, answer_v2, none_left, number, one_file, ratio_sides, stability_body, v2_common
+from .served import ServedModel
+from .service import Service
+from .stability import (
+    StabilityAsked,
+    accepted_v2,
+    answer_v2,
+    none_left,
+    number,
+    one_file,
+    ratio_sides,
+    stability_body,
+    v2_common,
+)
 
 NAME, PREFIXES = "stability", ("/v2beta/stable-image/control/",)
 KINDS = {
@@ -86,6 +97,7 @@ async def _controlled(service: Service, http: HttpRequest, route: str) -> Respon
     none_left(left)
     request = Request.model_validate(values)
     model = service.check_first(request, name).pipeline
+    accepted_v2(http)  # before the image is decoded
     try:
         picture = await service.decode(partial(load_picture, image), {"image": image})
     except RequestError as exc:

@@ -23,7 +23,7 @@ from ..core.errors import RequestError
 from ..core.record import shown, suggest
 from ..core.request import Request
 from ..core.units import listed
-from ..pipelines.a1111 import LANCZOS, samplers, scheduler_of
+from ..pipelines.a1111 import LANCZOS, read_tags, samplers, scheduler_of
 from ..pipelines.picture import Decoded, load_mask, load_picture
 from .controlnet import SCRIPT, ControlsAsked, control_pictures, controls_asked
 
@@ -36,7 +36,6 @@ VERSION = "v1.10.1"
 BLUR = 4
 """Default of `mask_blur`."""
 
-_LORA = re.compile(r"<(?:lora|lyco):([^<>:\n]{1,200})(?::([^<>\n]{0,40}))?>", re.IGNORECASE)
 _HYPERNETWORK = re.compile(r"<hypernet(?:work)?:", re.IGNORECASE)
 _NOISY = ("ancestral", "sde")
 """In the names of samplers that add noise at each step, of which the web UI's eta is a factor."""
@@ -153,11 +152,14 @@ def translated(
     settings = body.override_settings or {}
     if (skipped := settings.get("CLIP_stop_at_last_layers")) is not None:
         values["clip_skip"] = _times("CLIP_stop_at_last_layers", skipped) - 1
-    adapters: dict[str, float] = {}
-    values["prompt"] = _without_loras(body.prompt or "", adapters)
+    tagged = read_tags(body.prompt or "")
+    if tagged.left:
+        name = tagged.left[0].split(":")[1].rstrip(">")
+        raise RequestError(f"{tagged.left[0]} has no single strength from -100 to 100. Write <lora:{name}:0.8>.")
+    values["prompt"] = tagged.prompt
     values["negative_prompt"] = body.negative_prompt or ""
-    if adapters or strengths:
-        values["adapters"] = adapters
+    if tagged.strengths or strengths:
+        values["adapters"] = tagged.strengths
     unknown = sorted(set(body.model_extra or {}) - _SILENT)
     notices = [f"The fields {listed(unknown)} are not known, and were ignored."] if unknown else []
     if isinstance(body, Img2Img):
@@ -334,21 +336,6 @@ def content(text: str, name: str) -> bytes:
         return base64.b64decode(text.rpartition("base64,")[2], validate=True)
     except (binascii.Error, ValueError):
         raise RequestError(f"{name} is not valid base64. Pass the bytes of a picture file, in base64.") from None
-
-
-def _without_loras(prompt: str, adapters: dict[str, float]) -> str:
-    """The prompt without its tags of LoRAs; adds their strengths to `adapters`."""
-
-    def read(tag: re.Match[str]) -> str:
-        name, strength = tag.groups()
-        try:
-            found = float((strength or "1").split(":")[0])
-        except ValueError:
-            raise RequestError(f"{tag.group()} has no valid strength. Write <lora:{name}:0.8>.") from None
-        adapters[name] = adapters.get(name, 0.0) + found
-        return ""
-
-    return _LORA.sub(read, prompt)
 
 
 def _times(name: str, value: object) -> int:

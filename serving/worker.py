@@ -86,7 +86,7 @@ def work(connection: Connection, opening: Opening) -> None:
     """`answer` in a process of its own, which ends at once with the one that started it; that also decides what signals
     do.
     """
-    for each in (signal.SIGINT, signal.SIGTERM):
+    for each in (signal.SIGINT, signal.SIGTERM, *filter(None, [getattr(signal, "SIGHUP", None)])):
         signal.signal(each, signal.SIG_IGN)
     answer(connection, opening)
 

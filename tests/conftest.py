@@ -19,8 +19,8 @@ from latentc import cli
 from latentc.checkpoints import SHIPPED
 from latentc.checkpoints.random import new_checkpoint
 from latentc.compiler.build import build
+from latentc.core import quarantine
 from latentc.core.bundle import Bundle, digest, open_bundle
-from latentc.core.external import TRANSPOSED
 from latentc.core.files import read_sealed, sha256, write_sealed
 from latentc.core.manifest import FileInfo
 from latentc.core.records import GraphFigure, graph_key, remember, state_folder
@@ -33,6 +33,7 @@ from latentc.pipelines.pipeline import Pipeline
 from latentc.profiles import load_profile
 
 from .guides import IP_ADAPTER, write_controlnet, write_ip_adapter
+from .quicker import Here, kept, refill
 from .wrong_files import JSON, PLACES
 
 FAMILIES = ("sd1", "sd2", "sdxl")
@@ -158,19 +159,6 @@ def checkpoint(shared):
     return lambda family: shared(f"{family}-checkpoint", lambda folder: new_checkpoint(family, "tiny", 1, folder))
 
 
-def refill(model, state):
-    """Give the weights that a graph names the values of another module of the same layers."""
-    import onnx_ir
-
-    for name, value in model.graph.initializers.items():
-        owner, _, leaf = name.removesuffix(TRANSPOSED).rpartition(".")
-        known = (f"{owner}.{leaf}", f"{owner}.parametrizations.{leaf}.original")
-        tensor = next((state[one] for one in known if one in state), None)
-        if tensor is not None:
-            values = (tensor.T if name.endswith(TRANSPOSED) else tensor).contiguous()
-            value.const_value = onnx_ir.tensor(values.float().numpy().astype(value.dtype.numpy()), name=name)
-
-
 @pytest.fixture(scope="session", autouse=True)
 def traced_once(shared):
     """Trace parts of the same layers once in a run: most of an export's time is a trace, and tiny checkpoints differ
@@ -198,7 +186,7 @@ def traced_once(shared):
             folder.mkdir()
             write(trace(spec, module), folder)
 
-        model = onnx_ir.load(shared(f"{spec.name}-{digest.hexdigest()[:16]}", make) / "model.onnx")
+        model = onnx_ir.load(kept(shared, f"{spec.name}-{digest.hexdigest()[:16]}", make) / "model.onnx")
         if named:
             refill(model, state)
         return model
@@ -206,6 +194,23 @@ def traced_once(shared):
     tracer.trace = traced
     yield
     tracer.trace = trace
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_quarantine():
+    """Each of the hundreds of child processes would import what is imported here already. Those of commands that tests
+    start are real, and so are those of tests that are marked `apart`.
+    """
+    real, quarantine._Child = quarantine._Child, Here
+    yield real
+    quarantine._Child = real
+
+
+@pytest.fixture(autouse=True)
+def apart(request, no_quarantine, monkeypatch):
+    """`@pytest.mark.apart`: quarantines have child processes."""
+    if request.node.get_closest_marker("apart"):
+        monkeypatch.setattr(quarantine, "_Child", no_quarantine)
 
 
 @pytest.fixture(scope="session")
@@ -428,10 +433,10 @@ def place(tmp_path):
             path.write_bytes(JSON[kind])
 
     yield put
-    for path, kept in reversed(moved):
+    for path, before in reversed(moved):
         path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
-        if kept:
-            kept.rename(path)
+        if before:
+            before.rename(path)
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from .sizes import LEFT_OUT
 from .test_house import FLOORS
 
 ROOT = Path(__file__).parent.parent
-OUTSIDE = ("benchmarks/results/", "benchmarks/records.schema.json", "benchmarks/served.schema.json", "scenes/train/")
+OUTSIDE = ("benchmarks/results/", "scenes/train/")
 """Files of the packages that only a checkout has."""
 
 

@@ -28,6 +28,8 @@ class AdapterFile:
     source: CheckpointSource
     path: Path
     sha256: str
+    weights_sha256: str
+    """Of what follows the header: the digest by which kohya's tools and the web UI know a file."""
     modules: Mapping[str, Slots] = field(repr=False)
     """By the module's name as the file spells it."""
     statements: Mapping[str, Statement] = field(repr=False)
@@ -101,7 +103,7 @@ def read_adapter(path: Path, source: CheckpointSource) -> AdapterFile:
             f"effect. {OTHER}"
         )
     try:
-        digest = sha256(path)
+        digests = sha256(path), sha256(path, start=min(one.begin for one in tensors.values()))
     except (OSError, ValueError) as exc:
         raise CheckpointError(unreadable(path, exc, "Check the path and its permissions.")) from exc
-    return AdapterFile(source, path, digest, modules, statements(path, tensors, metadata), metadata)
+    return AdapterFile(source, path, *digests, modules, statements(path, tensors, metadata), metadata)

@@ -48,6 +48,7 @@ __all__ = [
     "hand_over",
     "named",
     "names",
+    "replaced",
     "samplers",
     "schedule",
     "skipped_steps",
@@ -57,6 +58,7 @@ __all__ = [
 TWO_CALLS = (Heun, DpmSde, Dpm2)
 """Schedules whose steps, but the last, take two calls."""
 
+DISTILLED = ("LCMScheduler", "TCDScheduler")
 FEW_STEPS = 8
 """With at most this many steps, an image depends on the timestep at which sampling starts."""
 
@@ -225,6 +227,17 @@ def few_steps(config: Mapping[str, object], steps: int, name: str | None, spacin
         f"With timestep_spacing 'leading', {steps} steps start at timestep {first:g} of {checked.num_train_timesteps}. "
         "Models for few steps (Turbo, Lightning, Hyper) then generate noise: use the spacing 'trailing' (run --spacing "
         "trailing, or export --spacing trailing to make it the bundle's default)."
+    )
+
+
+def replaced(config: Mapping[str, object], preset: str | None) -> str | None:
+    """Return a notice if a preset replaces the solver and the steps of a checkpoint that seems to be for few steps."""
+    sampler, checked = _settled(config, None, None)
+    if preset is None or not (sampler.class_name in DISTILLED or checked.timestep_spacing == "trailing"):
+        return None
+    return (
+        f"The preset {preset} replaces the checkpoint's own scheduler and steps. If it is a model for few steps "
+        "(Turbo, LCM, Lightning), leave the preset out, and set the steps that it was trained for."
     )
 
 

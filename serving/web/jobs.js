@@ -26,7 +26,7 @@ export async function generate() {
     const sent = { ...await taken(), ...images };
     const body = { ...gather(sent.image !== null), ...fields };
     for (const [name, one] of Object.entries(sent)) {
-      if (one) body[name] = Array.isArray(one) ? await Promise.all(one.map(base64)) : await base64(one);
+      if (one) body[name] = Array.isArray(one) ? (await Promise.all(one.map(base64))).map((text, at, [first]) => (at && text === first ? null : text)) : await base64(one);
     }
     progress({ status: "sent" });
     await follow((await json("v1/jobs", body)).id, sent);

@@ -1,32 +1,18 @@
-"""The schemas in the repository are those of the code."""
+"""The schemas that the commands print are those of the files that they write."""
 
 import json
-import re
 
 import pytest
-from pydantic import BaseModel
 
-from .schemas import KEPT, schema_of, schemas
-
-
-@pytest.mark.parametrize("path", KEPT, ids=lambda path: path.name)
-def test_the_schema_in_the_repository_is_that_of_the_code(path):
-    kept = json.loads(path.read_text())
-    assert kept == schemas()[path]
-    for name, each in kept["$defs"].items():  # of the model itself, in whichever file
-        file, _, place = each.get("$ref", "").partition("#/$defs/")
-        found = json.loads(path.with_name(file).read_text())["$defs"][place] if file else each
-        assert found == schema_of(KEPT[path])["$defs"][name]
-        inside = re.findall(r"\"#/\$defs/(\w+)", json.dumps(found)) if file else ()
-        assert all("$ref" in kept["$defs"][one] for one in inside), "what it refers to is in that file too"
+from latentc.benchmarks.records import Measurement
+from latentc.benchmarks.served_records import ServedMeasurement
 
 
-def test_only_titles_are_left_out():
-    class Book(BaseModel):
-        title: str
-        pages: list[int] | None
-
-    string, pages = {"type": "string"}, {"type": ["array", "null"], "items": {"type": "integer"}}
-    assert schema_of(Book) == {
-        "properties": {"title": string, "pages": pages}, "required": ["title", "pages"], "type": "object",
-    }  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "model", "field"), [("bench", Measurement, "draws"), ("bench-serve", ServedMeasurement, "rounds")]
+)
+def test_the_schema_is_printed_without_a_bundle(command, words, model, field):
+    code, out, _ = command(words, "--schema")
+    found = json.loads(out)
+    assert (code, found) == (0, model.model_json_schema(mode="serialization"))
+    assert field in found["properties"]

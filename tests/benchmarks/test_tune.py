@@ -14,7 +14,7 @@ from latentc.benchmarks.tune import drawn, tune
 from latentc.benchmarks.tune_page import preset_text, tuned_page, verdict
 from latentc.benchmarks.tune_plan import APART, TIMED_STEPS, Tuning, candidates_of, sets_of
 from latentc.benchmarks.tuned import Candidate, open_log
-from latentc.benchmarks.tuning import Floor
+from latentc.benchmarks.tuning import Floor, predicted
 from latentc.cli import tune as command
 from latentc.cli.app import app
 from latentc.cli.ask import ask
@@ -98,6 +98,13 @@ def plan(profiles):
 @pytest.fixture
 def state(tmp_path):
     return tmp_path / "tuned.jsonl"
+
+
+@pytest.mark.parametrize(("calls", "seconds"), [(10, 13), (20, 26), (6, 9), (5, 8), (1, 1)])
+def test_the_last_calls_of_an_int8_engine_take_longer(calls, seconds):
+    """10 calls were measured, of which the last is exact and takes four times as long."""
+    draw = SimpleNamespace(text_encoder=0.0, image_encoder=None, denoiser=[1.0] * 9 + [4.0], host=0.0, vae_decoder=0.0)
+    assert predicted(SimpleNamespace(draws=[draw]), calls).median == seconds
 
 
 def test_the_fastest_that_meets_the_floor_is_chosen(bundle, plan, fake, state):

@@ -259,6 +259,20 @@ def test_adapters_are_the_same_in_another_order_and_in_the_bundle_itself(run, ex
     assert "(ink:0.5) than those here (none)" in said(opened, (ink,))[0]
 
 
+def test_adapters_of_other_tools_are_asked_for_and_their_files_compared(run, exported):
+    text = 'a cat <lora:ink:0.5>\nSteps: 1, Seed: 1, Size: 64x64, Lora hashes: "ink: {}", Version: v1.10.1'
+    ink = Fused(name="ink", sha256="1" * 64, strength=0.5, weights_sha256="ab" * 32)
+    for digest, files in (("abababababab", 0), ("cdabababab", 1)):
+        info = PngInfo()
+        info.add_text("parameters", text.format(digest))
+        Image.new("RGB", (8, 8)).save("web.png", pnginfo=info)
+        remarks = differences(Path("web.png"), read("web.png"), exported("sd1"), [ink])
+        assert sum("was generated with another file than the ink here" in one for one in remarks) == files
+        assert "hashes" not in "".join(remarks)
+    assert "Pass the file (--lora ink.safetensors:0.5" in run("--from", "web.png")[2]
+    assert run("--from", "web.png", "--without", "adapters")[0] == 0
+
+
 def test_what_an_image_states_can_be_left_out(run, monkeypatch):
     assert run("a cat", "--size", 64, "--hires", 2, "--hires-strength", 1, "--vae-tile", 160, "-o", "x.png")[0] == 0
     assert run("--from", "x.png", "--without", "hires", "--without", "vae-tile", "-o", "y.png")[0] == 0

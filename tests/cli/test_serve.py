@@ -15,7 +15,7 @@ import httpx2
 import psutil
 import pytest
 
-from latentc.cli import server
+from latentc.cli import placing, server
 from latentc.cli.choose import choose_each
 from latentc.compiler.build import build
 from latentc.compiler.targets import with_threads
@@ -142,21 +142,54 @@ def test_replicas_drain_and_end_with_the_server(folder):
         assert psutil.wait_procs(workers, timeout=60)[1] == []
 
 
+def test_bundles_are_loaded_again_at_a_signal(folder, tmp_path):
+    """Each in new processes, while those that were open finish what they have accepted."""
+    served = shutil.copytree(folder, tmp_path / "model.bundle")
+    line = [sys.executable, "-W", "error", "-m", "latentc", "serve", served, "-p", "null", "--port", "0"]
+    options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([*map(str, line), "--replicas", "2", "--steps", "1000"], **options) as process:
+        address = process.stdout.readline().split()[-1]
+        with httpx2.Client(base_url=address, timeout=120) as client, ThreadPoolExecutor() as pool:
+
+            def workers():
+                return {
+                    one for one in psutil.Process(process.pid).children() if "--multiprocessing-fork" in one.cmdline()
+                }
+
+            before = workers()
+            asked = pool.submit(client.post, "/v1/images/generations", json={"prompt": "a cat", "steps": 900})
+            wait_for(lambda: 'latentc_running{model="model"} 1.0' in client.get("/metrics").text)
+            shutil.copytree(folder, tmp_path / "fresh")
+            served.rename(tmp_path / "old")
+            (tmp_path / "fresh").rename(served)
+            process.send_signal(signal.SIGHUP)
+            wait_for(lambda: len(workers() - before) == 2)
+            assert client.post("/v1/images/generations", json={"prompt": "x", "steps": 2}).status_code == 200
+            assert asked.result().status_code == 200
+            wait_for(lambda: not workers() & before)
+            assert client.get("/readyz").json()["replicas"]["model"]["open"] == 2
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert "model was loaded again" in err
+    assert "Traceback" not in err
+
+
 @pytest.mark.parametrize(("cores", "replicas", "threads"), [(8, 3, 2), (2, 2, 1), (2, 4, 1)])
 def test_replicas_share_the_cores(monkeypatch, cores, replicas, threads):
-    monkeypatch.setattr(server, "cores", lambda: cores)
-    profile = server.with_share(load_profile("cpu-onnxruntime"), cores // replicas)
+    monkeypatch.setattr(placing, "cores", lambda: cores)
+    profile = placing.with_share(load_profile("cpu-onnxruntime"), cores // replicas)
     assert profile == with_threads(load_profile("cpu-onnxruntime"), threads)
-    assert server.with_share(load_profile("intel-gpu"), 2) == load_profile("intel-gpu")
-    found = server.crowd_notice([profile] * replicas)
+    assert placing.with_share(load_profile("intel-gpu"), 2) == load_profile("intel-gpu")
+    found = placing.crowd_notice([profile] * replicas)
     assert (found is not None) == (replicas > cores)
-    assert server.crowd_notice([load_profile("intel-gpu")] * 64) is None
+    assert placing.crowd_notice([load_profile("intel-gpu")] * 64) is None
 
 
 def test_replicas_that_are_started_when_jobs_wait(folder, refused):
     profile = load_profile("null")
-    assert server.scaled(profile, None, None, None) == (1, [profile])
-    assert server.scaled(profile, None, 2, 4) == (2, [profile] * 4)
+    assert placing.scaled(profile, None, None, None) == (1, [profile])
+    assert placing.scaled(profile, None, 2, 4) == (2, [profile] * 4)
     words = ("serve", folder, "-p", "null", "--replicas", "3")
     assert "--most-replicas is 2, but 3 are started" in refused(*words, "--most-replicas", "2")
 
@@ -232,29 +265,42 @@ def test_two_bundles_of_one_name(folder, refused):
 
 def test_bundles_that_do_not_fit_in_memory(folder, monkeypatch):
     one = SimpleNamespace(held_bytes=6 * 10**9, on_host=True, free_bytes=10**10, device_bytes=None, device="CPU")
-    monkeypatch.setattr(server, "plan", lambda *_: one)
+    monkeypatch.setattr(placing, "plan", lambda *_: one)
     null = [load_profile("null")]
-    server.check_memory({"a": folder}, {"a": null})
+    placing.check_memory({"a": folder}, {"a": null})
     with pytest.raises(ProfileError, match=r"These 2 bundles .* 12.00 GB, .* CPU has 10.00 GB"):
-        server.check_memory({"a": folder, "b": folder}, {"a": null, "b": null})
+        placing.check_memory({"a": folder, "b": folder}, {"a": null, "b": null})
     with pytest.raises(ProfileError, match=r"2 replicas of 1 bundle are .* 12.00 GB, .* Serve fewer replicas"):
-        server.check_memory({"a": folder}, {"a": null * 2})
+        placing.check_memory({"a": folder}, {"a": null * 2})
     plans = {"null": one, "torch-f32": SimpleNamespace(**vars(one) | {"on_host": False, "device_bytes": 7 * 10**9})}
-    monkeypatch.setattr(server, "plan", lambda _, profile: plans[profile.name])
-    server.check_memory({"a": folder, "b": folder}, {"a": null, "b": [load_profile("torch-f32")]})
+    monkeypatch.setattr(placing, "plan", lambda _, profile: plans[profile.name])
+    placing.check_memory({"a": folder, "b": folder}, {"a": null, "b": [load_profile("torch-f32")]})
 
 
 def test_bundles_that_are_loaded_when_asked_for(folder, monkeypatch, refused):
     """Each has to fit alone; together they needn't."""
     one = SimpleNamespace(held_bytes=6 * 10**9, on_host=True, free_bytes=10**10, device_bytes=None, device="CPU")
-    monkeypatch.setattr(server, "plan", lambda *_: one)
+    monkeypatch.setattr(placing, "plan", lambda *_: one)
     both = {"a": folder, "b": folder}
     null = [load_profile("null")]
-    assert server.check_memory(both, {"a": null, "b": null}, together=False) == dict.fromkeys(both, 6 * 10**9)
+    assert placing.check_memory(both, {"a": null, "b": null}, together=False) == dict.fromkeys(both, 6 * 10**9)
     with pytest.raises(ProfileError, match=r"2 replicas of 1 bundle are .* 12.00 GB, .* CPU has 10.00 GB"):
-        server.check_memory(both, {"a": null * 2, "b": null * 2}, together=False)
+        placing.check_memory(both, {"a": null * 2, "b": null * 2}, together=False)
     words = ("serve", folder, "-p", "null", "--memory", "5")
     assert "sd1 is predicted to hold 6.00 GB, more than the 5.00 GB of --memory" in refused(*words)
+
+
+def test_what_is_loaded_again_has_to_fit_beside_what_is_open(monkeypatch):
+    host = SimpleNamespace(held_bytes=6 * 10**9, on_host=True, free_bytes=5 * 10**9, device_bytes=None, device="CPU")
+    gpu = SimpleNamespace(**vars(host) | {"on_host": False, "device_bytes": 16 * 10**9, "device": "CUDA"})
+    null = {"a": [load_profile("null")], "b": [load_profile("null")]}
+    monkeypatch.setattr(placing, "plan", lambda *_: host)
+    with pytest.raises(ProfileError, match=r"a is predicted to hold 6.00 GB, but CPU has 5.00 GB left .* --memory"):
+        placing.check_beside("a", None, null, {})
+    monkeypatch.setattr(placing, "plan", lambda *_: gpu)
+    assert placing.check_beside("a", None, {"a": null["a"]}, {}) == 6 * 10**9
+    with pytest.raises(ProfileError, match="CUDA has 4.00 GB left"):
+        placing.check_beside("a", None, null, {"a": 7 * 10**9, "b": 5 * 10**9})
 
 
 @pytest.mark.parametrize("prompts", [None, ["a cat"]])

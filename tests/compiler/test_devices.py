@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from latentc.cli import server
+from latentc.cli import placing
 from latentc.compiler.devices import each_device, with_device
 from latentc.compiler.targets import wanted
 from latentc.core.errors import ProfileError, RuntimeMissing
@@ -112,23 +112,23 @@ def test_without_a_driver(monkeypatch):
 
 
 def test_replicas_are_spread_over_equal_devices(nvidia):
-    found = server.spread(profile("CUDA"), "cuda:0,cuda:1", 3)
+    found = placing.spread(profile("CUDA"), "cuda:0,cuda:1", 3)
     assert [one.device for one in found] == ["CUDA:0", "CUDA:1", "CUDA:0"]
-    assert [one.device for one in server.spread(profile("sm89", "tensorrt"), "cuda", None)] == ["sm89:0", "sm89:1"]
+    assert [one.device for one in placing.spread(profile("sm89", "tensorrt"), "cuda", None)] == ["sm89:0", "sm89:1"]
     with pytest.raises(ProfileError, match="CUDA:0 and CUDA:2 are different devices"):
-        server.spread(profile("CUDA"), "cuda", 3)
+        placing.spread(profile("CUDA"), "cuda", 3)
     with pytest.raises(ProfileError, match="CUDA:1 is named twice"):
-        server.spread(profile("CUDA"), "cuda:1,cuda:1", 2)
+        placing.spread(profile("CUDA"), "cuda:1,cuda:1", 2)
     with pytest.raises(ProfileError, match="1 replica can't use 2 devices"):
-        server.spread(profile("CUDA"), "cuda:0,cuda:1", 1)
+        placing.spread(profile("CUDA"), "cuda:0,cuda:1", 1)
 
 
 def test_memory_of_each_device(nvidia, monkeypatch):
     one = SimpleNamespace(held_bytes=6 * 10**9, on_host=False, free_bytes=10**9, device_bytes=10**10, device="CUDA:0")
-    monkeypatch.setattr(server, "plan", lambda *_: one)
-    server.check_memory({"a": None}, {"a": server.spread(profile("CUDA"), "cuda:0,cuda:1", 2)})
+    monkeypatch.setattr(placing, "plan", lambda *_: one)
+    placing.check_memory({"a": None}, {"a": placing.spread(profile("CUDA"), "cuda:0,cuda:1", 2)})
     with pytest.raises(ProfileError, match=r"2 replicas on a device of 1 bundle .* 12.00 GB"):
-        server.check_memory({"a": None}, {"a": server.spread(profile("CUDA"), "cuda:0,cuda:1", 3)})
+        placing.check_memory({"a": None}, {"a": placing.spread(profile("CUDA"), "cuda:0,cuda:1", 3)})
 
 
 def test_a_pipeline_on_a_device_that_is_named(opened):

@@ -39,7 +39,14 @@ def test_a_record_with_a_preset_is_read_as_it_was():
 
 
 @pytest.mark.parametrize(
-    "more", [{"steps": 7}, {"scheduler": "ddim"}, {"timesteps": [900, 500, 100]}, {"sigmas": [9.0, 2.0, 0.0]}]
+    "more",
+    [
+        {"steps": 7},
+        {"scheduler": "ddim"},
+        {"timesteps": [900, 500, 100]},
+        {"sigmas": [9.0, 2.0, 0.0]},
+        {"timestep_spacing": "trailing"},
+    ],
 )
 def test_a_request_that_states_something_else_is_no_preset(more):
     assert Request(prompt="a", preset="fast", **more).preset is None

@@ -14,6 +14,7 @@ from latentc.core.errors import CancelledError, CompileError, ParityError
 from latentc.core.limits import MEMORY_ADVICE
 from latentc.core.quarantine import quarantined
 
+pytestmark = pytest.mark.apart
 linux = pytest.mark.skipif(sys.platform != "linux", reason="limits and signals of Linux")
 
 WORK = """

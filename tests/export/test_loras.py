@@ -1,5 +1,6 @@
 """Exports of fused checkpoints: the bundle's references, engines and images are those of the fused model."""
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -32,12 +33,19 @@ from latentc.core.tensors import psnr_db
 from latentc.export.export import export
 from latentc.export.fused import adapters_of, fuse, shapes_of
 from latentc.export.weights import computing
+from latentc.pipelines.a1111 import parse
 from latentc.pipelines.pipeline import Pipeline
 from latentc.pipelines.png import read
 from latentc.profiles import load_profile
 from latentc.runtimes.onnxruntime import ONNXRuntime
 
 STRENGTHS = {"style": 0.8, "mood": -0.5}
+
+
+def behind_the_header(path):
+    """The digest of kohya's `addnet_hash_safetensors`."""
+    content = Path(path).read_bytes()
+    return hashlib.sha256(content[8 + int.from_bytes(content[:8], "little") :]).hexdigest()
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +114,14 @@ def test_images_are_those_of_diffusers_with_the_changed_weights(made, fused_bund
     (path,) = result.save(tmp_path / "out.png")
     shown = read(path)
     assert [(one.name, one.strength) for one in shown.drawing.adapters] == [("style", 0.8), ("mood", -0.5)]
-    assert 'Loras: "style:0.8, mood:-0.5"' in shown.text
+    assert shown.text.startswith("a lighthouse <lora:style:0.8> <lora:mood:-0.5>\n")
+    assert f'Lora hashes: "style: {behind_the_header(next(iter(made[1])))[:12]}, mood: ' in shown.text
+    assert parse(shown.text).request.adapters == {"style": 0.8, "mood": -0.5}
+    with Pipeline.open(fused_bundle, profile) as opened:
+        again = opened.check(parse(shown.text).request.model_copy(update={"strength": None}))
+        assert again.adapters is None, "the bundle has them at these strengths"
+        with pytest.raises(RequestError, match="uses the adapter style, but this pipeline has none"):
+            opened.check(request.model_copy(update={"adapters": {"style": 0.7}}))
     assert shown.notices == ()
     assert "/" not in "".join(one.name for one in shown.drawing.adapters), "no path of this machine"
 

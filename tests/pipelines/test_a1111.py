@@ -289,6 +289,39 @@ def test_clip_skip_counts_from_the_last_layer(text, layers, rest):
     assert "Clip" not in write(Request(prompt="", width=8 * 8, height=64, seed=1, clip_skip=0), {})
 
 
+@pytest.mark.parametrize(
+    ("prompt", "left", "strengths", "rest"),
+    [
+        ("a cat <lora:ink:0.8>", "a cat", {"ink": 0.8}, None),
+        ("<lora:ink> a cat<LyCO:My fog v2:-1.5>, big", " a cat, big", {"ink": 1, "My fog v2": -1.5}, None),
+        ("a <lora:ink:0.5> cat <lora:ink:0.25:0.25>", "a  cat", {"ink": 0.75}, None),
+        ("a <lora:ink:te=0.5:unet=0.5>", "a", {"ink": 0.5}, None),
+        ("a <lora:ink:0.5:1>", "a", None, "<lora:ink:0.5:1>"),  # another strength of the text encoder
+        ("a <lora:ink:unet=0.5> <lora:fog:1:1:8>", "a", None, "<lora:ink:unet=0.5> <lora:fog:1:1:8>"),
+        ("a <lora:ink:x> <lora:ink:1e9> <lora:ink:nan>", "a", None, "<lora:ink:x> <lora:ink:1e9> <lora:ink:nan>"),
+        ("a <lora:fog:60> <lora:fog:60>", "a", {"fog": 60}, "<lora:fog:60>"),
+        ("a <lora:> <lora", "a <lora:> <lora", None, None),
+        ("a" + " <lora:x:0>" * 3000, "a", {"x": 0}, None),
+        (
+            " ".join(f"<lora:{number}:1>" for number in range(65)),
+            "",
+            {str(number): 1 for number in range(64)},
+            "<lora:64:1>",
+        ),
+    ],
+)
+def test_tags_of_loras_are_strengths_of_adapters(prompt, left, strengths, rest):
+    found = parse(f"{prompt}\nNegative prompt: <lora:b:1>\nSteps: 20, Seed: 1, Size: 64x64, Version: v1.10.1")
+    assert (found.request.prompt, found.request.adapters, found.rest.get("Tags")) == (left, strengths, rest)
+    assert found.request.negative_prompt == "<lora:b:1>", "which the web UI reads in the prompt alone"
+
+
+def test_strengths_of_adapters_are_written_as_tags():
+    request = Request(prompt="a cat", adapters={"ink": 0.8, "fog:2": -1.0}, width=64, height=64, seed=1)
+    assert write(request, {}).startswith("a cat <lora:ink:0.8> <lora:fog2:-1>\n")
+    assert parse(write(request, {})).request.adapters == {"ink": 0.8, "fog2": -1}
+
+
 def test_the_refiner_and_the_guidance_of_an_image_are_read():
     """As the web UI writes them; the name of the refiner is no setting of a request."""
     text = (

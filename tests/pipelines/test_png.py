@@ -29,11 +29,11 @@ NASTY = [
     "emoji 🎨👩‍🚀, 日本語, café",
     '{"json": [1, 2, "x"]}',
     "  spaces around  ",
-    "<lora:thing:0.8> [a|b] (c) %d %s {0}",
+    "<thing:0.8> [a|b] (c) %d %s {0}",
     "tab\tand carriage\rreturn",
     "long " * 400,
 ]
-LOSSY = ["Negative prompt: mine\nNegative prompt: twice", "nul\0inside"]
+LOSSY = ["Negative prompt: mine\nNegative prompt: twice", "nul\0inside", "<lora:thing:0.8> as words"]
 
 
 ORIGIN = Origin("tiny, v1: final", "sd1", "0" * 64, {"latentc": "0.1.0"})
@@ -194,7 +194,7 @@ FOREIGN = [
         'Model hash: 31e35c80fc, Model: sd_xl_base_1.0, VAE hash: 235745af8d, Clip skip: 2, Lora hashes: "detail: '
         'abc123, other: def456", Hashes: {"vae": "235745af8d", "model": "31e35c80fc"}, Version: v1.9.4'),
         Request(
-            prompt="masterpiece, (best quality:1.3),\nBREAK city at night <lora:detail:0.6>",
+            prompt="masterpiece, (best quality:1.3),\nBREAK city at night", adapters={"detail": 0.6},
             negative_prompt="lowres, (bad hands:1.2),\ntext",
             steps=28, guidance=6.5, seed=3141592653, width=832, height=1216, scheduler="dpm++2m-karras",
             prompt_syntax="a1111", clip_skip=1,

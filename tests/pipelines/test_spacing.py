@@ -10,7 +10,7 @@ from latentc import Request
 from latentc.core.errors import RequestError
 from latentc.pipelines.pipeline import Pipeline
 from latentc.profiles import load_profile
-from latentc.sampling.schedulers import few_steps, schedule
+from latentc.sampling.schedulers import few_steps, replaced, schedule
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # diffusers' own
 
@@ -81,3 +81,18 @@ def test_the_result_has_the_spacing_and_the_notice(sd_bundle, engines):
     assert walks["leading"][0] < 800
     assert json.loads(result.request.model_dump_json())["timestep_spacing"] == "trailing"
     assert np.isfinite(result.latents).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "preset", "seen"),
+    [
+        ({}, "fast", False),
+        ({"timestep_spacing": "trailing"}, "fast", True),  # as in SDXL Turbo's config
+        ({"timestep_spacing": "trailing"}, None, False),
+        ({"_class_name": "LCMScheduler"}, "draft", True),
+    ],
+)
+def test_presets_for_models_of_few_steps_are_noticed(changes, preset, seen):
+    notice = replaced(LEADING | changes, preset)
+    assert (notice is not None) is seen
+    assert notice is None or f"The preset {preset} replaces" in notice

@@ -32,6 +32,9 @@ def test_a_job_has_the_pipelines_bytes(guided, guided_pipeline):
     plain = guided_pipeline(asking("a hut", 7)).images[0]
     assert not np.array_equal(found, plain)
     assert np.array_equal(drawn(guided), plain)
+    same = guided_pipeline(asking("a hut", 7), control=[EDGES, EDGES]).images[0]
+    for listed in ([text_of(EDGES), None], [None, text_of(EDGES)]):
+        assert np.array_equal(drawn(guided, control=listed), same)
 
 
 def test_capabilities_say_what_a_model_takes(guided, http):
@@ -45,6 +48,7 @@ WRONG = {
     "one of two": ({"control": text_of(EDGES)}, "control", "1 image, but this model has 2 ControlNets"),
     "three of two": ({"control": [text_of(EDGES)] * 3}, "control", "3 images"),
     "none of two": ({"control": []}, "control", "0 images"),
+    "only null": ({"control": [None, None]}, "control", "control has no image"),
     "not base64": ({"control": ["§", "§"]}, "control", "not valid base64"),
     "not a text": ({"control": [5, None]}, "control", "not a text"),
     "a list of styles": ({"style": [text_of(STYLE)]}, "style", "not a text"),
@@ -88,6 +92,13 @@ def test_openais_client(guided_address, guided_pipeline):
         edit = {"image": png(image), "prompt": "a hut", "size": "64x64"}
         one = client.images.edit(**edit, extra_body={**settings, **shown})
         assert np.array_equal(pixels(one.data[0].b64_json), expected)
+        guided = guided_pipeline(asking("a hut", 7, strength=0.5, style_strength=0.6), image=image, style=STYLE)
+        two = [("a.png", png(one)) for one in (image, STYLE)]
+        one = client.images.edit(**edit | {"image": two}, extra_body={**settings, "style_strength": 0.6})
+        assert np.array_equal(pixels(one.data[0].b64_json), guided.images[0])
+        for wrong, said in (({"image": [*two, two[0]]}, "no third"), ({"extra_body": {**shown}}, "Several style")):
+            with pytest.raises(openai.BadRequestError, match=said):
+                client.images.edit(**edit | {"image": two} | wrong)
         files = [("image", png(image)), *(("control[]", png(each)) for each in BOTH), ("style", png(STYLE))]
         one = client.post(
             "/images/edits",

@@ -14,8 +14,8 @@ from latentc.core.errors import RequestError
 from latentc.core.request import Request
 from latentc.serving.credits import Credits
 from latentc.serving.guard import Access
+from latentc.serving.image_job import ImageJob
 from latentc.serving.limits import Limits
-from latentc.serving.queue import ImageJob
 from latentc.serving.service import Additions, serve
 from latentc.serving.state import open_state
 

@@ -18,8 +18,8 @@ from latentc.core.request import Result
 from latentc.pipelines.png import read
 from latentc.serving.guard import Access
 from latentc.serving.history import MOST_WAITING, History
+from latentc.serving.image_job import ImageJob
 from latentc.serving.limits import Limits
-from latentc.serving.queue import ImageJob
 from latentc.serving.service import Additions, serve
 from latentc.serving.state import open_state
 

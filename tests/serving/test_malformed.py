@@ -5,7 +5,7 @@ import json
 import httpx2
 import pytest
 
-from latentc.core.errors import RequestError
+from latentc.core.errors import BundleError, RequestError
 from latentc.core.request import Request
 from latentc.serving import jobs, openai
 from latentc.serving.app import create_app
@@ -42,6 +42,26 @@ def test_nothing_malformed_is_an_error_of_the_server(address, gate, caplog):
     assert found.faults == []
     assert {200, 400, 403, 404, 405, 415, 422} <= set(found.statuses)
     assert len(found.kinds) > 10
+    assert not [one for one in caplog.records if one.exc_info]
+
+
+@pytest.mark.filterwarnings("ignore:Unclosed file:ResourceWarning")
+def test_nothing_malformed_is_an_error_where_models_are_loaded(gate, caplog):
+    asked = []
+
+    def reopen(name):
+        asked.append(name)
+        raise BundleError("/srv/models/app.py/tiny.bundle is damaged.")
+
+    service = serve({MODEL: gate}, LIMITS)
+    service.reopen = reopen
+    routes = [one for one in routes_of(create_app(service)) if "/repository/" in one[1]]
+    assert len(routes) == 3
+    with running(service) as address:
+        found = attack(address, routes, 1, range(150))
+    assert found.faults == []
+    assert {200, 400, 404} <= set(found.statuses)
+    assert {*asked} == {MODEL}
     assert not [one for one in caplog.records if one.exc_info]
 
 

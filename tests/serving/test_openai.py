@@ -270,6 +270,7 @@ def test_what_an_edit_cannot_take(client):
     with pytest.raises(openai.BadRequestError) as error:
         client.images.edit(image=[image, image], prompt="x")
     assert error.value.param == "image"
+    assert "no IP-Adapter for a second image. Send fewer" in error.value.message
     with pytest.raises(openai.BadRequestError, match="no transparency"):
         client.images.edit(image=image, mask=image, prompt="x")
     with pytest.raises(openai.BadRequestError, match="not an image"):

@@ -7,7 +7,7 @@ from latentc.serving.controlnet import names_of
 from latentc.serving.service import serve
 
 from .conftest import MODEL, asking, running
-from .guided import picture, png
+from .guided import picture, png, text_of
 from .test_page import ask, drawn, drop, expect, pixels, pytestmark
 
 __all__ = ["pytestmark"]
@@ -35,7 +35,9 @@ def test_images_guide_and_come_back(visit, guided_pipeline):
         style.get_by_role("button", name="Choose an image").press("Enter")
     chooser.value.set_files({"name": "a.png", "mimeType": "image/png", "buffer": png(STYLE)})
     style.get_by_role("slider").fill("0.5")
-    ask(page)
+    with page.expect_request("**/v1/jobs") as sent:
+        ask(page)
+    assert sent.value.post_data_json["control"] == [text_of(EDGES), None], "one image is sent once"
     expected = guided_pipeline(asking("a red cube", 7, **asked), control=[EDGES, EDGES], style=STYLE).images[0]
     assert np.array_equal(pixels(drawn(page)), expected)
     page.reload()

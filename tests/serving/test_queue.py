@@ -16,11 +16,11 @@ from latentc.core.errors import CancelledError, RequestError
 from latentc.core.request import Request, Result, Step
 from latentc.serving.checks import FilteredError
 from latentc.serving.errors import ApiError
+from latentc.serving.image_job import ImageJob, result_of
 from latentc.serving.kept import MOST_KEPT, KeptJobs
 from latentc.serving.limits import Limits
 from latentc.serving.metrics import Metrics
-from latentc.serving.queue import ImageJob, Interrupted, Queue
-from latentc.serving.service import result_of
+from latentc.serving.queue import Interrupted, Queue
 
 from .conftest import wait_for
 
@@ -376,7 +376,7 @@ def test_an_error_of_the_queue_itself(queue, drawing, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_queue_whose_thread_ended_says_so(queue, monkeypatch):
-    monkeypatch.setattr(queue, "_alike", lambda _: 1 / 0)
+    monkeypatch.setattr("latentc.serving.queue.alike", lambda *_: 1 / 0)
     assert queue.works
     queue.submit(ask("x"))
     wait_for(lambda: not queue.works)

@@ -13,11 +13,11 @@ import psutil
 import pytest
 
 from latentc.core.errors import ProfileError, RequestError
+from latentc.serving.image_job import ImageJob, result_of
 from latentc.serving.limits import Limits
-from latentc.serving.queue import ImageJob
 from latentc.serving.ray import Cluster
 from latentc.serving.replicas import Replicas
-from latentc.serving.service import result_of, serve
+from latentc.serving.service import serve
 from latentc.serving.worker import Opening
 
 from .conftest import MODEL, asking, running, wait_for

@@ -15,10 +15,10 @@ from latentc.core.errors import CancelledError, LatentcError, NotFiniteError, Re
 from latentc.serving.credits import Credits
 from latentc.serving.errors import ApiError
 from latentc.serving.history import History
+from latentc.serving.image_job import ImageJob, result_of
 from latentc.serving.limits import Limits
-from latentc.serving.queue import ImageJob
 from latentc.serving.replicas import Replicas
-from latentc.serving.service import Additions, result_of, serve
+from latentc.serving.service import Additions, serve
 from latentc.serving.state import open_state
 from latentc.serving.worker import DRAW, Opening, portable
 

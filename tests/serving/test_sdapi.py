@@ -101,6 +101,7 @@ def test_image_to_image_and_inpainting(webui, gate):
         ({"batch_size": -2, "n_iter": -3}, "batch_size is -2"),
         ({"prompt": "a <hypernet:x:1> hut"}, "hypernetwork"),
         ({"prompt": "a hut <lora:nobody:0.5>"}, "adapter nobody"),
+        ({"prompt": "a hut <lora:ink:0.5:0.7>"}, "<lora:ink:0.5:0.7> has no single strength"),
     ],
 )
 def test_what_would_change_the_picture_and_cannot_be_done_is_refused(webui, given, name):
@@ -121,7 +122,7 @@ def test_fields_become_a_request():
     assert asked.notices == ("The fields odd are not known, and were ignored.",)
     assert request(sampler_name="DDIM", eta=1.0).request.eta == 1
     assert request(override_settings={"CLIP_stop_at_last_layers": 2}).request.clip_skip == 1
-    lora = request(prompt="a <lora:one:0.5> <lora:two> <lora:one:0.25:x>b").request
+    lora = request(prompt="a <lora:one:0.5> <lora:two> <lora:one:0.25:0.25>b").request
     assert (lora.prompt, lora.adapters) == ("a   b", {"one": 0.75, "two": 1})
     plain = Txt2Img(prompt="a hut")
     assert (translated(plain).request.adapters, translated(plain, strengths=True).request.adapters) == (None, {})

@@ -15,8 +15,8 @@ from PIL import Image
 from latentc.core.errors import BundleError, CompileError
 from latentc.serving.errors import ApiError
 from latentc.serving.guard import Access
+from latentc.serving.image_job import ImageJob
 from latentc.serving.limits import Limits
-from latentc.serving.queue import ImageJob
 from latentc.serving.service import serve
 
 from .conftest import MODEL, asking, running, wait_for
@@ -283,20 +283,43 @@ def test_a_first_image_has_a_size_of_the_engines(gate, monkeypatch):
     service.close()
 
 
+EACH_API = {
+    "openai": (GENERATIONS, {"prompt": "x", "n": 1, **FIELDS}),
+    "webui": ("/sdapi/v1/txt2img", {"prompt": "x", "steps": 4, "width": 64, "height": 64}),
+    "stability": (f"/v1/generation/{MODEL}/text-to-image", {"text_prompts": [{"text": "x"}], "steps": 4}),
+    "kserve": (f"/v2/models/{MODEL}/infer", {"inputs": [{"name": "prompt", "data": ["x"]}]}),
+    "jobs": ("/v1/jobs", {"prompt": "x", "steps": 4}),
+}
+
+
 def test_draining(gate):
-    service = serve({MODEL: gate}, Limits())
-    with running(service) as address, httpx2.Client(base_url=address, timeout=60) as http, ThreadPoolExecutor() as pool:
+    """As at SIGTERM: what each API has accepted is finished, and 503 is the only other error of the server."""
+    service = serve({MODEL: gate}, Limits(batch=2))
+    queue = service.models[MODEL].queue
+    with (
+        running(service) as address,
+        httpx2.Client(base_url=address, timeout=60) as http,
+        ThreadPoolExecutor(12) as pool,
+    ):
+
+        def ask_all():
+            return {name: pool.submit(http.post, path, json=body) for name, (path, body) in EACH_API.items()}
+
         with gate.closed():
-            asked = pool.submit(post, http, "x", 1)
-            wait_for(lambda: service.models[MODEL].queue._running)
+            asked = ask_all()
+            wait_for(lambda: len(queue._running + queue._waiting) == 5)
+            job = asked["jobs"].result().json()
             closing = pool.submit(service.close, 60)
             wait_for(lambda: service.draining)
-            ready, refused = http.get("/readyz"), post(http, "y", 2)
-            alive = http.get("/livez")
-        assert asked.result().status_code == 200
+            refused = {name: one.result() for name, one in ask_all().items()}
+            ready, alive = http.get("/readyz"), http.get("/livez")
+        accepted = {name: one.result().status_code for name, one in asked.items()}
+        assert accepted == {**dict.fromkeys(EACH_API, 200), "jobs": 202}
         assert closing.result()
-    assert (ready.status_code, refused.status_code, alive.status_code) == (503, 503, 200)
-    assert "retry-after" in refused.headers
+        assert http.get(job["poll_url"]).json()["status"] == "completed"
+    assert {name: one.status_code for name, one in refused.items()} == dict.fromkeys(EACH_API, 503)
+    assert all("retry-after" in one.headers and "shutting down" in one.text for one in refused.values())
+    assert (ready.status_code, alive.status_code) == (503, 200)
 
 
 def test_a_request_whose_check_takes_long_keeps_no_other_waiting(server, http, gate, monkeypatch):

@@ -76,6 +76,15 @@ def test_images_that_are_refused(guided, http, route):
     assert (plain.status_code, "and tiny has none" in plain.text) == (400, True), plain.text
 
 
+@pytest.mark.parametrize("route", ["sketch", "structure", "style"])
+def test_a_wrong_accept_is_refused_before_the_image_is_decoded(guided, route, monkeypatch):
+    monkeypatch.setattr("latentc.serving.decoding.check_file", None)
+    files = {"image": ("a.png", png(EDGES))}
+    path = f"/v2beta/stable-image/control/{route}"
+    answer = guided.post(path, data=HUT, files=files, headers={"accept": "text/html"})
+    assert (answer.status_code, "The header Accept is 'text/html'" in answer.text) == (400, True), answer.text
+
+
 def test_which_controlnet_serves_a_route():
     models = {"plain": [], "own": ["pose", "t2i-adapter-sketch-sdxl-1"], "both": ["canny", "depth", "pose"]}
     assert net_for("sketch", models, None) == ("own", 1)

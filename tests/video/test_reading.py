@@ -83,6 +83,23 @@ def test_orientation_transparency_and_grey_are_read_as_diffusers_reads_them(phot
     assert grey.notices == ()
 
 
+def test_photos_with_further_pictures_and_four_colours_are_read(photo, tmp_path):
+    """Phones put a gain map behind a JPEG's picture, and cameras a preview; printers' files are CMYK."""
+    from diffusers.utils import load_image
+
+    image, small = Image.fromarray(photo()), Image.new("L", (32, 32))
+    path = saved(tmp_path, image, "phone.mpo", save_all=True, append_images=[small]).rename(tmp_path / "phone.jpg")
+    with Image.open(path) as opened:
+        assert (opened.format, opened.n_frames) == ("MPO", 2)
+    seen = load_picture(path)
+    assert (seen.pixels == load_picture(saved(tmp_path, image, "plain.jpg")).pixels).all()
+    assert seen.notices == ("The file of the image holds several pictures; the first is used.",)
+    assert (load_picture(path.read_bytes()).pixels == seen.pixels).all()
+    assert load_mask(path).pixels.shape == seen.pixels.shape[:2]
+    inks = saved(tmp_path, image.convert("CMYK"), "inks.jpg", quality=95)
+    assert (load_picture(inks).pixels == np.asarray(load_image(str(inks)))).all()
+
+
 def test_other_colour_profiles_are_converted_to_srgb(photo, tmp_path):
     """A profile whose red is the green of sRGB, and the reverse."""
     plain = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
