@@ -25,13 +25,14 @@ from typing import Any, Literal, cast
 
 import psutil
 
-from ..core.errors import LatentcError, RequestError
+from ..core.errors import LatentcError, ProfileError, RequestError
 from ..core.files import unwritable, write_text
 from ..core.progress import Progress
 from ..core.quarantine import ending
 from ..core.record import Record, suggest
 from ..profiles import Profile, load_profile, profile_names
 from ..runtimes import runtime
+from ..runtimes.base import TOGETHER, numbered
 from ..runtimes.machine import machine
 from .line import command
 from .markdown import markdown, plain
@@ -77,9 +78,13 @@ class Outcome(Record):
     """One line: what was found, or the reason."""
 
 
+ARCHITECTURE = re.compile(r"(sm|gfx)\d")
+
+
 def shipped_profiles() -> tuple[list[Profile], dict[str, str]]:
     """The shipped profiles that work on this machine: each one for its GPU or NPU, and the best one of each runtime for
-    its CPU. And the reason of each profile for a GPU or NPU that doesn't.
+    its CPU. Then those of other GPUs, adapted to a GPU for which their runtime has none (`h100-on-sm89`), so that all
+    that the GPU can run is tried. And the reason of each profile for a GPU or NPU that doesn't work.
     """
     architectures = {gpu.architecture for gpu in machine().gpus}
     found, left_out, on_cpu = list[Profile](), dict[str, str](), set[str]()
@@ -92,7 +97,56 @@ def shipped_profiles() -> tuple[list[Profile], dict[str, str]]:
             on_cpu |= {profile.runtime} if profile.device == "CPU" else set()
         elif profile.device != "CPU":
             left_out[profile.name] = reason
+    for profile in _adapted(found):
+        if reason := _unfit(profile, architectures):
+            left_out[profile.name] = reason
+        else:
+            found.append(profile)
     return found, left_out
+
+
+def _adapted(found: Sequence[Profile]) -> list[Profile]:
+    """For each GPU of this machine, and each way to use GPUs of its vendor for which `found` has no profile, the best
+    shipped one, changed for that GPU. Options that it can't have are left out.
+    """
+    shipped, made = sorted(map(load_profile, profile_names()), key=lambda one: -one.rank), list[Profile]()
+    for gpu in machine().gpus:
+        name = (gpu.architecture or "").replace("_", "")
+        for profile in shipped:
+            way, device = _way(profile), profile.device if profile.gpus else name
+            if way is None or not name.startswith(way[-1]):
+                continue
+            if any(_way(one) == way and (one.gpus or name in _architectures(one)) for one in (*found, *made)):
+                continue
+            adapter, options = runtime(profile.runtime), dict(profile.options)
+            for option in profile.options:
+                try:
+                    adapter.check({option: options[option]}, device)
+                except ProfileError:
+                    del options[option]
+            changed = {
+                "name": f"{profile.name}-on-{name}",
+                "device": device,
+                "gpus": (gpu.architecture,) if profile.gpus else (),
+                "memory_gb": gpu.memory_bytes and gpu.memory_bytes / 1e9,
+                "options": options,
+                "proof": "written",
+            }
+            made.append(profile.model_copy(update=changed))
+    return made
+
+
+def _way(profile: Profile) -> tuple[str, str, str] | None:
+    """Runtime, device unless it is an architecture, and the first letters of architectures, of a profile for GPUs of
+    some architecture; None for others.
+    """
+    kind = ARCHITECTURE.match(_architectures(profile)[0])
+    return kind and (profile.runtime, profile.device if profile.gpus else "", kind[1])
+
+
+def _architectures(profile: Profile) -> list[str]:
+    """Those of the GPUs that a profile is for, such as `sm89`; of one without, its device."""
+    return [one.replace("_", "") for one in profile.gpus] or numbered(profile.device)[0].split(TOGETHER)
 
 
 def _unfit(profile: Profile, architectures: Collection[str | None]) -> str | None:
@@ -107,10 +161,10 @@ def _unfit(profile: Profile, architectures: Collection[str | None]) -> str | Non
 
 
 def _not_tried(profiles: Sequence[Profile], reasons: Mapping[str, str]) -> dict[str, str]:
-    """Why each shipped profile for a GPU or NPU isn't tried, by name."""
+    """Why each shipped profile for a GPU or NPU, and each one that was adapted, isn't tried, by name."""
     tried = {profile.name for profile in profiles}
     shipped = [profile for profile in map(load_profile, profile_names()) if profile.device != "CPU"]
-    return {one.name: reasons.get(one.name, NOT_REQUESTED) for one in shipped if one.name not in tried}
+    return {one.name: NOT_REQUESTED for one in shipped if one.name not in tried} | dict(reasons)
 
 
 def chosen_trials(profiles: Sequence[Profile], only: Sequence[str] = ()) -> list[str]:

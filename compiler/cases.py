@@ -19,7 +19,7 @@ from ..core.bundle import AGAIN, Bundle, check_whole, checked_graph
 from ..core.engine import Engine
 from ..core.errors import BundleError, RuntimeMissing
 from ..core.files import sha256, sha256_json, unwritable
-from ..core.install import install, pip
+from ..core.install import install, need, pip
 from ..core.manifest import Part, TensorInfo
 from ..core.model import Model
 from ..core.progress import Progress, quiet
@@ -30,6 +30,7 @@ from ..core.records import recall, record_key, remember
 from ..core.references import CHANGES, DRAWINGS, DRAWN, ENDS, Case, Drawings, changed, stored_at, text_pairs, unpack
 from ..core.shapes import FREE, filled, is_of
 from ..core.tensors import Array
+from ..core.units import counted
 from ..core.wires import TIMESTEP
 from ..runtimes import Target, runtime
 from ..runtimes.base import files_in
@@ -152,7 +153,7 @@ def reference(bundle: Bundle, part: str, shape: InputShapes | None, on_progress:
         if not missing:
             return Fixed(f"{stored}, at the timesteps of its images", fitting)
     asked = _stretched(bundle, part, [*missing, *late], shape, usual=cases[0])
-    origin, made = _refereed(bundle, part, asked, shape, on_progress)
+    origin, made = _refereed(bundle, part, asked, shape, on_progress, stored=bool(fitting))
     return Fixed(f"{stored}; {origin}" if fitting else origin, (*fitting, *made))
 
 
@@ -318,9 +319,10 @@ def _stretched(bundle: Bundle, part: str, cases: list[Case], shape: InputShapes,
 
 
 def _refereed(
-    bundle: Bundle, part: str, cases: list[Case], shape: InputShapes, on_progress: Progress
+    bundle: Bundle, part: str, cases: list[Case], shape: InputShapes, on_progress: Progress, *, stored: bool
 ) -> tuple[str, list[Case]]:
     """The origin of the outputs, and the cases with the outputs that a referee computed from the graph in f32.
+    `stored` is whether PyTorch computed others in the shape.
 
     They are stored in the bundle, for machines that have no referee. A machine that has one computes its own, once.
     """
@@ -330,7 +332,7 @@ def _refereed(
         known = recall(made_here, _Made)
         ours = known is not None and path.is_file() and sha256(path) == known.sha256
         if not ours and (shape_referee(bundle) is not None or not path.is_file()):
-            _make_reference(bundle, part, cases, path)
+            _make_reference(bundle, part, cases, path, stored=stored)
             remember(made_here, _Made(sha256=sha256(path)))
     made = read_sealed_arrays(path, f"Remove {path}, and build again.")
     origin = str(made.pop(ORIGIN))
@@ -365,23 +367,24 @@ def _installed_referee() -> str | None:
 
 
 def install_referee() -> str:
-    """A sentence that says what to install for a referee: no ONNX Runtime where it would overwrite another flavour."""
-    return install("build") if _installed_referee() else install("build", "onnxruntime")
+    """A sentence that says what to install for a referee."""
+    return install("build", *(() if _installed_referee() else need("onnxruntime")))
 
 
-def _make_reference(bundle: Bundle, part: str, cases: list[Case], path: Path) -> None:
+def _make_reference(bundle: Bundle, part: str, cases: list[Case], path: Path, *, stored: bool) -> None:
     check_whole(bundle, f"no reference of {part} can be computed for another size")
-    name = shape_referee(bundle)
+    name, shapes = shape_referee(bundle), shapes_of(cases[0].feeds)
+    lacking = f"The bundle has no reference of {part} at {shapes}"
+    if stored:
+        calls = f"{counted(len(cases), 'call')} that the proof compares ({', '.join(case.name for case in cases)})"
+        lacking = f"The bundle's references of {part} at {shapes} lack {calls}"
     if name is None:
-        raise RuntimeMissing(
-            f"The bundle has no reference of {part} at {shapes_of(cases[0].feeds)}, and nothing "
-            f"is installed to compute one. {install_referee()}"
-        )
+        raise RuntimeMissing(f"{lacking}, and nothing is installed to compute references. {install_referee()}")
     if not prepares_graphs():
         raise RuntimeMissing(
-            f"The bundle has no reference of {part} at {shapes_of(cases[0].feeds)} from PyTorch or from this machine, "
-            "and computing one requires onnx-ir, which is not installed; install it, or run `latentc build` on this "
-            f"machine in an environment that has it: {pip('build')}."
+            f"{lacking} from PyTorch or from this machine, and computing references requires onnx-ir, which is not "
+            f"installed; install it, or run `latentc build` on this machine in an environment that has it: "
+            f"{pip('build')}."
         )
     with refereed(bundle, part, name) as (origin, engine):
         arrays = {f"{case.name}/out.{key}": array for case in cases for key, array in engine.run(case.feeds).items()}

@@ -73,10 +73,17 @@ def make(
         },
         seconds=WAIT_SECONDS,
         what=f"Compiling {want.part} for profile {profile.name}",
-        mapped_bytes=WEIGHTS_MAPPED * sum(file.bytes for file in bundle.files(want.part).values()),
+        mapped_bytes=WEIGHTS_MAPPED * _mapped_bytes(bundle, want),
         on_progress=on_progress,
     )
     return Made.model_validate(answer)
+
+
+def _mapped_bytes(bundle: Bundle, want: Wanted) -> int:
+    """Files of the part, or of all parts where calls for its calibration are recorded, which engines of all make."""
+    parts = bundle.manifest.parts if want.target.recipe.calibrated else (want.part,)
+    files = {path: file.bytes for part in parts for path, file in bundle.files(part).items()}
+    return sum(files.values())
 
 
 def make_apart(

@@ -32,6 +32,9 @@ THIS_THREAD = 1
 NON_BLOCKING = 1
 """CU_STREAM_NON_BLOCKING: it doesn't synchronize with the default stream, whose work would invalidate a capture."""
 
+EXTERNAL = 1
+"""CU_EVENT_RECORD_EXTERNAL: in a capture, the graph records the event; without, it is an order of the work only."""
+
 NAME_BYTES = 256
 PINNED_BYTES = 16 << 20
 """The largest array that is copied through pinned memory, which the system can't use otherwise."""
@@ -117,12 +120,18 @@ class Driver:
 
     def copy_in(self, address: int, array: Array) -> None:
         """Copy a contiguous array to the device, in stream order. It must stay unchanged until `wait`."""
-        source = self._staging(address, array.nbytes)
-        if source:
-            ctypes.memmove(source, array.ctypes.data, array.nbytes)
-            self._copying.add(address)
-        source = source or array.ctypes.data
+        source = self.stage(address, array) or array.ctypes.data
         self._here("cuMemcpyHtoDAsync_v2", c_uint64(address), c_void_p(source), c_size_t(array.nbytes), self._stream)
+
+    def stage(self, address: int, array: Array) -> int:
+        """Put a contiguous array into the pinned memory of an address, from which it is copied next; returns where that
+        is, 0 without any.
+        """
+        pinned = self._staging(address, array.nbytes)
+        if pinned:
+            ctypes.memmove(pinned, array.ctypes.data, array.nbytes)
+            self._copying.add(address)
+        return pinned
 
     def copy_out(self, array: Array, address: int) -> None:
         """Copy from the device to a contiguous array, in stream order. It has its content after `wait`."""
@@ -133,6 +142,23 @@ class Driver:
         self._here("cuMemcpyDtoHAsync_v2", c_void_p(target), c_uint64(address), c_size_t(array.nbytes), self._stream)
         if to:
             self._results.append((array, to))
+
+    def expect(self, array: Array, address: int) -> None:
+        """Let `wait` fill an array from the pinned memory of an address, to which a launched graph copies."""
+        self._copying.add(address)
+        self._results.append((array, self.pinned(address)))
+
+    def pinned(self, address: int) -> int:
+        """The pinned memory through which an address is copied; 0 where it was not copied yet, or without any."""
+        return self._pinned.get(address, (0, 0))[0]
+
+    def repeat(self, address: int, count: int, *, back: bool) -> None:
+        """In a capture: copy from the pinned memory of an address to the device, or back, at each launch."""
+        device, host = c_uint64(address), c_void_p(self.pinned(address))
+        if back:
+            self._here("cuMemcpyDtoHAsync_v2", host, device, c_size_t(count), self._stream)
+        else:
+            self._here("cuMemcpyHtoDAsync_v2", device, host, c_size_t(count), self._stream)
 
     def _staging(self, address: int, count: int) -> int:
         """Pinned memory for a copy to or from an address, free to use; 0 for large copies, or where none can be had.
@@ -198,6 +224,10 @@ class Driver:
     def record(self, event: int) -> None:
         """Let the GPU reach the event after the work that the stream was given so far."""
         self._here("cuEventRecord", c_void_p(event), self._stream)
+
+    def repeat_record(self, event: int) -> None:
+        """In a capture: the same at each launch."""
+        self._here("cuEventRecordWithFlags", c_void_p(event), self._stream, EXTERNAL)
 
     def elapsed(self, first: int, last: int) -> float:
         """Seconds of the GPU between two recorded events; `wait` must have been called since."""

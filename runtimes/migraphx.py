@@ -132,12 +132,27 @@ class MIGraphX(Runtime):
         name = numbered(device)[0]
         if name in _architectures():
             return _no_access(device)
-        if not _crosses(program):
+        if CROSS not in _options(program):
             return (
                 f"This machine has no {name} GPU, and its migraphx-driver cannot compile without the GPU: it has no "
                 f"{CROSS}, which was added in June 2026. Update ROCm, or build on a machine with the GPU."
             )
         return None
+
+    def uncompilable(self, target: Target) -> str | None:
+        """Report options that this driver doesn't have, and one that needs the GPU, where it isn't here."""
+        try:
+            line = command_line(target, Path("model.onnx"), Path(PROGRAM), here=target.device in _architectures())
+        except CompileError as exc:
+            return str(exc)
+        has = _options(line[0])
+        lacking = [word for word in line if word.startswith("--") and word not in has]
+        if not has or not lacking:
+            return None
+        other = (
+            f", or remove {PARAMS} from [options]" if f"{CROSS}-params" in lacking and PARAMS in target.options else ""
+        )
+        return f"{line[0]} has no {' and no '.join(lacking)}. Update ROCm{other}, and build again."
 
     def versions(self) -> dict[str, str]:
         """The version of MIGraphX, from its driver, or from its module where there is no driver."""
@@ -201,12 +216,15 @@ class MIGraphX(Runtime):
         target = job.target
         if reason := self.unbuildable(target.place):
             raise RuntimeMissing(reason)
+        here = target.device in _architectures()
+        line = command_line(target, job.graph, out / PROGRAM, here=here)
+        if reason := self.uncompilable(target):
+            raise RuntimeMissing(reason)
         write_names(job, out)
         on_progress(f"{job.part}: compile", None)
-        here = target.device in _architectures()
         call_program(
             f"MIGraphX cannot compile {job.part} for {target.device}",
-            *command_line(target, job.graph, out / PROGRAM, here=here),
+            *line,
             variables=hip.alone(hip.number_of(target.device, target.number)) if here else {},
             result=out / PROGRAM,
         )
@@ -303,9 +321,12 @@ def _check_params(text: str, device: str | None) -> None:
 
 
 @cache
-def _crosses(driver: str) -> bool:
-    """Whether a driver compiles for a GPU that isn't in the machine."""
-    return CROSS in call_program("migraphx-driver", driver, "compile", "--help")
+def _options(driver: str) -> frozenset[str]:
+    """The options of a driver's `compile`, from its help: lines such as `    --output, -o [std::string]`."""
+    lines = re.findall(
+        r"(?m)^ {4}(-[\w-]+(?:, +-[\w-]+)*)", call_program("migraphx-driver", driver, "compile", "--help")
+    )
+    return frozenset(name for line in lines for name in re.split(", +", line))
 
 
 def driver() -> str | None:

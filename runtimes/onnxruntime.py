@@ -303,6 +303,9 @@ class ONNXRuntime(Runtime):
             if target.device == "CPU" and target.options.get(LEVEL) == "off":
                 on_progress(f"{job.part}: write", None)
                 _write(job, out)  # ONNX Runtime would reorder it, and load casts of most weights long before their use
+                written = _options(target, LEVELS["off"])
+                written.add_session_config_entry(UNPACKED, "1")
+                open_session(str(out / GRAPH), written, "CPU", {})  # a graph that it can't load is refused now
             elif target.device == "CPU":
                 on_progress(f"{job.part}: optimize", None)
                 options.optimized_model_filepath = str(out / GRAPH)

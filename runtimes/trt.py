@@ -72,7 +72,7 @@ OPTIONS: dict[str, Kind] = {
 """Options and their valid values.
 
 `weight_streaming_budget_mb` builds a plan whose weights need not all be on the GPU, and limits those that are;
-`workspace_mb` limits the workspace of a kernel; `cuda_graph` captures the work of a call as a CUDA graph;
+`workspace_mb` limits the workspace of a kernel; `cuda_graph` captures a call, with its copies, as a CUDA graph;
 `refit` builds a plan whose weights can be replaced (TensorRT only); `detailed_layers` builds a plan that states the
 types and tactics of its layers, for `latentc probe`.
 """

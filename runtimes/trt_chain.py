@@ -45,13 +45,16 @@ class PlanChain:
                 self._make_room(driver, {name: array.nbytes for name, array in feeds.items()}, back)
                 self._shapes, self._back = shapes, dict(back)
             self._next = 0
-            self._copy(driver, feeds)
+            staged = _contiguous(feeds)
+            for name, array in staged.items():
+                driver.copy_in(self._addresses[0][name], array)
+            driver.wait()
 
     def step(self, feeds: Mapping[str, Array]) -> None:
         """Copy the inputs that change, and run."""
+        staged = _contiguous(feeds)
         with self._plan.working() as driver:
-            self._copy(driver, feeds)
-            self._plan.run_at(driver, self._ways[self._next], self._addresses[self._next], self._shapes)
+            self._plan.run_at(driver, self._ways[self._next], self._addresses[self._next], self._shapes, staged)
             self._next = 1 - self._next
 
     def read(self, name: str) -> Array:
@@ -66,12 +69,6 @@ class PlanChain:
         """See `host.ChainCall.release`."""
         with self._plan.working() as driver:
             self._free(driver)
-
-    def _copy(self, driver: Driver, feeds: Mapping[str, Array]) -> None:
-        staged = [np.ascontiguousarray(array) for array in feeds.values()]
-        for name, array in zip(feeds, staged, strict=True):
-            driver.copy_in(self._addresses[self._next][name], array)
-        driver.wait()
 
     def _make_room(self, driver: Driver, sizes: Mapping[str, int], back: Mapping[str, str]) -> None:
         one, other = self._addresses
@@ -94,3 +91,8 @@ class PlanChain:
         self._shapes = {}
         for address in held:
             driver.free(address)
+
+
+def _contiguous(feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """Arrays that can be copied, to be kept until then."""
+    return {name: np.ascontiguousarray(array) for name, array in feeds.items()}

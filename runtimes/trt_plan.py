@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
 from math import prod
@@ -29,6 +29,12 @@ from .host import Bound
 from .ranges import OUTSIDE
 from .trt_cache import RuntimeCache
 
+Copies = Mapping[str, tuple[int, Array]]
+"""Addresses on the device and arrays on the host, by tensor."""
+
+Places = dict[str, int]
+"""Addresses of pinned memory, by tensor; 0 without any."""
+
 ROOMS: defaultdict[int, Room] = defaultdict(Room)
 """The shared memory of each GPU, by the driver's number: a device may have several names, such as sm89 and sm89:0."""
 
@@ -42,7 +48,8 @@ UNCAPTURED = (
 class LoadedPlan:
     """The state of one engine: the plan, its context, and a buffer on the device for each input and output.
 
-    `graphed` captures the work of a call as a CUDA graph and replays it; the plan must have fixed shapes.
+    `graphed` captures the work of a call as a CUDA graph, with its copies through pinned memory, and replays it; the
+    plan must have fixed shapes.
     `streamed` limits the bytes of weights on the GPU, for a plan that was built for weight streaming; None keeps all
     weights on the GPU. `compiles`: the library compiles the plan for the GPU at load, and the code is kept.
     """
@@ -67,8 +74,8 @@ class LoadedPlan:
         self._needs = 0
         self._place: tuple[int, int] | None = None
         """Address and size of the memory that the context was given."""
-        self._graphs: dict[int, int] = {}
-        """Captured calls, by way."""
+        self._graphs: dict[tuple[int, frozenset[str]], tuple[int, Places]] = {}
+        """Captured calls, and the pinned memory that they copy through; by way, and inputs that they copy."""
         self._ways = count(1)
         """Numbers of sets of addresses; 0 are the buffers of `call`."""
         self._way = 0
@@ -133,38 +140,45 @@ class LoadedPlan:
                 raise
 
     def run_at(
-        self, driver: Driver, way: int, addresses: Mapping[str, int], shapes: Mapping[str, tuple[int, ...]]
+        self,
+        driver: Driver,
+        way: int,
+        addresses: Mapping[str, int],
+        shapes: Mapping[str, tuple[int, ...]],
+        feeds: Mapping[str, Array],
     ) -> None:
-        """Run with tensors at these addresses, the same in all calls of a way, and wait. `working` must be entered."""
+        """Copy contiguous inputs, run with tensors at these addresses, the same in all calls of a way, and wait.
+        `working` must be entered.
+        """
         self._shape(shapes)
         self._turn_to(way, addresses)
         self._settle(driver)
-        self._work(driver)
+        self._work(driver, {name: (addresses[name], array) for name, array in feeds.items()}, {})
         driver.wait()
         self._note(driver, tuple(shapes.values()))
 
     def leave(self, driver: Driver, way: int) -> None:
-        """Free the captured call of a way whose addresses are freed next."""
-        self._drop_graph(driver, way)
+        """Free the captured calls of a way whose addresses are freed next."""
+        self._drop_graphs(driver, [key for key in self._graphs if key[0] == way])
         self._way = -1 if way == self._way else self._way
 
     def call(self, feeds: Mapping[str, Array], sizes: Mapping[str, int]) -> dict[str, Array]:
         """Copy changed inputs to the device, run, and copy the outputs back, on one stream."""
         shapes = {tensor.name: shape_of(tensor.shape, sizes) for tensor in self.outputs}
         outputs = {tensor.name: np.empty(shapes[tensor.name], np.float32) for tensor in self._target.returned}
-        staged: list[Array] = []  # until their copies end
+        whole = {name: np.ascontiguousarray(array) for name, array in feeds.items()}  # until their copies end
         with self.working() as driver:
             self._shape({name: array.shape for name, array in feeds.items()})
             self._turn_to(0, {name: address for name, (address, _) in self._buffers.items()})
+            ins = {name: (self._buffer(driver, name, array.nbytes), array) for name, array in whole.items()}
             for name, array in feeds.items():
-                staged.append(np.ascontiguousarray(array))
-                self._feed(driver, name, array, staged[-1])
-            for name, shape in shapes.items():
-                self._buffer(driver, name, 4 * prod(shape))
+                if isinstance(array, Bound):
+                    self._bind(driver, name, array, *ins.pop(name))
+                else:
+                    self._there.pop(name, None)
+            places = {name: self._buffer(driver, name, 4 * prod(shape)) for name, shape in shapes.items()}
             self._settle(driver)
-            self._work(driver)
-            for name, array in outputs.items():
-                driver.copy_out(array, self._buffers[name][0])
+            self._work(driver, ins, {name: (places[name], array) for name, array in outputs.items()})
             driver.wait()
             self._note(driver, tuple(array.shape for array in feeds.values()))
         return outputs
@@ -206,8 +220,8 @@ class LoadedPlan:
             for event in self._events:
                 last.callback(driver.drop, event)
             last.callback(self._forget)
-            for way in tuple(self._graphs):
-                last.callback(self._drop_graph, driver, way)
+            for key in tuple(self._graphs):
+                last.callback(self._drop_graphs, driver, [key])
             if self._cache is not None:
                 last.callback(self._cache.save)
 
@@ -231,15 +245,13 @@ class LoadedPlan:
         if changed:
             self._needs, self._place = self._context.update_device_memory_size_for_shapes(), None
 
-    def _feed(self, driver: Driver, name: str, array: Array, whole: Array) -> None:
+    def _bind(self, driver: Driver, name: str, array: Bound, address: int, whole: Array) -> None:
         """Copy `whole`, a contiguous copy of `array` or the array itself, unless the device has it."""
-        address = self._buffer(driver, name, whole.nbytes)
-        if isinstance(array, Bound) and self._there.get(name) is array:
+        if self._there.get(name) is array:
             return
         self._there.pop(name, None)
         driver.copy_in(address, whole)
-        if isinstance(array, Bound):
-            self._there[name] = array
+        self._there[name] = array
 
     def _buffer(self, driver: Driver, name: str, count: int) -> int:
         """Address of the device memory of a tensor, which grows where needed."""
@@ -271,38 +283,67 @@ class LoadedPlan:
         needs = max(1, self._needs)
         place = self._room.at_least(driver, needs), needs
         if place != self._place:
-            for way in tuple(self._graphs):
-                self._drop_graph(driver, way)
+            self._drop_graphs(driver, tuple(self._graphs))
             self._context.set_device_memory(*place)
             self._place = place
 
-    def _work(self, driver: Driver) -> None:
-        """Run, or replay the captured graph. The first run at an address isn't captured: it may still load kernels."""
-        before, after = self._events
-        driver.record(before)
-        if self._way in self._graphs:
-            driver.launch(self._graphs[self._way])
-            driver.record(after)
+    def _work(self, driver: Driver, ins: Copies, outs: Copies) -> None:
+        """Copy, run, and copy back, or replay the captured graph of that. The first run at an address isn't captured:
+        it may still load kernels.
+        """
+        key, places = (self._way, frozenset(ins)), _places(driver, ins, outs)
+        if (graph := self._graphs.get(key)) is not None and graph[1] == places:
+            for name, (address, array) in ins.items():
+                driver.stage(address, array) if places[name] else driver.copy_in(address, array)
+            driver.launch(graph[0])
+            for name, (address, array) in outs.items():
+                driver.expect(array, address) if places[name] else driver.copy_out(array, address)
             self.use.replays += 1
             return
+        self._drop_graphs(driver, [key])
+        for address, array in ins.values():
+            driver.copy_in(address, array)
+        before, after = self._events
+        driver.record(before)
         self._execute(driver)
         driver.record(after)
+        for address, array in outs.values():
+            driver.copy_out(array, address)
         if self._graphed:
             driver.wait()
             if self._cache is not None and not self._context.is_stream_capturable(driver.stream):
                 raise CompileError(f"TensorRT for RTX {UNCAPTURED}")
+            places = _places(driver, ins, outs)
             try:
-                self._graphs[self._way] = driver.capture(lambda: self._execute(driver))
+                self._graphs[key] = driver.capture(lambda: self._submit(driver, ins, outs, places)), places
             except CompileError as exc:
                 raise CompileError(f"{exc} So TensorRT {UNCAPTURED}") from exc
+
+    def _submit(self, driver: Driver, ins: Copies, outs: Copies, places: Places) -> None:
+        """What is captured: a call with the copies that go through pinned memory, the others are made around it."""
+        before, after = self._events
+        for name, (address, array) in ins.items():
+            if places[name]:
+                driver.repeat(address, array.nbytes, back=False)
+        driver.repeat_record(before)
+        self._execute(driver)
+        driver.repeat_record(after)
+        for name, (address, array) in outs.items():
+            if places[name]:
+                driver.repeat(address, array.nbytes, back=True)
 
     def _execute(self, driver: Driver) -> None:
         if not self._context.execute_async_v3(driver.stream):
             raise CompileError(f"TensorRT failed to run the engine: {self._log.worst or NO_REASON}.")
 
-    def _drop_graph(self, driver: Driver, way: int) -> None:
-        if (graph := self._graphs.pop(way, None)) is not None:
-            driver.forget(graph)
+    def _drop_graphs(self, driver: Driver, keys: Iterable[tuple[int, frozenset[str]]]) -> None:
+        for key in keys:
+            if (graph := self._graphs.pop(key, None)) is not None:
+                driver.forget(graph[0])
+
+
+def _places(driver: Driver, ins: Copies, outs: Copies) -> Places:
+    return {name: driver.pinned(address) for name, (address, _) in (*ins.items(), *outs.items())}
 
 
 def _configured(engine: Any, library: Any, strategy: Any) -> Any:

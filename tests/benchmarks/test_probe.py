@@ -24,6 +24,7 @@ from latentc.benchmarks.probe import Outcome, redact, run_trial, shipped_profile
 from latentc.benchmarks.records import read_records
 from latentc.benchmarks.trials import NOT_RUN, Session, Trial
 from latentc.cli.app import app
+from latentc.compiler.build import build
 from latentc.compiler.targets import targets
 from latentc.core.errors import LatentcError, RequestError, RuntimeMissing
 from latentc.core.recipes import RECIPES
@@ -31,6 +32,7 @@ from latentc.profiles import load_profile
 from latentc.runtimes import hip, runtime
 from latentc.runtimes.iree import DYLIB
 from latentc.runtimes.machine import AmdGpu, Gpu, machine
+from latentc.runtimes.trt import TensorRT
 
 ORT = load_profile("cpu-onnxruntime")
 
@@ -196,6 +198,33 @@ def test_each_profile_that_is_not_tried_has_its_reason_in_the_archive(tmp_path, 
     assert "| h100 | It is not among the profiles that were requested" in outcomes(output)[1].replace("\\", "")
 
 
+def test_everything_that_a_gpu_can_run_is_tried_on_one_without_profiles_of_its_own(monkeypatch):
+    """An RTX card has shipped profiles of TensorRT for RTX only; the suite compares it with the other ways."""
+    card = Gpu(name="RTX 4090", vendor="NVIDIA", architecture="sm_89", memory_bytes=24_000_000_000)
+    here = machine().model_copy(update={"gpus": (card,)})
+    monkeypatch.setattr(probe, "machine", lambda: here)
+    works = {"onnxruntime": {"CPU", "CUDA"}, "tensorrt-rtx": {"sm89"}, "tensorrt": set()}
+    for kind, name in ((type(runtime("onnxruntime")), lambda _: "onnxruntime"), (TensorRT, lambda self: self._is.name)):
+        monkeypatch.setattr(
+            kind, "missing", lambda self, device, name=name: None if device in works[name(self)] else f"No {device}."
+        )
+    found, left_out = shipped_profiles()
+    by_name = {one.name: one for one in found}
+    assert {"rtx-4090", "h100-on-sm89"} <= by_name.keys()
+    assert not any(name.startswith(("a100-on", "mi300x-on")) for name in (*by_name, *left_out))
+    cuda = by_name["h100-on-sm89"]
+    assert (cuda.device, cuda.gpus, cuda.memory_gb, cuda.proof) == ("CUDA", ("sm_89",), 24.0, "written")
+    assert cuda.options == load_profile("h100").options
+    assert left_out["h100-tensorrt-on-sm89"] == "No sm89.", "its reason is in the archive"
+    assert left_out["h100-onnxruntime-tensorrt-on-sm89"] == "No TensorRT."
+    assert {"build-scenes-h100-on-sm89", "pairs-sd15-h100-on-sm89"} <= set(trials.trials(found))
+    other = here.model_copy(update={"gpus": (Gpu(name="RX 7600", vendor="AMD", architecture="gfx1102"),)})
+    monkeypatch.setattr(probe, "machine", lambda: other)
+    adapted = {one.name: one for one in probe._adapted([])}
+    assert (adapted["mi300x-mxr-on-gfx1102"].device, adapted["mi300x-mxr-on-gfx1102"].options) == ("gfx1102", {})
+    assert [one.runtime for one in adapted.values()].count("iree") == 1
+
+
 READY = "open(sys.argv[1], 'w').close()\n"
 PROGRAMS = {
     "ends": "open(sys.argv[-1], 'w').write('2 of 2 rows'); print('noise', file=sys.stderr)",
@@ -208,14 +237,6 @@ PROGRAMS = {
     "gives in": f"try:\n {READY} time.sleep(600)\nexcept KeyboardInterrupt:\n open(sys.argv[-1], 'w').write('kept')",
     "is deaf": f"import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n{READY}time.sleep(600)",
 }
-
-
-class UpWhenReady(Session):
-    """Time that is up as soon as a program says that it is under way."""
-
-    @property
-    def left(self):
-        return super().left if not (self.scratch / "begun").exists() else 0.0
 
 
 @pytest.mark.parametrize(
@@ -536,24 +557,57 @@ def test_layers_are_kept_by_engine_and_recorded_calls_must_be_replayed(session, 
     assert {"inspect-scenes-rtx-4090", "inspect-sd15-rtx-4090"} <= tensorrt.keys()
 
 
-@pytest.mark.parametrize(("grows", "leaks"), [(0, False), (70_000_000, True), (2_000_000, False)])
-def test_memory_that_is_not_given_back_fails(session, own_bundle, monkeypatch, grows, leaks):
+@pytest.mark.parametrize(
+    ("compiling", "loading", "blamed"),
+    [
+        (0, 0, None),
+        (2_000_000, 0, None),
+        (0, 70_000_000, "load"),
+        (70_000_000, 0, "compile"),
+        (900_000_000, -900_000_000, None),
+    ],
+)
+def test_memory_that_is_not_given_back_fails_and_names_the_phase(compiling, loading, blamed):
+    held, rounds = 10**9, []
+    for _ in range(4):
+        compiled = held + compiling
+        held = compiled + loading
+        memory = {"compile": compiled, "loaded": held + 10**8, "load": held}
+        rounds.append({phase: {"process": 5 * 10**8, "NVIDIA 0": count} for phase, count in memory.items()})
+    if blamed:
+        with pytest.raises(LatentcError, match=rf"not given back \(NVIDIA 0, most of it by the {blamed}\)"):
+            trials._given_back(rounds)
+    else:
+        assert trials._given_back(rounds).startswith("process: 500 MB after 2 rounds, 500 MB after 4; NVIDIA 0: 1.00")
+
+
+def test_each_round_compiles_and_loads_and_a_failure_names_which(session, own_bundle, monkeypatch):
     bundle = own_bundle("sd1")
     monkeypatch.setattr(trials, "bundle_of", lambda family, session: bundle)
-    calls = iter(range(100))
+    build(bundle, ORT)
+    adapter, compiled, limits = type(runtime("onnxruntime")), [], {"compile": 2, "load": 99}
 
-    def memory():
-        call = next(calls)
-        return {"process": 500_000_000, "NVIDIA 0": 10**9 + grows * (call // 2) + (10**8 if call % 2 == 0 else 0)}
+    def counted(phase, work):
+        def call(self, *given):
+            limits[phase] -= 1
+            if limits[phase] < 0:
+                raise LatentcError("out of memory")
+            compiled.extend([given[0].part] if phase == "compile" else [])
+            return work(self, *given)
 
-    monkeypatch.setattr(trials, "_memory", memory)
-    if leaks:
-        with pytest.raises(LatentcError, match=r"Memory was not given back \(NVIDIA 0\)"):
-            trials.close_often(ORT, session, cycles=4)
-    else:
-        assert "NVIDIA 0" in trials.close_often(ORT, session, cycles=4)
+        return call
+
+    for phase in limits:
+        monkeypatch.setattr(adapter, phase, counted(phase, getattr(adapter, phase)))
+    with pytest.raises(LatentcError, match="In round 3, the compile failed: out of memory"):
+        trials.close_often(ORT, session, cycles=4)
     kept = json.loads((session.folder / "close-cpu-onnxruntime.json").read_text())
-    assert len(kept["closed"]) == 4
+    assert compiled == [kept["compiled part"]] * 2
+    assert [list(one) for one in kept["rounds"]] == [["compile", "loaded", "load"]] * 2
+    assert all(one["loaded"]["process"] > 0 for one in kept["rounds"])
+    limits.update(compile=1, load=0)
+    with pytest.raises(LatentcError, match="In round 1, the load failed: out of memory"):
+        trials.close_often(ORT, session)
 
 
 @pytest.mark.slow

@@ -84,18 +84,27 @@ def test_a_size_that_pytorch_did_not_compute_needs_what_builds_need(exported, tm
         patch.setattr(cases, "prepares_graphs", lambda: False)
         assert "the exported graph in f32" in reference(bundle, "unet", unknown).origin, "this machine computed it"
         patch.setenv("LATENTC_STATE", str(tmp_path / "elsewhere"))
-        for shape in (unknown, single):
-            with pytest.raises(RuntimeMissing, match=r"requires onnx-ir, .*\[build\]"):
+        calls = r"'s references of unet at .* lack \d calls that the proof compares \(\w+\.\d, .*"
+        for shape, lacking in ((unknown, " has no reference of unet at"), (single, calls)):
+            with pytest.raises(RuntimeMissing, match=rf"The bundle{lacking}.* requires onnx-ir, .*\[build\]"):
                 reference(bundle, "unet", shape)
         patch.setattr(cases, "REFEREES", {})
         assert "the exported graph in f32" in reference(bundle, "unet", unknown).origin
         assert reference(bundle, "unet", single).origin.endswith("at one timestep")
 
 
-def test_no_flavour_of_onnxruntime_is_overwritten(monkeypatch):
-    assert "[build]" in cases.install_referee()
-    monkeypatch.setattr(cases, "REFEREES", {})
-    assert "[build,onnxruntime]" in cases.install_referee()
+@pytest.mark.parametrize(
+    ("referees", "here", "extras"),
+    [
+        (cases.REFEREES, True, "[build]"),
+        ({}, True, "[build]"),  # a flavour that does not work on the CPU, or a damaged one
+        ({}, False, "[build,onnxruntime]"),
+    ],
+)
+def test_no_flavour_of_onnxruntime_is_overwritten(monkeypatch, referees, here, extras):
+    monkeypatch.setattr(cases, "REFEREES", referees)
+    monkeypatch.setattr("latentc.core.install.find_spec", lambda name: here or None)
+    assert extras in cases.install_referee()
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Where an engine is made: a graph that came from elsewhere is compiled in a process of its own."""
 
 import os
+from types import SimpleNamespace
 
 import pytest
 
@@ -9,6 +10,7 @@ from latentc.compiler.build import build
 from latentc.compiler.cache import artifacts
 from latentc.core.errors import CompileError, ParityError
 from latentc.core.files import read_sealed
+from latentc.core.recipes import RECIPES
 from latentc.core.records import state_folder
 from latentc.profiles import load_profile
 
@@ -35,6 +37,16 @@ def elsewhere(own_bundle):
     for path in (state_folder() / "proofs").glob("graph-*.json"):
         path.unlink()
     return opened
+
+
+@pytest.mark.parametrize(("precision", "mapped"), [("f32", 300), ("int8", 300 + 40)])
+def test_calibrating_may_map_the_weights_of_all_parts(precision, mapped):
+    """The calls that are recorded for it come from engines of all parts; variants share a file."""
+    parts = {"unet": {"unet/data": 300}, "unet@shallow": {"unet/data": 300}, "vae_decoder": {"vae_decoder/data": 40}}
+    files = {part: {path: SimpleNamespace(bytes=count) for path, count in own.items()} for part, own in parts.items()}
+    bundle = SimpleNamespace(manifest=SimpleNamespace(parts=parts), files=files.get)
+    want = SimpleNamespace(part="unet", target=SimpleNamespace(recipe=RECIPES[precision]))
+    assert make._mapped_bytes(bundle, want) == mapped
 
 
 @pytest.mark.slow

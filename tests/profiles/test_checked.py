@@ -21,8 +21,9 @@ from types import SimpleNamespace
 import pytest
 
 from latentc.core.manifest import TensorInfo
+from latentc.core.progress import quiet
 from latentc.profiles import load_profile, profile_names
-from latentc.runtimes import Target, hip, iree, onnxruntime, openvino, trt
+from latentc.runtimes import Target, hip, iree, onnxruntime, onnxruntime_web, openvino, trt, web_library
 from latentc.runtimes.base import misfit
 from latentc.runtimes.providers import DEVICE_ID, PROVIDERS, settings
 
@@ -33,15 +34,15 @@ PINNED = dict(line.split("==") for line in LINES) | {
     "migraphx": "2.19",  # not on PyPI: its driver's options were read in its source (docs/migraphx.md)
     "tensorrt": "11.4.0.106",  # these two: the bindings in the Makefile; a constraint would replace JetPack's
     "tensorrt-cu12-bindings": "10.16.1.11",
+    web_library.NAME: web_library.VERSION,  # on npm
 }
 """Versions of the libraries with which options are checked, by distribution."""
 
-WITHOUT_OPTIONS = ("null", "onnxruntime-web")
-"""Runtimes whose libraries have no option that a profile could set."""
-PROFILES = [one for one in map(load_profile, profile_names()) if one.runtime not in WITHOUT_OPTIONS]
+PROFILES = [one for one in map(load_profile, profile_names()) if one.runtime != "null"]
 LIBRARIES = {
     "iree": {"iree-base-compiler"},
     "migraphx": {"migraphx"},
+    "onnxruntime-web": {web_library.NAME},
     "openvino": {"openvino"},
     "tensorrt": {"tensorrt", "tensorrt-cu12-bindings"},
     "tensorrt-rtx": {"tensorrt-rtx-cu13-bindings"},
@@ -375,6 +376,28 @@ def test_sessions_take_every_entry_of_the_cpu(ask):
     assert [name for name, error in zip(valid, wrong, strict=True) if not error] == [
         name for name, kind in onnxruntime.ENTRIES.items() if kind is bool
     ]
+
+
+# onnxruntime-web.
+
+
+@pytest.mark.parametrize("device", onnxruntime_web.DEVICES)
+def test_onnxruntime_web_has_every_name_that_the_page_sets(device):
+    """`threads` of a profile is its `numThreads`; tests in a browser (`make web`) set it."""
+    if (archive := web_library.installed()) is None:
+        pytest.skip(web_library.why_not_installed())
+    source = (Path(onnxruntime_web.__file__).parent / "web" / "sessions.js").read_text()
+    of_sessions = re.findall(r"InferenceSession\.create\(\w+, \{(.*)\}\)", source)
+    names = {*re.findall(r"ort\.env\.(?:wasm\.)?(\w+) =", source), *re.findall(r"(\w+):", *of_sessions)}
+    assert names == {
+        *("logLevel", "wasmBinary", "wasmPaths", "numThreads"),
+        *("executionProviders", "logSeverityLevel", "externalData"),
+    }
+    backend = onnxruntime_web.DEVICES[device]
+    module = web_library.library_files(archive, quiet)[web_library.BACKENDS[backend][0]].decode()
+    words = set(re.findall(r"[\w$]+", module))
+    assert names | {backend} <= words
+    assert WRONG not in words
 
 
 # OpenVINO.

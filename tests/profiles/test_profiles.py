@@ -145,6 +145,16 @@ def test_shipped_profiles_ask_for_what_their_runtimes_can():
                 assert set(wishes) & set(adapter.precisions(profile.device)), profile.name
 
 
+def test_decoders_are_in_f16_only_where_there_is_nothing_else():
+    """An overflow may come with other pictures than those of the proof; docs/targets.md has the reasons."""
+    wishes = {name: load_profile(name).wishes("vae_decoder", "decoder") for name in profile_names()}
+    in_f16 = {name for name, each in wishes.items() if "f16" in each}
+    assert in_f16 == {"rtx-2060", "rtx-2080", "intel-npu", "snapdragon-x-elite"}
+    in_tf32 = {name for name, each in wishes.items() if "tf32" in each}
+    assert in_tf32 == {"a100", "h100", "h100-tensorrt", "h100-onnxruntime-tensorrt"}
+    assert all(wishes[name] == ("tf32", "f32") for name in in_tf32), "f32 where TF32 is below its floor"
+
+
 def test_the_jetsons_attention_is_fused():
     """Its memory is too small for the scores, which are a tensor of their own at opset 18."""
     assert load_profile("jetson-orin").opset == 23

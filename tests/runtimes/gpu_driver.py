@@ -8,6 +8,16 @@ def no_library(module):
     raise FileNotFoundError("libnvinfer.so.11: cannot open shared object file")
 
 
+DECLARED = {
+    *("cuCtxPopCurrent_v2", "cuCtxPushCurrent_v2", "cuDeviceGet", "cuDeviceGetAttribute", "cuDeviceGetCount"),
+    *("cuDeviceGetName", "cuDevicePrimaryCtxRetain", "cuDriverGetVersion", "cuEventCreate", "cuEventDestroy_v2"),
+    *("cuEventElapsedTime", "cuEventRecord", "cuEventRecordWithFlags", "cuGetErrorString", "cuGraphDestroy"),
+    *("cuGraphExecDestroy", "cuGraphInstantiateWithFlags", "cuGraphLaunch", "cuInit", "cuMemAlloc_v2"),
+    *("cuMemFreeHost", "cuMemFree_v2", "cuMemHostAlloc", "cuMemcpyDtoHAsync_v2", "cuMemcpyHtoDAsync_v2"),
+    *("cuStreamBeginCapture_v2", "cuStreamCreate", "cuStreamDestroy_v2", "cuStreamEndCapture", "cuStreamSynchronize"),
+}
+"""The driver's functions that latentc calls. Compared with cuda.h of the wheel nvidia-cuda-runtime 13.5.37."""
+
 OUTSIDE_CONTEXTS = {
     *("cuCtxPushCurrent_v2", "cuCtxPopCurrent_v2", "cuDeviceGet", "cuDeviceGetAttribute", "cuDeviceGetCount"),
     *("cuDeviceGetName", "cuDevicePrimaryCtxRetain", "cuDriverGetVersion", "cuGetErrorString"),
@@ -43,7 +53,7 @@ class Memory:
         return 0
 
     def __getattr__(self, name):
-        if name.startswith("do_"):
+        if name not in DECLARED:  # as `ctypes` does for a library without the function
             raise AttributeError(name)
 
         def call(*arguments):
@@ -100,7 +110,14 @@ class Memory:
         return 0
 
     def do_cuEventRecord(self, event, stream):  # noqa: N802
+        assert self.capturing is None, "in a capture this is an order of the work only"
         self.marks[event.value] = self.clock
+        return 0
+
+    def do_cuEventRecordWithFlags(self, event, stream, flags):  # noqa: N802
+        assert flags == 1
+        assert self.capturing is not None, "it is invalid elsewhere"
+        self.capturing.append(lambda: self.marks.update({event.value: self.clock}))
         return 0
 
     def do_cuEventElapsedTime(self, milliseconds, first, last):  # noqa: N802
@@ -128,13 +145,20 @@ class Memory:
         return 0
 
     def do_cuMemcpyHtoDAsync_v2(self, to, source, count, _):  # noqa: N802
-        self.clock += 1000
-        ctypes.memmove(to.value, source.value, count.value)
-        return 0
+        return self.copied(to.value, source.value, count.value, source.value)
 
     def do_cuMemcpyDtoHAsync_v2(self, to, source, count, _):  # noqa: N802
-        self.clock += 1000
-        ctypes.memmove(to.value, source.value, count.value)
+        return self.copied(to.value, source.value, count.value, to.value)
+
+    def copied(self, to, source, count, on_host):
+        """Copy now, or in each launch of what is captured; only pinned memory has its place until then."""
+
+        def work():
+            self.clock += 1000
+            ctypes.memmove(to, source, count)
+
+        assert self.capturing is None or on_host in self.pinned
+        work() if self.capturing is None else self.capturing.append(work)
         return 0
 
     def do_cuGetErrorString(self, _, text):  # noqa: N802

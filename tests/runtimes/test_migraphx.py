@@ -24,11 +24,18 @@ from latentc.runtimes.migraphx import MIGraphX
 
 from .conftest import OUTPUTS, lower, write_graph
 
+DRIVER_OPTIONS = (Path(__file__).parent / "migraphx_driver_options.txt").read_text().splitlines()
+OPTIONS = [line for line in DRIVER_OPTIONS if line != "--help" and not line.startswith("#")]
 DRIVER = f"""#!{sys.executable}
 import json, os, shutil, sys
 from pathlib import Path
-if "--help" in sys.argv:
-    print("    --gpu [bool]" if Path(__file__).with_name("old").exists() else "    --gpu-arch [std::string]")
+if "--help" in sys.argv:  # as src/driver/argument_parser.hpp of its repository writes it
+    lacks = Path(__file__).with_name("lacks")
+    lacks = lacks.read_text().split() if lacks.exists() else []
+    print("FLAGS:\\n\\n    -h, --help                     Show help\\n\\nOPTIONS:")
+    for option in {OPTIONS!r}:
+        if option not in lacks:
+            print(f"\\n    {{option}}, -x [std::string]\\n        only used when --gpu-arch is set")
     sys.exit()
 if sys.argv[1] == "--version":
     print("MIGraphX Version: 2.15.0.20250912-17-195-g1afd1b89c")
@@ -57,6 +64,12 @@ def received(tmp_path, monkeypatch):
     driver.chmod(0o755)
     monkeypatch.setenv("PATH", str(folder), prepend=":")
     return lambda: json.loads((folder / "received.json").read_text())
+
+
+def lacking(*options):
+    """Take options away from the driver on the path."""
+    module._options.cache_clear()
+    Path(shutil.which("migraphx-driver")).with_name("lacks").write_text(" ".join(options))
 
 
 @pytest.fixture
@@ -118,13 +131,10 @@ def test_without_the_gpu_the_driver_receives_the_architecture_and_its_parameters
         compile_to(case, tmp_path / "tuned", exhaustive_tune=True)
 
 
-DRIVER_OPTIONS = (Path(__file__).parent / "migraphx_driver_options.txt").read_text().splitlines()
-
-
 def test_every_flag_is_an_option_of_amds_driver(case, received, here, tmp_path, monkeypatch):
     """A list of names from its source and documentation; an unknown one would print a refusal, and exit with 0."""
-    known = {line for line in DRIVER_OPTIONS if not line.startswith("#")}
-    assert known >= {"--help", "--gpu"}
+    known = {"--help", *OPTIONS}
+    assert "--gpu" in known
     commands = []
     for number, (options, crossed) in enumerate(
         [({}, False), ({"exhaustive_tune": True}, False), ({"fast_math": True}, False), (PARAMS, True)]
@@ -226,9 +236,31 @@ def test_with_the_gpu_it_is_compiled_for_that_one_and_measured(case, received, h
 
 
 def test_a_driver_that_cannot_do_without_the_gpu_is_not_asked_to(received, here):
-    (Path(shutil.which("migraphx-driver")).parent / "old").touch()
+    lacking("--gpu-arch", "--gpu-arch-params")
     assert MIGraphX().unbuildable("gfx942") is None
     assert "it has no --gpu-arch, which was added in June 2026" in MIGraphX().unbuildable("gfx1100")
+
+
+@pytest.mark.parametrize(
+    ("lacks", "crossed", "options", "said"),
+    [
+        ("--gpu-arch-params", True, PARAMS, r"has no --gpu-arch-params. Update ROCm, or remove gpu_arch_params from"),
+        ("--gpu-arch-params", True, {}, None),
+        ("--gpu-arch --gpu-arch-params", False, PARAMS, None),
+        ("--exhaustive-tune", False, {"exhaustive_tune": True}, "has no --exhaustive-tune. Update ROCm, and build"),
+        ("--binary --disable-fast-math", True, {}, "has no --disable-fast-math and no --binary. Update"),
+        ("", True, {"exhaustive_tune": True}, "measures kernels on the GPU, and this machine has no gfx942"),
+    ],
+)
+def test_a_driver_without_an_option_is_found_out_before_any_work(
+    case, received, here, monkeypatch, lacks, crossed, options, said
+):
+    """A build asks before it lowers or compares a graph."""
+    lacking(*lacks.split())
+    if crossed:
+        monkeypatch.setattr(module, "machine", lambda: machine().model_copy(update={"gpus": ()}))
+    found = MIGraphX().uncompilable(replace(case.target, options=options))
+    assert found is None if said is None else said in found
 
 
 def test_it_computes_what_it_was_given(case, received, here, tmp_path):

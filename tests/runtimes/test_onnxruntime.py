@@ -3,11 +3,14 @@
 import gc
 import shutil
 import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from latentc.core.errors import CompileError, ProfileError, RuntimeMissing
+from latentc.core.progress import quiet
+from latentc.runtimes import Job
 from latentc.runtimes import onnxruntime as module
 from latentc.runtimes.base import files_in
 
@@ -103,6 +106,23 @@ def test_what_was_optimized_is_computed_as_it_was(case, tmp_path, level):
     for name, wanted in zip(names, direct.run(names, feeds), strict=True):
         np.testing.assert_array_equal(engine.run(feeds)[name], wanted)
     engine.close()
+
+
+@pytest.mark.parametrize("level", ["off", "all"])
+def test_a_graph_that_it_cannot_load_is_refused_when_it_is_compiled(case, tmp_path, level):
+    """Also one that is written without being optimized."""
+    import onnx
+
+    model = onnx.load(case.bundle.graph("unet"), load_external_data=False)
+    next(node for node in model.graph.node if node.op_type == "Sigmoid").op_type = "NoSuchOperator"
+    graph = tmp_path / "model.onnx"
+    graph.write_bytes(model.SerializeToString())
+    weights = case.bundle.graph("unet").parent
+    shutil.copy(weights / "model.onnx_data", tmp_path)
+    target = replace(case.target, options={"graph_optimization_level": level})
+    (tmp_path / "out").mkdir()
+    with pytest.raises(CompileError, match="ONNX Runtime refuses unet on CPU: .*NoSuchOperator"):
+        case.adapter.compile(Job("unet", graph, tmp_path, target), tmp_path / "out", quiet)
 
 
 def test_the_weights_lie_outside_the_graph(case):

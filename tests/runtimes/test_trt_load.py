@@ -356,6 +356,58 @@ def test_a_captured_call_is_launched_until_its_room_moves(load):
     assert memory.calls.count("cuGraphExecDestroy") == 2
 
 
+def copies(memory):
+    return memory.calls.count("cuMemcpyHtoDAsync_v2"), memory.calls.count("cuMemcpyDtoHAsync_v2")
+
+
+def test_a_captured_call_has_its_copies(load):
+    """Through the pinned memory of each tensor, which a replay only fills and reads."""
+    (engine, _), memory = load(graphed=True), load.memory
+    one, other = (np.full((1, 4, 4, 4), value, np.float32) for value in (1, 5))
+    engine.run({"sample": other})
+    assert copies(memory) == (2, 2), "for the first call, and in the graph"
+    across = np.ones((1, 4, 4, 8), np.float32)[..., ::2]
+    found = [engine.run({"sample": array})["out_sample"] for array in (one, other, across)]
+    assert [array.max() for array in found] == [2, 10, 2], "arrays of their own"
+    assert copies(memory) == (2, 2)
+    first, second = engine.bind({"sample": one}), engine.bind({"sample": other})
+    for run, outputs, copied in ((first, 2, (3, 4)), (first, 2, (3, 4)), (second, 10, (4, 4))):
+        assert (run({})["out_sample"] == outputs).all()
+        assert copies(memory) == copied, "what is bound is copied once, before the replay"
+    assert (engine.run({"sample": one})["out_sample"] == 2).all(), "by the graph that copies it"
+    assert (second({})["out_sample"] == 10).all()
+    assert engine.device_use.replays == 7
+    assert memory.calls.count("cuStreamBeginCapture_v2") == 2
+    engine.close()
+
+
+def test_copies_without_pinned_memory_are_made_around_the_replay(load, monkeypatch):
+    (engine, _), memory = load(graphed=True), load.memory
+    monkeypatch.setattr("latentc.runtimes.cuda.PINNED_BYTES", 8)
+    for factor in (1, 2, 3):
+        assert (engine.run({"sample": np.full((1, 4, 4, 4), factor, np.float32)})["out_sample"] == 2 * factor).all()
+        assert copies(memory) == (factor, factor)
+    assert engine.device_use.replays == 2
+    engine.close()
+
+
+@pytest.mark.parametrize("graphed", [False, True])
+def test_a_step_of_a_chain_waits_once_and_captures_the_copies_of_its_inputs(load, graphed):
+    (engine, _), memory = load(graphed=graphed), load.memory
+    with engine.chain({"sample": np.zeros((1, 4, 4, 4), np.float32)}, {"sample": "out_sample"}) as chain:
+        for value in range(1, 6):
+            made, waits = copies(memory)[0], memory.calls.count("cuStreamSynchronize")
+            chain.step({"sample": np.full((1, 4, 8, 4), value, np.float32)[:, :, ::2]})
+            captures = graphed and value < 3  # each direction once, after a first run that must end
+            assert copies(memory)[0] - made == (2 if captures else int(not graphed))
+            assert memory.calls.count("cuStreamSynchronize") - waits == 1 + captures
+            assert (chain.read("out_sample") == 2 * value).all()
+        chain.step({})
+        assert (chain.read("out_sample") == 20).all(), "a step without this input copies nothing over it"
+    assert engine.device_use.replays == 3 * graphed
+    engine.close()
+
+
 def test_the_device_s_own_clock_is_read_around_the_work_and_replays_are_counted(load):
     feed = {"sample": np.zeros((1, 4, 4, 4), np.float32)}
     for graphed in (False, True):
