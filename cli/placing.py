@@ -103,22 +103,23 @@ def _replicas_on_one(found: BuildPlan, profiles: Sequence[Profile]) -> int:
     return -(-len(profiles) // (1 if found.on_host else len({one.device for one in profiles})))
 
 
-def check_beside(name: str, bundle: Bundle, profiles: Mapping[str, Sequence[Profile]], sizes: Mapping[str, int]) -> int:
-    """Predict the bytes of memory that a bundle's engines hold, for the profiles of its replicas, on one device.
-
-    Raises `ProfileError` if they don't fit beside what is open: the bundles of `profiles`, with the predicted `sizes`;
-    those without one, its own predecessor too, are taken for as large as it is.
+def check_beside(
+    name: str, bundle: Bundle, profiles: Mapping[str, Sequence[Profile]], beside: Mapping[str, Bundle]
+) -> None:
+    """Raise `ProfileError` if the engines of a bundle, for the profiles of its replicas, are predicted not to fit on a
+    device beside these bundles, which are open: its own predecessor too.
     """
     found = plan(bundle, profiles[name][0])
-    size = _replicas_on_one(found, profiles[name]) * found.held_bytes
-    room = found.free_bytes
+    size, room = _replicas_on_one(found, profiles[name]) * found.held_bytes, found.free_bytes
     if not found.on_host and (room := found.device_bytes) is not None:
+        there = {one: plan(other, profiles[one][0]) for one, other in beside.items()}
         room -= sum(
-            sizes.get(one, size) for one, each in profiles.items() if each[0].device == profiles[name][0].device
+            _replicas_on_one(other, profiles[one]) * other.held_bytes
+            for one, other in there.items()
+            if not other.on_host and other.device == found.device
         )
     if room is not None and size > room:
         raise ProfileError(
             f"{name} is predicted to hold {sized(size)}, but {found.device} has {sized(max(0, room))} left beside what "
-            "is open. Start the server again instead, or with --memory."
+            "is open. Start the server again instead."
         )
-    return size

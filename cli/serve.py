@@ -62,8 +62,8 @@ def serve(
         bool,
         typer.Option(
             "--model-control",
-            help="Let clients replace models by what their folders hold now, and free them (/v2/repository). SIGHUP "
-            "replaces all without it.",
+            help="Let clients replace models by what their folders hold now (/v2/repository). SIGHUP replaces all "
+            "without it.",
         ),
     ] = False,
     state: Annotated[

@@ -104,7 +104,7 @@ def serve(
     With several `replicas`, each bundle is opened in as many processes, of `threads` each, or which share the CPU's
     cores. They are spread over the devices of `device`, by default one on each. While jobs wait, there are more, up to
     `most_replicas`. With `on_ray`, they are actors of Ray. With `memory_gb`, bundles are loaded when they are asked
-    for, within this memory. `model_control` lets clients load and free models.
+    for, within this memory. `model_control` lets clients load models again.
     """
     access = Access(tokens(token_file), [*LOCAL, *hosts] if host in LOCAL or hosts else None)
     if host not in LOCAL and not access.tokens:
@@ -153,18 +153,10 @@ def serve(
                 return openings[0].open(tell)
             return Replicas(name, openings, tell, least=scales[name][0], begin=begins[name])
 
-        def again(name: str) -> tuple[OpenModel, int]:
-            if on_ray is not None:
-                raise RequestError("Models on Ray can't be loaded again. Start the server again.")
+        def again(name: str, beside: Mapping[str, Bundle]) -> OpenModel:
             bundle = open_bundle(folders[name])
-            if residents is None:
-                size = check_beside(name, bundle, profiles, sizes)
-            else:
-                size = check_memory({name: bundle}, {name: profiles[name]}, together=False)[name]
-                check_each({name: size}, residents.budget)
-            found = opening(name, bundle, silent)
-            sizes[name] = size
-            return found, size
+            check_beside(name, bundle, profiles, beside)
+            return opening(name, bundle, silent)
 
         pipelines: dict[str, OpenModel] = {}
         engines = stack.enter_context(ExitStack())
@@ -175,7 +167,7 @@ def serve(
                 if residents is not None:
                     residents.add(name, pipelines[name], sizes[name])
         service = service_of(pipelines, limits, added, residents)
-        service.reopen, service.model_control = again, model_control
+        service.reopen, service.model_control = again if on_ray is None else None, model_control
         services.append(service)
         try:
             with _loading_at_a_signal(service):
@@ -217,8 +209,14 @@ def _leave(
     error: BaseException | None,
     __: TracebackType | None,
 ) -> None:
-    """End the process at once if a batch was given up: it would wait for its threads, or crash."""
+    """End the process at once if a batch was given up, or a model is being loaded: it would wait for its threads, or
+    crash.
+    """
     if not any(service.hung for service in services):
+        if error is None and any(service.loads.locked() for service in services):
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)
         return
     if isinstance(error, Exception):
         say(f"error: {error}", err=True)

@@ -25,7 +25,7 @@ from ..core.version import __version__
 from .bodies import parsed, truth
 from .errors import ApiError, route_class
 from .limits import PROMPT
-from .loading import load, unload
+from .loading import load_apart
 from .service import Service
 
 NAME, PREFIXES = "kserve", ("/v2/",)
@@ -122,22 +122,19 @@ def router(service: Service) -> APIRouter:
         _check_controlled(service)
         if _parameters(await _asked(http)):
             raise ApiError(400, "A load takes no config and no files: it opens what the model's folder holds.")
-        await asyncio.to_thread(load, service, name)
+        await load_apart(service, name)
         return Response()
 
     @routes.post("/repository/models/{name}/unload")
-    async def free(name: str, http: HttpRequest) -> Response:
-        _check_controlled(service)
-        await _asked(http)
-        await asyncio.to_thread(unload, service, name)
-        return Response()
+    async def free() -> Response:
+        raise ApiError(400, "Models are not unloaded by requests. With --memory, those that aren't used are freed.")
 
     return routes
 
 
 def _check_controlled(service: Service) -> None:
     if not service.model_control:
-        raise ApiError(403, "Clients can't load or free models here. Start the server with --model-control.")
+        raise ApiError(403, "Clients can't load models here. Start the server with --model-control, or send it SIGHUP.")
 
 
 async def _asked(http: HttpRequest) -> dict[str, Any]:

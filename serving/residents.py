@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from threading import Condition, Thread
-from typing import Literal, Protocol, TypeVar
+from typing import Literal, Protocol
 
 from ..core.errors import ProfileError
 from ..core.units import sized
 from .queue import Queue
-
-T = TypeVar("T")
 
 Presence = Literal["closed", "loading", "open", "closing"]
 
@@ -67,28 +64,16 @@ class Residents:
     _turn: Condition = field(default_factory=Condition, init=False)
     _closed: bool = field(default=False, init=False)
     _thread: Thread | None = field(default=None, init=False)
-    _works: bool = field(default=False, init=False)
-    """Whether the thread does what is in `_actions`."""
-    _actions: list[Callable[[], None]] = field(default_factory=list[Callable[[], None]], init=False)
 
-    def add(self, name: str, model: Loads, held_bytes: int, queue: Queue | None = None) -> None:
-        """Add a model, whose engines aren't loaded, and their predicted bytes; after `start`, its queue too."""
-        with self._turn:
-            self._models[name] = _Resident(model, held_bytes, queue)
-
-    def free(self, name: str) -> bool:
-        """Free a model's engines until a job asks for them; returns False, and does nothing, if it has jobs."""
-        return self._in_turn(lambda: self._models[name].state == "closed" or self._freed(name))
-
-    def drop(self, name: str) -> None:
-        """Forget a model without jobs, which may be closed then."""
-        self._in_turn(lambda: self._models.pop(name))
+    def add(self, name: str, model: Loads, held_bytes: int) -> None:
+        """Add a model whose engines are predicted to hold some memory, and aren't loaded."""
+        self._models[name] = _Resident(model, held_bytes)
 
     def start(self, queues: Mapping[str, Queue]) -> None:
         """Begin to load models."""
         for name, queue in queues.items():
             self._models[name].queue = queue
-        self._thread, self._works = Thread(target=self._work, name="latentc loading", daemon=True), True
+        self._thread = Thread(target=self._work, name="latentc loading", daemon=True)
         self._thread.start()
 
     def state(self, name: str) -> Presence:
@@ -108,16 +93,6 @@ class Residents:
                 one.wanted = now
                 self._turn.notify_all()
             return False
-
-    def _in_turn(self, action: Callable[[], T]) -> T:
-        """The result of what is done while nothing is loaded or freed."""
-        done = Future[T]()
-        with self._turn:
-            works = self._works
-            if works:
-                self._actions.append(lambda: _done(action, done))
-                self._turn.notify_all()
-        return done.result() if works else action()
 
     def close(self) -> None:
         """Load nothing more, and wait up to `END_SECONDS` for what is being loaded."""
@@ -145,20 +120,16 @@ class Residents:
             self._wake(name)
 
     def _next(self) -> str | None:
-        """The model that has waited longest; None at the end. Before, what `_in_turn` waits for is done."""
+        """The model that has waited longest; None at the end."""
         with self._turn:
-            while True:
-                while self._actions:
-                    self._actions.pop(0)()
-                if self._closed:
-                    self._works = False
-                    return None
+            while not self._closed:
                 waiting = {name: one.wanted for name, one in self._models.items() if one.wanted is not None}
                 if waiting:
                     name = min(waiting, key=waiting.__getitem__)
                     self._models[name].state = "loading"
                     return name
                 self._turn.wait()
+        return None
 
     def _room_for(self, name: str) -> bool:
         """Free models that were not used for longest until another fits; False at the end of the server.
@@ -218,13 +189,6 @@ class Residents:
         queue = self._models[name].queue
         if queue is not None:
             queue.wake()
-
-
-def _done(action: Callable[[], T], done: Future[T]) -> None:
-    try:
-        done.set_result(action())
-    except Exception as exc:
-        done.set_exception(exc)
 
 
 def check_each(sizes: Mapping[str, int], budget: int) -> None:

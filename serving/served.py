@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from ..core.bundle import Bundle
 from ..core.errors import RequestError
 from .image_job import WARM_UP, ImageJob
 from .limits import Limits
@@ -16,9 +17,9 @@ from .replicas import Replicas
 from .residents import Residents
 from .scaling import Scaling
 
-Reopen = Callable[[str], tuple[OpenModel, int]]
-"""Opens what the folder of a served name holds now; returns it, and the bytes that it is predicted to hold. Raises
-`LatentcError`, also where they don't fit beside what is open.
+Reopen = Callable[[str, Mapping[str, Bundle]], OpenModel]
+"""Opens what the folder of a served name holds now, beside these bundles. Raises `LatentcError`, also where it doesn't
+fit in memory beside them.
 """
 
 
@@ -31,8 +32,6 @@ class ServedModel:
     queue: Queue
     created: int
     """Unix time in seconds at which it was opened."""
-    key: str
-    """Its name among `Residents`, which no other model has had."""
     scaling: Scaling | None = None
     """What starts and ends its processes, where there are as many as are needed."""
 
@@ -63,15 +62,14 @@ def served(
     limits: Limits,
     metrics: Metrics,
     residents: Residents | None = None,
-    key: str | None = None,
 ) -> ServedModel:
     """A model with a queue of its own, which isn't started. Raises `RequestError` for one of videos."""
     if pipeline.bundle.manifest.model.frames is not None:
         raise RequestError(f"{name} generates videos, and the server answers with images. Leave it out.")
-    key, replicas = key or name, pipeline if isinstance(pipeline, Replicas) else None
+    replicas = pipeline if isinstance(pipeline, Replicas) else None
 
     def room() -> int:
-        if residents is not None and not residents.ask(key):
+        if residents is not None and not residents.ask(name):
             return 0
         return 1 if replicas is None else replicas.room()
 
@@ -79,7 +77,7 @@ def served(
     queue = Queue(name, pipeline.draw_many, limits, metrics, threads=threads, room=room)
     now = int(time.time())
     if replicas is None:
-        return ServedModel(name, pipeline, queue, now, key)
+        return ServedModel(name, pipeline, queue, now)
 
     def changed() -> None:
         metrics.replicas.labels(name).set(replicas.room())
@@ -89,4 +87,4 @@ def served(
     replicas.hangs = queue.hangs
     changed()
     scaling = Scaling(replicas, queue) if replicas.least < replicas.count else None
-    return ServedModel(name, replicas, queue, now, key, scaling)
+    return ServedModel(name, replicas, queue, now, scaling)

@@ -73,7 +73,7 @@ class Service:
     reopen: Reopen | None = None
     """What opens a model again, for `loading.load`; None where that isn't possible."""
     model_control: bool = False
-    """Whether clients may load models again and free them."""
+    """Whether clients may load models again."""
     loads: Lock = field(default_factory=Lock, init=False)
     """Held while a model is loaded again."""
     _leaving: list[ServedModel] = field(default_factory=list[ServedModel], init=False)
@@ -91,7 +91,7 @@ class Service:
         loaded when they are asked for, only the first is.
         """
         if self.residents is not None:
-            self.residents.start({model.key: model.queue for model in self.models.values()})
+            self.residents.start({name: model.queue for name, model in self.models.items()})
         for index, model in enumerate(self.models.values()):
             model.start()
             if not index or self.residents is None:
@@ -134,8 +134,9 @@ class Service:
         with self._swap:
             if self.draining:
                 return False
-            old, self.models = self.models[new.name], {**self.models, new.name: new}
-            self._leaving.append(old)
+            old = self.models[new.name]
+            self._leaving.append(old)  # before the other takes its place, so that `of` finds its jobs
+            self.models = {**self.models, new.name: new}
         Thread(target=self._retire, args=(old,), name=f"latentc {new.name} leaving", daemon=True).start()
         return True
 
@@ -153,11 +154,9 @@ class Service:
         """Close a model whose queue is closed."""
         model.stop()
         try:
-            if self.residents is not None:
-                self.residents.drop(model.key)
             model.pipeline.close()
         except Exception:
-            log.exception("%s could not be closed", model.key)
+            log.exception("%s could not be closed", model.name)
 
     @property
     def _every(self) -> list[ServedModel]:
@@ -165,11 +164,16 @@ class Service:
 
     def of(self, job: ImageJob) -> ServedModel:
         """The model that has a job."""
-        return next((one for one in tuple(self._leaving) if one.queue.has(job)), self.models[job.model])
+        current = self.models[job.model]
+        return next((one for one in tuple(self._leaving) if one.queue.has(job)), current)
+
+    def leaves(self, name: str) -> bool:
+        """Whether a model of this name that was replaced is still open."""
+        return any(one.name == name for one in tuple(self._leaving))
 
     def state(self, name: str) -> Presence:
         """Whether the engines of a model are in memory."""
-        return "open" if self.residents is None else self.residents.state(self.models[name].key)
+        return "open" if self.residents is None else self.residents.state(name)
 
     def model(self, name: str | None) -> ServedModel:
         """The model of a name; with a single one, any name is taken. Raises `ApiError` 404."""
@@ -223,10 +227,17 @@ class Service:
         Raises `ApiError` and `RequestError` before anything is queued.
         """
         chosen = self.check_first(request, model)
+        again = partial(self.submit, request, model=chosen.name, inputs=inputs, api=api, keep=keep, owner=owner)
+        again = partial(again, on_step=on_step, store=store, source=source)
         beside = dict(inputs or {})
         check = partial(chosen.pipeline.check, request, within=self.limits.check, **beside)
         check_taken(chosen.pipeline.bundle.manifest.model, beside)
-        asked = await (self.decode(check, files_of(beside)) if beside else asyncio.to_thread(check))
+        try:
+            asked = await (self.decode(check, files_of(beside)) if beside else asyncio.to_thread(check))
+        except Exception:
+            if chosen is self.models[chosen.name]:
+                raise
+            return await again()  # another has replaced it meanwhile
         size_and_seed = {name: getattr(asked, name) for name in ("width", "height", "seed")}
         job = ImageJob(
             request.model_copy(update=size_and_seed),
@@ -255,17 +266,7 @@ class Service:
             ended()
             if chosen is self.models[chosen.name]:
                 raise
-            return await self.submit(
-                request,
-                model=chosen.name,
-                inputs=inputs,
-                api=api,
-                keep=keep,
-                owner=owner,
-                on_step=on_step,
-                store=store,
-                source=source,
-            )
+            return await again()
         if keep:
             self.kept.add(job)
         return job

@@ -12,7 +12,9 @@ from tritonclient.utils import InferenceServerException
 
 from latentc.core.errors import BundleError
 from latentc.pipelines.pipeline import Pipeline
+from latentc.serving.errors import ApiError
 from latentc.serving.limits import Limits
+from latentc.serving.loading import load, load_all
 from latentc.serving.residents import Residents
 from latentc.serving.service import serve
 
@@ -47,19 +49,22 @@ def alone(opened):
 
 @pytest.fixture
 def served(place, tmp_path):
-    """`served(residents)`: a service of the model at `place`, the gates that were opened, its address and a client."""
-    gates, running_now = [], []
+    """A service of the model at `place`, the gates that were opened, and two clients."""
+    gates = []
 
-    def reopen(_):
+    def reopen(_, beside):
+        assert [*beside] == [MODEL]
         gates.append(Gate(Pipeline.open(tmp_path / "model.bundle", PROFILE)))
-        return gates[-1], 6
+        return gates[-1]
 
-    service = serve({MODEL: reopen(MODEL)[0]}, Limits())
+    service = serve({MODEL: reopen(MODEL, [MODEL])}, Limits())
     service.reopen, service.model_control = reopen, True
-    with running(service) as address, triton.InferenceServerClient(address.removeprefix("http://")) as client:
-        running_now.append(address)
-        with httpx2.Client(base_url=address, timeout=PATIENCE) as http:
-            yield service, gates, http, client
+    with (
+        running(service) as address,
+        triton.InferenceServerClient(address.removeprefix("http://")) as client,
+        httpx2.Client(base_url=address, timeout=PATIENCE) as http,
+    ):
+        yield service, gates, http, client
     assert all(closed(gate) for gate in gates[:-1])
     gates[-1].close()
 
@@ -148,45 +153,63 @@ def test_one_that_cannot_be_loaded(served, alone, monkeypatch, tmp_path):
     for wrong, said in (({"model_name": "other"}, "There is no model"), ({"config": "{}"}, "takes no config")):
         with pytest.raises(InferenceServerException, match=said):
             client.load_model(**{"model_name": MODEL, **wrong})
-    with pytest.raises(InferenceServerException, match="Start it with --memory"):
+    with pytest.raises(InferenceServerException, match="not unloaded by requests"):
         client.unload_model(MODEL)
     with service.loads, pytest.raises(InferenceServerException, match="being loaded"):
         client.load_model(MODEL)
     service.model_control = False
-    for refused in (client.load_model, client.unload_model):
-        with pytest.raises(InferenceServerException, match="with --model-control"):
-            refused(MODEL)
+    with pytest.raises(InferenceServerException, match="with --model-control"):
+        client.load_model(MODEL)
+    (one,) = client.get_model_repository_index()
+    assert one == {"name": MODEL, "version": "1", "state": "READY", "reason": ""}
     service.reopen, service.model_control = None, True
     with pytest.raises(InferenceServerException, match="can't load models again"):
         client.load_model(MODEL)
 
 
-def test_within_a_budget_that_holds_one(place, alone, tmp_path):
-    """Its engines are freed for those of the new one, as those of another model are."""
-    made = []
+def test_where_models_take_turns(opened):
+    """Engines are found in the folder by what they hold, so that those of the one before would be gone with it."""
+    service = serve({MODEL: opened("sd1")}, Limits(), residents=Residents(10))
+    service.reopen = pytest.fail
+    with pytest.raises(ApiError, match="with --memory .* can't load models again"):
+        load(service, MODEL)
 
-    def reopen(_):
-        made.append(Pipeline.open(tmp_path / "model.bundle", PROFILE, loaded=False))
-        return made[-1], 6
 
-    residents = Residents(10, patience=0.0)
-    service = serve({MODEL: reopen(MODEL)[0]}, Limits(), residents=residents)
-    service.reopen, service.model_control = reopen, True
-    residents.add(MODEL, made[0], 6)
-    with running(service) as address, triton.InferenceServerClient(address.removeprefix("http://")) as client:
-        place()
-        with ThreadPoolExecutor() as pool, httpx2.Client(base_url=address, timeout=PATIENCE) as http:
-            asked = [pool.submit(post, http, "a hut", seed) for seed in range(4)]
+def test_a_second_load_waits_for_the_one_before(served, place):
+    """At most two of a name are open."""
+    service, gates, http, client = served
+    with ThreadPoolExecutor() as pool, gates[0].closed():
+        asked = pool.submit(post, http, "a hut", 1)
+        wait_for(lambda: service.models[MODEL].queue.generates)
+        client.load_model(MODEL)
+        with pytest.raises(InferenceServerException, match="before has jobs"):
             client.load_model(MODEL)
-            found = [pixels(one.result()) for one in asked]
-        assert all(np.array_equal(image, alone(seed)) for seed, image in enumerate(found))
-        assert np.array_equal(drawn(client, 7), alone(7))
-        wait_for(lambda: made[0]._own_engines()._closed)
-        ready = {"name": MODEL, "version": "1", "state": "READY", "reason": ""}
-        assert client.get_model_repository_index() == [ready]
-        client.unload_model(MODEL)
-        assert made[1]._own_engines()._loaded == {}
-        (one,) = client.get_model_repository_index()
-        assert (one["state"], one["reason"]) == ("UNAVAILABLE", "A request loads it.")
-        assert np.array_equal(drawn(client, 7), alone(7))
-    made[1].close()
+    assert asked.result().status_code == 200
+    wait_for(lambda: not service.leaves(MODEL))
+    load_all(service)
+    wait_for(lambda: closed(gates[1]))
+    assert len(gates) == 3
+
+
+@pytest.mark.parametrize("at", ["opened", "first image"])
+def test_the_end_of_the_server_ends_a_load(served, monkeypatch, at):
+    service, gates, _, _ = served
+    real, service.draining = service.reopen, at == "opened"
+
+    def reopen(*given):
+        made = real(*given)
+        made._open.clear()
+        return made
+
+    service.reopen = reopen
+    with ThreadPoolExecutor() as pool:
+        loading = pool.submit(load, service, MODEL)
+        if at == "first image":
+            wait_for(lambda: len(gates) > 1 and gates[1].batches)
+            service.draining = True
+            gates[1]._open.set()
+        with pytest.raises(ApiError, match="shutting down"):
+            loading.result(PATIENCE)
+    assert not service.loads.locked()
+    assert [closed(one) for one in gates] == [False, True][: len(gates)]
+    del gates[1:]

@@ -49,7 +49,7 @@ def test_nothing_malformed_is_an_error_of_the_server(address, gate, caplog):
 def test_nothing_malformed_is_an_error_where_models_are_loaded(gate, caplog):
     asked = []
 
-    def reopen(name):
+    def reopen(name, _):
         asked.append(name)
         raise BundleError("/srv/models/app.py/tiny.bundle is damaged.")
 
