@@ -114,6 +114,8 @@ def _adapted(found: Sequence[Profile]) -> list[Profile]:
         name = (gpu.architecture or "").replace("_", "")
         for profile in shipped:
             way, device = _way(profile), profile.device if profile.gpus else name
+            if way is not None and profile.device != way[1]:  # its device names the architecture
+                device = f"{way[1]}{name}"
             if way is None or not name.startswith(way[-1]):
                 continue
             if any(_way(one) == way and (one.gpus or name in _architectures(one)) for one in (*found, *made)):
@@ -137,11 +139,14 @@ def _adapted(found: Sequence[Profile]) -> list[Profile]:
 
 
 def _way(profile: Profile) -> tuple[str, str, str] | None:
-    """Runtime, device unless it is an architecture, and the first letters of architectures, of a profile for GPUs of
-    some architecture; None for others.
+    """Runtime, device without the architecture in its name, and the first letters of architectures, of a profile for
+    GPUs of some architecture; None for others.
     """
     kind = ARCHITECTURE.match(_architectures(profile)[0])
-    return kind and (profile.runtime, profile.device if profile.gpus else "", kind[1])
+    if kind is None:
+        return None
+    own = numbered(profile.device)[0]
+    return profile.runtime, own.removesuffix(_architectures(profile)[0]) if profile.gpus else "", kind[1]
 
 
 def _architectures(profile: Profile) -> list[str]:

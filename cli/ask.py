@@ -240,7 +240,7 @@ def differences(picture: Path, shown: Shown, bundle: Bundle, adapters: Sequence[
         left.pop(TI_HASHES, None)
     for name, digest in (pair.split(":", 1) for pair in left.pop(LORA_HASHES, "").split(",") if ":" in pair):
         files = [one for one in here.adapters if one.name == name.strip()]
-        if any(not (one.weights_sha256 or "").startswith(digest.strip()) for one in files):
+        if any(one.weights_sha256 and not one.weights_sha256.startswith(digest.strip()) for one in files):
             remarks.append(f"{picture} was generated with another file than the {name.strip()} here.")
     if left:
         listed = ", ".join(f"{key}: {' '.join(value.split())[:40]}" for key, value in list(left.items())[:8])

@@ -65,11 +65,18 @@ def with_strengths(
         return request.model_copy(update={"adapters": own}) if own else request
     there = {one.name: one.strength for one in fused}
     asks = {name: strength for name, strength in request.adapters.items() if strength and name not in own}
-    if unknown := [name for name, strength in asks.items() if there.get(name) != strength]:
+    if other := next((name for name, strength in asks.items() if there.get(name, strength) != strength), None):
+        raise RequestError(
+            f"The request states the strength {asks[other]:g} of the adapter {other}, but this bundle was fused with "
+            f"it at {there[other]:g}. Leave the adapter out of the request (run --without adapters), or use a bundle "
+            "without it."
+        )
+    if unknown := [name for name in asks if name not in there]:
         words = " ".join(f"--lora {name}{SUFFIX}:{request.adapters[name]:g}" for name in unknown)
         raise RequestError(
             f"The request uses the adapter {', '.join(unknown)}, but this pipeline has {', '.join(own) or 'none'}. "
-            f"Pass the file ({words}; in Python: Pipeline.open(adapters=...)), or leave the adapter out of the request."
+            f"Pass the file ({words}; in Python: Pipeline.open(adapters=...)), or leave the adapter "
+            "out of the request (run --without adapters)."
         )
     asked = {name: request.adapters.get(name, 0.0) for name in own}
     if how is not None and not how.exchanges and asked != own:

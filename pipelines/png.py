@@ -7,7 +7,7 @@ A PNG has two text chunks: `parameters`, in AUTOMATIC1111's form for other tools
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
@@ -34,6 +34,9 @@ TI_HASHES, LORA_HASHES, SHORT = "TI hashes", "Lora hashes", 12
 """The web UI's keys for the textual inversions and the LoRAs of an image, and the length of their digests. Those of
 LoRAs are of what follows the file's header. Source: its `extensions-builtin/Lora/network.py`.
 """
+
+EARLIER = "Loras"
+"""The key of adapters in texts of earlier versions, which wrote no tags."""
 
 FRAME_NAME = "{:04d}.png"
 """Name of a frame in a folder of frames."""
@@ -209,7 +212,7 @@ def _drawing(text: str | None) -> tuple[Drawing | None, str]:
 
 def _differences(drawing: Drawing, found: Parsed) -> list[str]:
     """Fields in which the text differs from what was written for this record; missing keys are ignored."""
-    wrote = parse(_text(drawing))
+    wrote = parse(_text(drawing, tags=EARLIER not in found.rest))
     names = [name for name in sorted(found.stated) if getattr(found.request, name) != getattr(wrote.request, name)]
     return names + [key for key in (*OWN_KEYS, "Model") if key in found.rest and found.rest[key] != wrote.rest.get(key)]
 
@@ -219,18 +222,19 @@ def _named(token: str) -> str:
     return token.replace(":", "").replace(",", "")
 
 
-def _hashes(digests: Mapping[str, str]) -> str:
-    """The web UI's list of the digests of files by name."""
-    return ", ".join(f"{_named(name)}: {digest[:SHORT]}" for name, digest in digests.items())
+def _hashes(digests: Iterable[tuple[str, str]]) -> str:
+    """The web UI's list of the names and digests of files."""
+    return ", ".join(f"{_named(name)}: {digest[:SHORT]}" for name, digest in digests)
 
 
-def _text(drawing: Drawing) -> str:
+def _text(drawing: Drawing, *, tags: bool = True) -> str:
     """The `parameters` text of a record. PNG texts can't contain NUL; the JSON keeps it, escaped."""
-    files = {one.name: one.weights_sha256 for one in drawing.adapters if one.weights_sha256}
-    strengths = {one.name: one.strength for one in drawing.adapters}
+    files = [(one.name, one.weights_sha256) for one in drawing.adapters if one.weights_sha256]
     made = {"Model": drawing.model} | ({"Refiner": drawing.refiner} if drawing.refiner else {})
-    made |= {
-        key: _hashes(digests) for key, digests in {LORA_HASHES: files, TI_HASHES: drawing.embeddings}.items() if digests
-    }
+    for key, digests in ((LORA_HASHES, files), (TI_HASHES, drawing.embeddings.items())):
+        made |= {key: _hashes(digests)} if digests else {}
     made |= {"Version": f"latentc {drawing.versions.get('latentc', __version__)}"}
+    strengths = dict[str, float]()
+    for one in drawing.adapters if tags else ():
+        strengths[one.name] = strengths.get(one.name, 0.0) + one.strength  # several files may have one name
     return write(drawing.request.model_copy(update={"adapters": strengths}), made).replace("\0", " ")

@@ -59,6 +59,8 @@ TWO_CALLS = (Heun, DpmSde, Dpm2)
 """Schedules whose steps, but the last, take two calls."""
 
 DISTILLED = ("LCMScheduler", "TCDScheduler")
+"""Classes of schedulers of models for few steps."""
+
 FEW_STEPS = 8
 """With at most this many steps, an image depends on the timestep at which sampling starts."""
 
@@ -233,7 +235,8 @@ def few_steps(config: Mapping[str, object], steps: int, name: str | None, spacin
 def replaced(config: Mapping[str, object], preset: str | None) -> str | None:
     """Return a notice if a preset replaces the solver and the steps of a checkpoint that seems to be for few steps."""
     sampler, checked = _settled(config, None, None)
-    if preset is None or not (sampler.class_name in DISTILLED or checked.timestep_spacing == "trailing"):
+    trailing = checked.timestep_spacing == "trailing" and not checked.rescale_betas_zero_snr
+    if preset is None or not (sampler.class_name in DISTILLED or trailing):
         return None
     return (
         f"The preset {preset} replaces the checkpoint's own scheduler and steps. If it is a model for few steps "

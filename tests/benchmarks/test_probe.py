@@ -223,6 +223,8 @@ def test_everything_that_a_gpu_can_run_is_tried_on_one_without_profiles_of_its_o
     adapted = {one.name: one for one in probe._adapted([])}
     assert (adapted["mi300x-mxr-on-gfx1102"].device, adapted["mi300x-mxr-on-gfx1102"].options) == ("gfx1102", {})
     assert [one.runtime for one in adapted.values()].count("iree") == 1
+    assert [one.device for one in adapted.values() if one.runtime == "onnxruntime"].count("MIGraphX-gfx1102") == 1
+    assert not [one for one in adapted.values() if one.device.startswith("MIGraphX-") and "gfx1102" not in one.device]
 
 
 READY = "open(sys.argv[1], 'w').close()\n"

@@ -189,6 +189,7 @@ def test_folders_without_configs_have_the_pipelines_numbers(exported, checkpoint
     assert any("returns latents" in notice for notice in opened.manifest.notices)
 
 
+@pytest.mark.apart
 def test_sizes_that_a_graph_cannot_run_at_are_refused(own, tmp_path):
     """A graph that halves the latents and doubles them again runs at multiples of two only."""
 

@@ -120,8 +120,9 @@ def test_images_are_those_of_diffusers_with_the_changed_weights(made, fused_bund
     with Pipeline.open(fused_bundle, profile) as opened:
         again = opened.check(parse(shown.text).request.model_copy(update={"strength": None}))
         assert again.adapters is None, "the bundle has them at these strengths"
-        with pytest.raises(RequestError, match="uses the adapter style, but this pipeline has none"):
-            opened.check(request.model_copy(update={"adapters": {"style": 0.7}}))
+        for name, said in (("style", "was fused with it at 0.8"), ("ink", "uses the adapter ink, but this pipeline")):
+            with pytest.raises(RequestError, match=f"{said}.* --without adapters"):
+                opened.check(request.model_copy(update={"adapters": {name: 0.7}}))
     assert shown.notices == ()
     assert "/" not in "".join(one.name for one in shown.drawing.adapters), "no path of this machine"
 
@@ -390,6 +391,7 @@ def test_wide_layers_in_half_precision_and_equal_biases_keep_their_names(tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.apart
 def test_a_bundle_in_half_precision_is_fused_in_f32(made, tmp_path):
     _, loras, _ = made
     half = new_checkpoint("sd1", "tiny", 1, tmp_path / "half", dtype="f16")

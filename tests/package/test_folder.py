@@ -31,6 +31,9 @@ ORT = "cpu-onnxruntime"
 REQUEST = Request(prompt="a lighthouse", steps=2, seed=3, width=64, height=64)
 
 
+pytestmark = pytest.mark.apart  # a package lists what a process has imported
+
+
 @pytest.fixture(scope="module")
 def packaged(bundle, tmp_path_factory):
     """`packaged(profile)`: a copy of a package, so that nothing in it leads to the bundle."""

@@ -13,7 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 from latentc.cli.ask import differences
 from latentc.core.errors import RequestError
 from latentc.core.manifest import FileInfo
-from latentc.core.request import Origin, Request, Result
+from latentc.core.request import Fused, Origin, Request, Result
 from latentc.pipelines import a1111
 from latentc.pipelines.png import Drawing, origin, read
 from latentc.pipelines.save import save
@@ -86,6 +86,20 @@ def test_the_text_alone_gives_the_request_too(prompt, negative):
     parsed = a1111.parse(a1111.write(request, {"Model": "tiny, v1: final", "Version": "latentc 0.1.0"}))
     assert parsed.request == request
     assert parsed.rest == {"Model": "tiny, v1: final", "Version": "latentc 0.1.0"}
+
+
+@pytest.mark.parametrize("prompt", ["a fox ", "a fox <lora:b:1> "])
+def test_texts_of_earlier_versions_with_adapters_agree_with_their_record(tmp_path, prompt):
+    """They had no tags. Two files may have one name."""
+    ink, other = (Fused(name="ink", sha256=digit * 64, strength=0.5, weights_sha256=digit * 64) for digit in "12")
+    (path,) = save(_result(replace(ORIGIN, adapters=(ink, other)), count=1, prompt=prompt), tmp_path / "a.png")
+    shown = read(path)
+    assert shown.notices == ()
+    assert f'Lora hashes: "ink: {"1" * 12}, ink: {"2" * 12}"' in shown.text
+    assert shown.text.splitlines()[0].endswith(" <lora:ink:1>")
+    text = a1111.write(shown.request, {"Loras": "ink:0.5, ink:0.5"})
+    earlier = _png(tmp_path / "b.png", {"latentc": shown.drawing.model_dump_json(), "parameters": text})
+    assert read(earlier).notices == ()
 
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])

@@ -89,6 +89,7 @@ def test_the_result_has_the_spacing_and_the_notice(sd_bundle, engines):
         ({}, "fast", False),
         ({"timestep_spacing": "trailing"}, "fast", True),  # as in SDXL Turbo's config
         ({"timestep_spacing": "trailing"}, None, False),
+        ({"timestep_spacing": "trailing", "rescale_betas_zero_snr": True}, "fast", False),
         ({"_class_name": "LCMScheduler"}, "draft", True),
     ],
 )

@@ -259,6 +259,7 @@ def test_adapters_are_refused_before_anything_is_loaded(base, loras, tmp_path):
         asked(adapters={"style": float("nan")})
 
 
+@pytest.mark.apart
 def test_graphs_of_other_machines_are_compared_in_a_process_of_their_own(base, loras, monkeypatch):
     profile = load_profile("cpu-onnxruntime")
     build(base, profile)
