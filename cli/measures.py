@@ -6,14 +6,16 @@ Packages are imported inside the functions, so that `latentc --help` stays fast.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..core.record import Record
 from .options import Folder, Json, ProfileName, Profiles, Quiet, Threads
 from .text import as_json as json_text
 from .text import say
+
+if TYPE_CHECKING:
+    from ..core.record import Record
 
 SCHEMA = "Print the JSON schema of the file's lines, and exit."
 

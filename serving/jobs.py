@@ -89,6 +89,16 @@ def _model_of(left: dict[str, Any]) -> str | None:
 def router(service: Service) -> APIRouter:
     """The routes."""
     routes = APIRouter(route_class=route_class(openai_body))
+    known: dict[str, tuple[ServedModel, dict[str, Any]]] = {}
+
+    def able() -> dict[str, dict[str, Any]]:
+        for name, model in service.models.items():
+            if name not in known or known[name][0] is not model:  # which has replaced another
+                about = _able(model, service.limits.steps)
+                known[name] = model, {**about, "previews": service.shows_previews(model)}
+        return {name: about for name, (_, about) in known.items()}
+
+    able()
 
     @routes.post("/v1/jobs")
     async def submit(http: HttpRequest) -> Response:
@@ -157,11 +167,7 @@ def router(service: Service) -> APIRouter:
         added = service.added
         has = {"history": added.history is not None, "credits": added.credits is not None}
         has["prompts"] = added.prompts is not None
-        able = {
-            name: {**_able(model, service.limits.steps), "previews": service.shows_previews(model)}
-            for name, model in service.models.items()
-        }
-        return {"models": able, "limits": asdict(service.limits), **has}
+        return {"models": able(), "limits": asdict(service.limits), **has}
 
     return routes
 

@@ -283,6 +283,7 @@ def test_a_token_is_asked_for_once(visit, slow, token):
             expect(page.locator("#token")).to_be_visible()
             page.locator("#token-value").fill(given)
             page.locator("#token-value").press("Enter")
+        page.wait_for_selector("html[data-ready]")
         ask(page)
         drawn(page)
         page.reload()
