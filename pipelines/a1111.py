@@ -26,6 +26,7 @@ from ..sampling.schedulers.names import PLAIN
 from ..sampling.schedulers.rows import parted
 from ..sampling.schedulers.settings import LEVELS, RAMPS
 from .complete import size_and_seed
+from .lora_tags import as_tag, read_tags
 
 NEGATIVE = "Negative prompt:"
 OTHER = "Other text"
@@ -123,9 +124,6 @@ _TITLES: dict[str, tuple[str, ...]] = {
 _WEB_UI = re.compile(r"(?:f\d[\d.]*)?v(\d+)\.(\d+)")
 """Versions of the web UI and of Forge, as `v1.9.4` and `f2.0.1v1.10.1-previous-665`."""
 _KEY = re.compile(r'\w[^,:"{}\[\]]*')
-_STRENGTH = re.compile(r"(?:(te|(unet))=)?([^=]*)")
-"""A part of a LoRA's tag: its strength, or by name that of the text encoder or that of the UNet."""
-_LORA = re.compile(r"<(?:lora|lyco):([^<>:\n]{1,255})((?::[^<>:\n]{0,40}){0,8})>", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -138,51 +136,6 @@ class Parsed:
     """Fields of the request that the text gives; the others have their defaults."""
     notices: tuple[str, ...] = ()
     """Assumptions that were made, in sentences."""
-
-
-@dataclass(frozen=True)
-class Tagged:
-    """A prompt without the web UI's tags of LoRAs, such as `<lora:style:0.8>`."""
-
-    prompt: str
-    strengths: Mapping[str, float]
-    """By the name of the file; of a name with several tags, their sum."""
-    left: tuple[str, ...]
-    """Tags that a request can't represent: without a single strength that is allowed, with options, or too many."""
-
-
-def read_tags(prompt: str) -> Tagged:
-    """Take the tags of LoRAs out of a prompt.
-
-    Source: the web UI's `extensions-builtin/Lora/extra_networks_lora.py`: the strength of the text encoder and that of
-    the UNet, which is the same if there is none, in this order or as `te=` and `unet=`.
-    """
-    strengths: dict[str, float] = {}
-    left: list[str] = []
-
-    def read(tag: re.Match[str]) -> str:
-        parts = [_STRENGTH.fullmatch(one.strip()) for one in tag[2].split(":")[1:]]
-        by_place = [part[3] for part in parts if part and not part[1]]
-        of_text = [part[3] for part in parts if part and part[1] and not part[2]]
-        of_image = [part[3] for part in parts if part and part[2]]
-        try:
-            text = float([*of_text, *by_place[:1], "1"][0])
-            image = float([*of_image, *by_place[1:], text][0])
-            if None in parts or len(by_place) > 2 or image != text:
-                raise ValueError
-            strength = strengths.get(tag[1], 0.0) + text
-            Request(prompt="", adapters={**strengths, tag[1]: strength})
-            strengths[tag[1]] = strength
-        except (ValueError, RequestError):
-            left.append(tag[0])
-        return ""
-
-    found = _LORA.sub(read, prompt)
-    return Tagged(found.rstrip(" ") if prompt.endswith(">") else found, strengths, tuple(left))
-
-
-def _tag(name: str, strength: float) -> str:
-    return f"<lora:{re.sub('[<>:]', '', name)}:{_number(strength)}>"
 
 
 def write(request: Request, extra: Mapping[str, str]) -> str:
@@ -228,7 +181,7 @@ def write(request: Request, extra: Mapping[str, str]) -> str:
         pairs[DOWNWEIGHT] = request.downweight
     if request.preset is not None:
         pairs[PRESET] = request.preset
-    lines = [" ".join([request.prompt, *map(_tag, request.adapters or {}, (request.adapters or {}).values())])]
+    lines = [" ".join([request.prompt, *map(as_tag, request.adapters or {}, (request.adapters or {}).values())])]
     if request.negative_prompt:
         lines.append(f"{NEGATIVE} {request.negative_prompt}")
     lines.append(", ".join(f"{key}: {_quoted(value)}" for key, value in (pairs | dict(extra)).items()))

@@ -23,7 +23,8 @@ from ..core.errors import RequestError
 from ..core.record import shown, suggest
 from ..core.request import Request
 from ..core.units import listed
-from ..pipelines.a1111 import LANCZOS, read_tags, samplers, scheduler_of
+from ..pipelines.a1111 import LANCZOS, samplers, scheduler_of
+from ..pipelines.lora_tags import read_tags
 from ..pipelines.picture import Decoded, load_mask, load_picture
 from .controlnet import SCRIPT, ControlsAsked, control_pictures, controls_asked
 

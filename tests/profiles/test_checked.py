@@ -26,6 +26,7 @@ from latentc.profiles import load_profile, profile_names
 from latentc.runtimes import Target, hip, iree, onnxruntime, onnxruntime_web, openvino, trt, web_library
 from latentc.runtimes.base import misfit
 from latentc.runtimes.providers import DEVICE_ID, PROVIDERS, settings
+from latentc.runtimes.web_library import library_files
 
 HERE = Path(__file__).parent
 WHEELS, BINDINGS = (Path(sys.prefix) / name for name in ("wheels", "bindings"))
@@ -394,7 +395,7 @@ def test_onnxruntime_web_has_every_name_that_the_page_sets(device):
         *("executionProviders", "logSeverityLevel", "externalData"),
     }
     backend = onnxruntime_web.DEVICES[device]
-    module = web_library.library_files(archive, quiet)[web_library.BACKENDS[backend][0]].decode()
+    module = library_files(archive, quiet)[web_library.BACKENDS[backend][0]].decode()
     words = set(re.findall(r"[\w$]+", module))
     assert names | {backend} <= words
     assert WRONG not in words
