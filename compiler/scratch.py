@@ -24,11 +24,14 @@ def scratch_folder(parent: Path | None) -> Generator[Path]:
     Raises `CompileError` where neither can.
     """
     folder, lock = _made(parent)
-    with lock:
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+    try:
+        with lock:
+            try:
+                yield folder
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)  # Windows keeps a lock's file, and its folder, until it is released
 
 
 def _made(parent: Path | None) -> tuple[Path, ExitStack]:
@@ -72,5 +75,7 @@ def _remove_leftovers(parent: Path) -> None:
     for folder in parent.glob(f"{PREFIX}*"):
         if folder.is_symlink() or not is_regular(folder / LOCK):  # not ours, not locked yet, or another user's
             continue
-        with suppress(OSError, NotImplementedError, LockedError), held(folder / LOCK):
+        with suppress(OSError, NotImplementedError, LockedError):
+            with held(folder / LOCK):
+                shutil.rmtree(folder, ignore_errors=True)
             shutil.rmtree(folder, ignore_errors=True)

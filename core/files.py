@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -18,6 +19,7 @@ from .locks import UNSUPPORTED, LockedError, held
 from .reading import INFINITE, NAN, TABLE_BYTES, parse_json, read_bounded, regular
 from .units import sized
 
+WINDOWS = os.name == "nt"
 CHUNK_BYTES = 8 << 20
 SEAL = "digest"
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -57,11 +59,11 @@ def sha256_json(value: object) -> str:
 
 
 def sync(path: Path) -> None:
-    """Flush a file or folder to disk, if its file system supports that."""
+    """Flush a file or folder to disk, if that is supported: on Windows, folders and read-only files cannot be."""
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDWR if WINDOWS else os.O_RDONLY)  # Windows flushes what is open for writing
     except OSError:
-        if path.is_dir():  # some systems cannot open folders
+        if path.is_dir() or (WINDOWS and not path.stat().st_mode & stat.S_IWRITE):
             return
         raise
     try:
@@ -192,6 +194,8 @@ def _filled(target: Path, fresh: Path, error: type[LatentcError], needed_bytes: 
         yield fresh
         for path in sorted(fresh.rglob("*")):
             sync(path)
+        with suppress(FileNotFoundError):  # Windows can't replace an empty folder
+            target.rmdir()
         fresh.replace(target)
         sync(target.parent)
     except OSError as exc:
