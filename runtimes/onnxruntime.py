@@ -201,6 +201,10 @@ class ONNXRuntime(Runtime):
         kernels = cpu_kernels() if numbered(device)[0] == "CPU" else None
         return tuple(sorted((set(operators) - own) | (own - kernels if kernels is not None else set())))
 
+    def extra(self, device: str) -> str:
+        """The provider's."""
+        return PROVIDERS[numbered(device)[0]].extra
+
     def versions(self) -> dict[str, str]:
         """The library's version, and the flavour's name where it isn't the default one."""
         with border(RuntimeMissing, "ONNX Runtime cannot be loaded", install(EXTRA)):

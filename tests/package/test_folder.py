@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from importlib import metadata
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,8 +22,10 @@ from latentc.core.bundle import open_bundle, verify_files
 from latentc.core.errors import BundleError, ProfileError
 from latentc.core.files import write_sealed
 from latentc.core.manifest import FileInfo
+from latentc.core.progress import quiet
 from latentc.core.request import Request
 from latentc.package.folder import package
+from latentc.package.pins import pins
 from latentc.pipelines.pipeline import Pipeline
 from latentc.profiles import load_profile
 from latentc.runtimes.onnxruntime import ONNXRuntime
@@ -81,6 +84,44 @@ def test_requirements_are_the_installed_versions_without_torch(packaged):
     assert {"numpy", "tokenizers", "pillow", "onnxruntime", "pydantic", "typer", "fastapi"} <= pinned.keys()
     assert pinned == {name: metadata.version(name) for name in pinned}
     assert not {"torch", "diffusers", "transformers", "openvino", "latentc"} & pinned.keys()
+
+
+METADATA = {
+    "latentc": [
+        "numpy>=2.2",
+        'uvicorn>=0.34; extra == "serve"',
+        'onnxruntime>=1.31; extra == "onnxruntime"',
+        'onnxruntime-gpu[cuda,cudnn]>=1.31; extra == "onnxruntime-gpu"',
+        'latentc[onnxruntime-gpu]; extra == "all"',
+    ],
+    "onnxruntime-gpu": [  # as in the wheel of 1.31.1
+        "flatbuffers",
+        'sympy; extra == "symbolic"',
+        'nvidia-cuda-runtime~=13.0; extra == "cuda"',
+        'nvidia-cufft~=12.0; extra == "cuda"',
+        'nvidia-cudnn-cu13~=9.0; extra == "cudnn"',
+    ],
+    "nvidia-cudnn-cu13": ["nvidia-cublas<14"],
+}
+
+
+def test_requirements_have_what_an_extra_names_and_nothing_imports(monkeypatch):
+    """CUDA and cuDNN are loaded by ONNX Runtime, by their files' names."""
+    names = ("numpy", "uvicorn", "flatbuffers", "sympy", "nvidia-cuda-runtime", "nvidia-cufft", "nvidia-cublas")
+
+    def version(name):
+        if name not in (*METADATA, *names):
+            raise metadata.PackageNotFoundError(name)
+        return "1"
+
+    monkeypatch.setattr("latentc.package.pins.quarantined", lambda *_, **__: {"names": ["numpy", "onnxruntime_gpu"]})
+    monkeypatch.setattr(metadata, "requires", lambda name: METADATA.get(name))
+    monkeypatch.setattr(metadata, "version", version)
+    bundle = SimpleNamespace(folder="unread")
+    listed = pins(bundle, load_profile("h100"), quiet)
+    assert {*listed} == {f"{name}==1" for name in (*METADATA, *names) if name not in ("latentc", "sympy")}
+    listed = pins(bundle, load_profile("cpu-openvino"), quiet)
+    assert not any("cu" in name for name in listed)
 
 
 def test_the_script_generates_an_image(packaged, tmp_path):
