@@ -159,6 +159,10 @@ COMPRESSED = {"ort-wasm-simd-threaded.wasm": 3_652_765, "ort-wasm-simd-threaded.
 """Sizes in a page of onnxruntime-web's WebAssembly."""
 
 
+IN_NGINX = {".html", ".css", ".js", ".json", ".svg", ".bin"}
+"""Suffixes with a type in nginx's own `mime.types`, which has none for `.mjs` in 1.22."""
+
+
 @needs_library
 def test_the_library_has_the_sizes_that_are_known(made):
     files = json.loads((made.folder / "model.json").read_text())["files"]
@@ -179,6 +183,8 @@ def test_a_first_visit_of_scenes_loads_less_than_30_mb(tmp_path, monkeypatch):
     for name, loaded in page.first_visit_bytes.items():
         assert loaded > COMPRESSED[BACKENDS[name][-1]] + 10e6
         assert loaded < 30e6
+    suffixes = {path.suffix for path in page.folder.rglob("*") if path.is_file()}
+    assert suffixes - {".md", ".py"} <= IN_NGINX
 
 
 @needs_library
