@@ -3,6 +3,7 @@
 import ast
 import re
 import shutil
+import sys
 import tomllib
 from pathlib import Path
 
@@ -17,7 +18,7 @@ ROOMS = sorted({name.split(".")[1] for name in PROJECT["tool"]["setuptools"]["pa
 TARGETS = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split()
 OWN = re.compile(rf"""constraints\.txt|["']\.\[|latentc\[|\bmake ({"|".join(TARGETS)})\b(?!` in a checkout)""")
 """What only `core.install` may write into a message."""
-MADE = ("in_tested_versions", "install", "make", "pip")
+MADE = ("in_tested_versions", "install", "make", "pip", "uninstall")
 
 
 @pytest.fixture
@@ -46,9 +47,47 @@ def test_beside_a_checkout(monkeypatch, tmp_path):
     assert Path(re.fullmatch(r'make -C "(.*)" peers', make("peers"))[1]).samefile(ROOT)
 
 
+WHEEL = '{"url":"file:///a%20b/latentc-1-py3-none-any.whl","archive_info":{}}'
+FOLDER = '{"url":"file:///a%20b/src","dir_info":{}}'
+GIT = '{"url":"https://a.test/l.git","vcs_info":{"vcs":"git","commit_id":"1a2b"}}'
+OTHER = "home = /usr/bin\nversion = 3.11.7\n"
+UV = "home = /usr/bin\nimplementation = CPython\nuv = 0.13.9\nversion_info = 3.11.7\n"
+EXTRAS = "[openvino,serve]"
+
+
+@pytest.mark.parametrize(
+    ("place", "cfg", "has", "url", "command"),
+    [
+        ("venv", OTHER, (), None, f'pip install "latentc{EXTRAS}"'),
+        ("venv", OTHER, (), WHEEL, f'pip install "/a b/latentc-1-py3-none-any.whl{EXTRAS}"'),
+        ("venv", OTHER, (), FOLDER, f'pip install "/a b/src{EXTRAS}"'),
+        ("venv", OTHER, (), GIT, f'pip install "latentc{EXTRAS} @ git+https://a.test/l.git@1a2b"'),
+        ("pipx/venvs/latentc", UV, ("pipx_metadata.json",), FOLDER, f'pipx inject latentc "/a b/src{EXTRAS}"'),
+        ("tools/latentc", UV, ("uv-receipt.toml",), FOLDER, f'uv pip install --python "@" "/a b/src{EXTRAS}"'),
+        ("cache/archive-v0/x", UV, ("../../CACHEDIR.TAG",), FOLDER, f'uv tool run --from "/a b/src{EXTRAS}" latentc'),
+    ],
+)
+def test_the_command_is_of_the_tool_that_made_the_environment(
+    installed, monkeypatch, tmp_path, place, cfg, has, url, command
+):
+    """The files are as uv 0.13.9 and pipx 1.18.4 write them."""
+    prefix, info = tmp_path / place, installed.parent / "latentc-1.dist-info"
+    prefix.mkdir(parents=True)
+    (prefix / "pyvenv.cfg").write_text(cfg)
+    for name in has:
+        (prefix / name).touch()
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: latentc\nVersion: 1\n")
+    if url:
+        (info / "direct_url.json").write_text(url)
+    monkeypatch.setattr(sys, "prefix", str(prefix))
+    monkeypatch.syspath_prepend(installed.parent)
+    monkeypatch.setitem(sys.modules, "pip", None)
+    assert pip("openvino", "serve", folder=installed) == command.replace("@", str(prefix), "uv pip" in command)
+
+
 def test_without_a_checkout_nothing_names_its_files(installed):
     assert not is_checkout(installed)
-    assert pip("openvino", "serve", folder=installed) == 'pip install "latentc[openvino,serve]"'
     assert make("peers", installed) == "make peers, in a checkout of latentc"
     assert in_tested_versions("torch", "diffusers", "transformers", folder=installed) == (
         "Install the versions of torch, diffusers and transformers that constraints.txt of latentc's sources names."
