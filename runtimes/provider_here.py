@@ -119,13 +119,17 @@ def amd_gpu(provider: Provider, number: int | None) -> str:
 
 def _old_driver(provider: Provider) -> str | None:
     """Report a driver that is too old for the CUDA version that the library was built with."""
-    built_with = str(getattr(library(), "cuda_version", ""))
-    if provider.vendor != "NVIDIA" or not built_with:
+    if provider.vendor != "NVIDIA" or not (cuda := built_with()):
         return None
     try:
-        return old_driver("ONNX Runtime's wheels", built_with.partition(".")[0])
+        return old_driver("ONNX Runtime's wheels", cuda)
     except RuntimeMissing as exc:
         return str(exc)
+
+
+def built_with() -> str:
+    """The major version of CUDA that the library was built with; empty without CUDA."""
+    return str(getattr(library(), "cuda_version", "")).partition(".")[0]
 
 
 def _other_version(provider: Provider) -> str:
