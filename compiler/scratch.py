@@ -24,14 +24,11 @@ def scratch_folder(parent: Path | None) -> Generator[Path]:
     Raises `CompileError` where neither can.
     """
     folder, lock = _made(parent)
-    try:
-        with lock:
-            try:
-                yield folder
-            finally:
-                shutil.rmtree(folder, ignore_errors=True)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)  # Windows keeps a lock's file, and its folder, until it is released
+    with lock:
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _made(parent: Path | None) -> tuple[Path, ExitStack]:
@@ -59,6 +56,7 @@ def _locked_folder(parent: Path) -> tuple[Path, ExitStack]:
             link(folder / "link", folder / "file")
             (folder / "link").unlink()
             (folder / "file").unlink()
+            lock.callback(shutil.rmtree, folder, ignore_errors=True)  # Windows keeps the file of a lock that is held
             lock.enter_context(held(folder / LOCK))
             if (folder / LOCK).exists():
                 return folder, lock

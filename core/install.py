@@ -27,23 +27,23 @@ def pip(*extras: str, folder: Path = CHECKOUT) -> str:
     """The command that installs extras: in a checkout from it, in the tested versions, and else from where latentc was
     installed from. It is pip's, or that of the tool that made this environment.
     """
-    names, prefix = ",".join(extras), Path(sys.prefix)
-    command = f'uv pip install --python "{prefix}"' if _by_uv() else "pip install"
+    names, prefix, command = ",".join(extras), Path(sys.prefix), _tool("install")
     if is_checkout(folder):
         if _is_current(folder):
             return f'{command} -c {CONSTRAINTS} ".[{names}]"'
         return f'{command} -c "{folder / CONSTRAINTS}" "{folder}[{names}]"'
     if (prefix / "pipx_metadata.json").is_file():
         command = f"pipx inject {prefix.name}"
-    elif _by_uv() and any((parent / "CACHEDIR.TAG").is_file() for parent in prefix.parents):  # of `uv tool run`
+    elif command.startswith("uv") and any(
+        (parent / "CACHEDIR.TAG").is_file() for parent in prefix.parents
+    ):  # of `uv tool run`
         return f'uv tool run --from "{_requirement(names)}" {NAME}'
     return f'{command} "{_requirement(names)}"'
 
 
 def uninstall(*names: str) -> str:
     """The command that uninstalls distributions."""
-    command = f'uv pip uninstall --python "{sys.prefix}"' if _by_uv() else "pip uninstall -y"
-    return " ".join((command, *names))
+    return " ".join((_tool("uninstall -y"), *names))
 
 
 def need(library: str) -> tuple[str, ...]:
@@ -84,12 +84,13 @@ def _requirement(names: str) -> str:
     return f"{NAME}[{names}] @ {url}" if url else f"{NAME}[{names}]"
 
 
-def _by_uv() -> bool:
-    """Whether uv made this environment, without pip."""
+def _tool(verb: str) -> str:
+    """A command of pip, or of uv where that made this environment, without pip."""
     with suppress(OSError):
         made = (Path(sys.prefix) / "pyvenv.cfg").read_text(encoding="utf-8", errors="replace")
-        return "uv =" in made and find_spec("pip") is None
-    return False
+        if "uv =" in made and find_spec("pip") is None:
+            return f'uv pip {verb} --python "{sys.prefix}"'
+    return f"pip {verb}"
 
 
 def _is_current(folder: Path) -> bool:

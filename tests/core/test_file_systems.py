@@ -36,7 +36,7 @@ def small_disk(place, size="4m"):
 
 
 class WindowsLock(FileLock):
-    """Its file can't be removed while it is held, and is removed when it is released."""
+    """Its file is removed when it is released, and can't be before."""
 
     def _release(self):
         super()._release()
@@ -49,13 +49,13 @@ def unlink_as_windows(path, missing_ok=False, *, unlink=Path.unlink):
         try:
             fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise PermissionError(errno.EACCES, "used by another process", str(path)) from None
+            raise PermissionError(path) from None
     unlink(path, missing_ok)
 
 
 @pytest.fixture(
     params=[None, "Windows", errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK],
-    ids=["flock", "Windows", "ENOSYS", "ENOTSUP", "ENOLCK"],
+    ids=lambda one: errno.errorcode.get(one, str(one)),
 )
 def flock(request, monkeypatch):
     """A file system with `flock`, Windows, and three without it."""
@@ -176,12 +176,12 @@ def test_what_cant_be_synced_is_written_all_the_same(code, tmp_path, monkeypatch
 
 
 def test_windows_flushes_what_is_open_for_writing(tmp_path, monkeypatch):
-    """Its `_commit` fails for files that are open for reading only; folders and read-only files don't open."""
+    """Its `_commit` fails for other files; folders and read-only files don't open."""
     flushed = []
 
     def opened(path, flags, *rest, real=os.open, **words):
-        if Path(path).exists() and flags & os.O_RDWR and not Path(path).stat().st_mode & stat.S_IWRITE:
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        if flags & os.O_RDWR and Path(path).exists() and not Path(path).stat().st_mode & stat.S_IWRITE:
+            raise PermissionError(path)
         return real(path, flags, *rest, **words)
 
     def commit(descriptor):
@@ -196,12 +196,10 @@ def test_windows_flushes_what_is_open_for_writing(tmp_path, monkeypatch):
     (tmp_path / "made").mkdir()
     with fresh_folder(tmp_path / "made", BundleError) as fresh:
         (fresh / "below").mkdir()
-        (fresh / "below" / "b").write_text("b")
-        (fresh / "kept").write_text("c")
-        (fresh / "kept").chmod(0o444)
+        (fresh / "below" / "b").touch()
+        (fresh / "kept").touch(0o444)
     assert flushed[1:] == ["b"]
-    assert (tmp_path / "a").read_text() == "text"
-    assert (tmp_path / "made" / "below" / "b").read_text() == "b"
+    assert (tmp_path / "made" / "below" / "b").exists()
 
 
 def test_a_disk_that_fails_is_an_error_still(tmp_path, monkeypatch):

@@ -86,42 +86,26 @@ def test_requirements_are_the_installed_versions_without_torch(packaged):
     assert not {"torch", "diffusers", "transformers", "openvino", "latentc"} & pinned.keys()
 
 
-METADATA = {
-    "latentc": [
-        "numpy>=2.2",
-        'uvicorn>=0.34; extra == "serve"',
-        'onnxruntime>=1.31; extra == "onnxruntime"',
-        'onnxruntime-gpu[cuda,cudnn]>=1.31; extra == "onnxruntime-gpu"',
-        'latentc[onnxruntime-gpu]; extra == "all"',
-    ],
-    "onnxruntime-gpu": [  # as in the wheel of 1.31.1
-        "flatbuffers",
+REQUIRED = {
+    "latentc": ["numpy>=2.2", 'onnxruntime-gpu[cuda,cudnn]>=1.31; extra == "onnxruntime-gpu"'],
+    "onnxruntime-gpu": [
+        *('nvidia-cufft~=12.0; extra == "cuda"', 'nvidia-cudnn-cu13~=9.0; extra == "cudnn"'),
         'sympy; extra == "symbolic"',
-        'nvidia-cuda-runtime~=13.0; extra == "cuda"',
-        'nvidia-cufft~=12.0; extra == "cuda"',
-        'nvidia-cudnn-cu13~=9.0; extra == "cudnn"',
     ],
     "nvidia-cudnn-cu13": ["nvidia-cublas<14"],
 }
+"""Of onnxruntime-gpu 1.31.1, in part."""
 
 
 def test_requirements_have_what_an_extra_names_and_nothing_imports(monkeypatch):
-    """CUDA and cuDNN are loaded by ONNX Runtime, by their files' names."""
-    names = ("numpy", "uvicorn", "flatbuffers", "sympy", "nvidia-cuda-runtime", "nvidia-cufft", "nvidia-cublas")
-
-    def version(name):
-        if name not in (*METADATA, *names):
-            raise metadata.PackageNotFoundError(name)
-        return "1"
-
-    monkeypatch.setattr("latentc.package.pins.quarantined", lambda *_, **__: {"names": ["numpy", "onnxruntime_gpu"]})
-    monkeypatch.setattr(metadata, "requires", lambda name: METADATA.get(name))
-    monkeypatch.setattr(metadata, "version", version)
-    bundle = SimpleNamespace(folder="unread")
-    listed = pins(bundle, load_profile("h100"), quiet)
-    assert {*listed} == {f"{name}==1" for name in (*METADATA, *names) if name not in ("latentc", "sympy")}
-    listed = pins(bundle, load_profile("cpu-openvino"), quiet)
-    assert not any("cu" in name for name in listed)
+    """ONNX Runtime loads CUDA and cuDNN by their files' names."""
+    monkeypatch.setattr("latentc.package.pins.quarantined", lambda *_, **__: {"names": ["onnxruntime_gpu"]})
+    monkeypatch.setattr(metadata, "requires", REQUIRED.get)
+    monkeypatch.setattr(metadata, "version", lambda name: "1")
+    bundle, cuda = SimpleNamespace(folder="unread"), ["nvidia-cublas", "nvidia-cudnn-cu13", "nvidia-cufft"]
+    for profile, names in (("h100", cuda), ("cpu-openvino", [])):
+        listed = pins(bundle, load_profile(profile), quiet)
+        assert listed == tuple(f"{name}==1" for name in sorted([*names, "numpy", "onnxruntime-gpu"]))
 
 
 def test_the_script_generates_an_image(packaged, tmp_path):
