@@ -8,7 +8,6 @@ import json
 import os
 import secrets
 import shutil
-import stat
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -59,11 +58,11 @@ def sha256_json(value: object) -> str:
 
 
 def sync(path: Path) -> None:
-    """Flush a file or folder to disk, if that is supported: on Windows, folders and read-only files cannot be."""
+    """Flush a file or folder to disk, if its file system supports that."""
     try:
         descriptor = os.open(path, os.O_RDWR if WINDOWS else os.O_RDONLY)  # Windows flushes what is open for writing
     except OSError:
-        if path.is_dir() or (WINDOWS and not path.stat().st_mode & stat.S_IWRITE):
+        if path.is_dir():  # some systems cannot open folders
             return
         raise
     try:

@@ -76,12 +76,10 @@ def _requirement(names: str) -> str:
     found: dict[str, Any] = {}
     with suppress(metadata.PackageNotFoundError, ValueError):
         found = json.loads(metadata.distribution(NAME).read_text("direct_url.json") or "{}")
-    url, version = str(found.get("url", "")), found.get("vcs_info", {})
-    if url.startswith("file:") and not version:
+    url, kind = str(found.get("url", "")), found.get("vcs_info", {}).get("vcs")
+    if url.startswith("file:") and not kind:
         return f"{url2pathname(urlsplit(url).path)}[{names}]"
-    if version:
-        url = f"{version['vcs']}+{url}@{version['commit_id']}"
-    return f"{NAME}[{names}] @ {url}" if url else f"{NAME}[{names}]"
+    return f"{NAME}[{names}]" + f" @ {f'{kind}+' if kind else ''}{url}" * bool(url)
 
 
 def _tool(verb: str) -> str:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import lzma
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -112,9 +113,16 @@ def definition() -> str:
 
 def _read(archive: Path) -> tuple[Manifest, dict[str, bytes]]:
     """The manifest in an archive, and the other files."""
-    try:
+    with _readable(archive):
         stored = members(archive)
         return Manifest.model_validate_json(stored.pop(MANIFEST)), stored
+
+
+@contextmanager
+def _readable(archive: Path) -> Generator[None]:
+    """Report an archive that is damaged or absent."""
+    try:
+        yield
     except (OSError, EOFError, ValueError, KeyError, tarfile.TarError, lzma.LZMAError) as exc:
         raise BundleError(f"{archive} cannot be read ({exc}). {AGAIN}") from exc
 
@@ -123,10 +131,13 @@ def _references(exported: Manifest) -> tuple[Manifest, dict[str, bytes]] | None:
     """The whole manifest of the export and PyTorch's references; None for those of other code or other graphs, which a
     checkout keeps, and a wheel made of it, until `make graphs`.
     """
-    whole, stored = _read(REFERENCES)
-    by_this = stored.pop(DEFINITION, b"").decode(errors="replace") == definition()
+    with _readable(REFERENCES):
+        stored = members(REFERENCES)
+        if stored.pop(DEFINITION, b"") != definition().encode():
+            return None
+        whole = Manifest.model_validate_json(stored.pop(MANIFEST))
     digests = [{name: part.digest for name, part in one.parts.items()} for one in (whole, exported)]
-    return (whole, stored) if by_this and digests[0] == digests[1] else None
+    return (whole, stored) if digests[0] == digests[1] else None
 
 
 def _with_references(fresh: Path, whole: Manifest, stored: Mapping[str, bytes]) -> Manifest:

@@ -88,24 +88,19 @@ def test_requirements_are_the_installed_versions_without_torch(packaged):
 
 REQUIRED = {
     "latentc": ["numpy>=2.2", 'onnxruntime-gpu[cuda,cudnn]>=1.31; extra == "onnxruntime-gpu"'],
-    "onnxruntime-gpu": [
-        *('nvidia-cufft~=12.0; extra == "cuda"', 'nvidia-cudnn-cu13~=9.0; extra == "cudnn"'),
-        'sympy; extra == "symbolic"',
-    ],
-    "nvidia-cudnn-cu13": ["nvidia-cublas<14"],
+    "onnxruntime-gpu": ['nvidia-cufft~=12.0; extra == "cuda"', 'sympy; extra == "symbolic"'],
+    "nvidia-cufft": ["nvidia-nvjitlink"],
 }
 """Of onnxruntime-gpu 1.31.1, in part."""
 
 
 def test_requirements_have_what_an_extra_names_and_nothing_imports(monkeypatch):
-    """ONNX Runtime loads CUDA and cuDNN by their files' names."""
+    """ONNX Runtime loads CUDA by its files' names."""
     monkeypatch.setattr("latentc.package.pins.quarantined", lambda *_, **__: {"names": ["onnxruntime_gpu"]})
     monkeypatch.setattr(metadata, "requires", REQUIRED.get)
-    monkeypatch.setattr(metadata, "version", lambda name: "1")
-    bundle, cuda = SimpleNamespace(folder="unread"), ["nvidia-cublas", "nvidia-cudnn-cu13", "nvidia-cufft"]
-    for profile, names in (("h100", cuda), ("cpu-openvino", [])):
-        listed = pins(bundle, load_profile(profile), quiet)
-        assert listed == tuple(f"{name}==1" for name in sorted([*names, "numpy", "onnxruntime-gpu"]))
+    monkeypatch.setattr(metadata, "version", lambda _: "1")
+    listed = pins(SimpleNamespace(folder=""), load_profile("h100"), quiet)
+    assert listed == ("numpy==1", "nvidia-cufft==1", "nvidia-nvjitlink==1", "onnxruntime-gpu==1")
 
 
 def test_the_script_generates_an_image(packaged, tmp_path):
