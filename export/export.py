@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..checkpoints.controls_sd3 import about_colours
+from ..checkpoints.controls import about_controls
 from ..checkpoints.embeddings import TextualInversion
 from ..checkpoints.families import (
     IMAGE_ENCODER,
@@ -138,7 +138,7 @@ def export(
     ready()  # which takes seconds
     opened.check_modules()
     kept: dict[str, Kept] = {component: kept_as(opened.weights[component].values()) for component in opened.tables}
-    more = (*about_colours(opened), *about_rounding(opened.embeddings, kept))
+    more = (*about_controls(opened), *about_rounding(opened.embeddings, kept))
     opened = replace(opened, notices=(*opened.notices, *more))
     tokenizers = {facts.name: opened.tokenizer_files(facts.name) for facts in opened.family.tokenizers}
     if opened.refiner is not None and REFINER_TEXT.name in opened.weights:
