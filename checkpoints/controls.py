@@ -72,6 +72,12 @@ def controlled(
         raise CheckpointError("T2I-Adapters and IP-Adapters cannot be combined yet. Leave out one of them.")
     found = {name: _READERS[cls](others[name], family, configs) for name, cls in classes.items()}
     check_alike([config for name, config in found.items() if classes[name] == CONTROL_SD3.cls])
+    pooled = [bool(config.get(_POOLED)) for config in found.values()]
+    if pooled[0] and not all(pooled):
+        raise CheckpointError(
+            f"{others[names[0]].source.location} averages its residuals over the image, and diffusers adds those of "
+            "others to it only if it is not the first. Pass it last."
+        )
     components = (*family.components, *(CONTROLS[cls].named(name) for name, cls in classes.items()))
     return replace(family, components=components), {**configs, **found}
 

@@ -80,7 +80,7 @@ def _version(file: AdapterFile) -> str:
 
 def about_version(file: AdapterFile, title: str | None, family: Family) -> list[str]:
     """A notice about a file of `title` that may be for another version, whose modules are named and shaped alike."""
-    if title != _THIRD or family.title not in (_THIRD, _MEDIUM):
+    if title not in (None, _THIRD) or family.title not in (_THIRD, _MEDIUM):
         return []
     both = "Stable Diffusion 3 or 3.5 Medium, whose modules have the same names and sizes"
     return [f"{file.path.name} does not state whether it is for {both}. It is applied to {family.title}."]

@@ -109,6 +109,13 @@ def test_a_file_without_a_config_is_pooled_by_its_name(checkpoint, net, tmp_path
     )
 
 
+def test_one_that_is_pooled_comes_last(checkpoint, net, tmp_path):
+    pooled = str(as_file(net("sd1"), tmp_path / "shuffle.safetensors"))
+    open_checkpoint(checkpoint("sd1"), components=controls_of([str(net("sd1")), pooled]))
+    with pytest.raises(CheckpointError, match="shuffle.safetensors averages its residuals .* Pass it last"):
+        open_checkpoint(checkpoint("sd1"), components=controls_of([pooled, str(net("sd1"))]))
+
+
 def test_a_single_file_checkpoint_takes_one(single_file, net):
     opened = open_checkpoint(single_file("sd1"), components=controls_of([str(net("sd1"))]))
     assert [one.name for one in opened.family.components][-1] == "controlnet"
