@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 
 from ..core.errors import CheckpointError
 from ..core.record import shown
@@ -34,27 +32,12 @@ _FIELDS: Config = {
 LEAST_ALIKE = 0.5
 """Share of the variance of the VAE's image that the image of its tiny decoder has; a flat image has none."""
 
-_NAMED = re.compile(r"taesd(xl|3)?", re.IGNORECASE)
-
 
 def unlike(given: Replacement) -> str:
     """A notice about a tiny decoder whose image of a reference has less than `LEAST_ALIKE` in common with the VAE's."""
     return (
         f"{given.source.location} does not decode latents of this checkpoint as its VAE does: it may be made for "
         "another family, and then gives wrong colours. Compare images of --decoder tiny and --decoder vae."
-    )
-
-
-def _check_name(where: str, family: Family) -> None:
-    """Raise CheckpointError for a tiny decoder whose name is that of one for other latents of the same shape."""
-    named = next(filter(None, (_NAMED.search(one) for one in (Path(where).name, Path(where).parent.name))), None)
-    wide = family.title.startswith("Stable Diffusion XL")
-    if named is None or named[1] == "3" or bool(named[1]) == wide:
-        return
-    kinds = {True: "Stable Diffusion XL", False: "Stable Diffusion 1 and 2"}
-    raise CheckpointError(
-        f"{where} is, by its name, the tiny decoder for {kinds[not wide]}, but the checkpoint is {family.title}: it "
-        f"would give wrong colours. Pass {'taesdxl' if wide else 'taesd'}, or rename it if it is another one."
     )
 
 
@@ -95,7 +78,6 @@ def tiny_decoded(
                 f"{where} has {key} = {shown(config[key])}, but {expected:g} was expected: tiny decoders take latents "
                 "as the denoiser returns them. Compare it with the config that it was published with."
             )
-    _check_name(where, family)
     levels = len(config.get("decoder_block_out_channels", (64,) * 4))
     scale, own = config.get("upsampling_scaling_factor", 2) ** (levels - 1), 2 ** (len(vae["block_out_channels"]) - 1)
     if scale != own:

@@ -101,19 +101,13 @@ def test_every_layout_gives_the_same_module(checkpoint, net, tmp_path, family, l
 
 @pytest.mark.parametrize("name", ["control_v11e_sd15_shuffle_fp16", "control_v11p_sd15_canny"])
 def test_a_file_without_a_config_is_pooled_by_its_name(checkpoint, net, tmp_path, name):
-    place = as_file(net("sd1"), tmp_path / f"{name}.safetensors")
-    opened, pooled = open_checkpoint(checkpoint("sd1"), components=controls_of([str(place)])), "shuffle" in name
-    assert facts_of(opened.configs["controlnet"], {}).pooled == pooled
-    assert [one.startswith(f"{place} does not state whether its residuals") for one in about_controls(opened)] == (
-        [True] if pooled else []
-    )
-
-
-def test_one_that_is_pooled_comes_last(checkpoint, net, tmp_path):
-    pooled = str(as_file(net("sd1"), tmp_path / "shuffle.safetensors"))
-    open_checkpoint(checkpoint("sd1"), components=controls_of([str(net("sd1")), pooled]))
-    with pytest.raises(CheckpointError, match="shuffle.safetensors averages its residuals .* Pass it last"):
-        open_checkpoint(checkpoint("sd1"), components=controls_of([pooled, str(net("sd1"))]))
+    place, plain = as_file(net("sd1"), tmp_path / f"{name}.safetensors"), str(net("sd1"))
+    opened = open_checkpoint(checkpoint("sd1"), components=controls_of([plain, str(place)]))
+    pooled = facts_of(opened.configs["controlnet_2"], {}).pooled
+    assert pooled == bool(about_controls(opened)) == ("shuffle" in name)
+    if pooled:
+        with pytest.raises(CheckpointError, match=r"shuffle_fp16.safetensors averages its .* Pass it last"):
+            open_checkpoint(checkpoint("sd1"), components=controls_of([str(place), plain]))
 
 
 def test_a_single_file_checkpoint_takes_one(single_file, net):
