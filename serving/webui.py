@@ -38,7 +38,7 @@ BLUR = 4
 """Default of `mask_blur`."""
 
 _HYPERNETWORK = re.compile(r"<hypernet(?:work)?:", re.IGNORECASE)
-_TAG = re.compile(r"<\w+:[^>]+>")
+_TAG = re.compile(r"<\w+:[^<>]+>")
 _COMMENT = re.compile(r"#[^\n]*")
 """What the web UI leaves out of a prompt: tags, also unknown ones, and text from a # to the end of its line."""
 SKIP = "CLIP_stop_at_last_layers"

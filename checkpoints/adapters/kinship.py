@@ -35,7 +35,7 @@ _METADATA = (
 _REFINERS = {one.title for one in FAMILIES if one.scored}
 _STATEMENTS = ("modelspec.architecture", "ss_base_model_version")
 _THIRD, _OWN, _MEDIUM = "Stable Diffusion 3", "Stable Diffusion 3 Medium", "Stable Diffusion 3.5 Medium"
-_VERSION = re.compile(r"(?:stable-diffusion-|sd_?)v?3[._-]?(?:(5)|m)")
+_VERSION = re.compile(r"(?:stable-diffusion-|sd_?)v?3[._-]?(?:(5)(?!\d)|m(?:edium|(?![a-z])))")
 """3.5, or 3, in statements of kohya's scripts, SwarmUI's, and the names of the models that are trained."""
 
 
