@@ -104,13 +104,7 @@ def router(service: Service) -> APIRouter:
     async def submit(http: HttpRequest) -> Response:
         sent = await asyncio.to_thread(asked, await json_fields(http))  # decodes base64
         job = await service.submit(
-            sent.request,
-            model=sent.model,
-            inputs=sent.inputs,
-            api=NAME,
-            keep=True,
-            owner=http.state.owner,
-            store=sent.store,
+            sent.request, http, model=sent.model, inputs=sent.inputs, api=NAME, keep=True, store=sent.store
         )
         return JSONResponse(shown(service, job), 202, headers={"location": _path(job)})
 
@@ -201,6 +195,12 @@ async def _entered(job: ImageJob) -> Mapping[int, int]:
 
 def shown(service: Service, job: ImageJob) -> dict[str, Any]:
     """A job as its clients see it."""
+    error = None
+    try:
+        if job.done:
+            result_of(job)
+    except Exception as exc:
+        error = openai_body(api_error(exc))["error"]
     return {
         "id": job.id,
         "status": job.state,
@@ -211,7 +211,7 @@ def shown(service: Service, job: ImageJob) -> dict[str, Any]:
         "step": job.step,
         "steps": job.steps,
         "seconds": round(job.seconds, 3),
-        "error": None if job.error is None else openai_body(api_error(job.error))["error"],
+        "error": error,
     }
 
 
@@ -223,7 +223,7 @@ async def _events(service: Service, job: ImageJob, previews: bool) -> AsyncGener
     last, previewed = None, 0.0
     model = service.of(job)
     previews = previews and service.shows_previews(model)
-    async for _ in service.changes(job):
+    async for _ in service.changes(job, whole=True):
         found, step, now = shown(service, job), job.last, time.monotonic()
         name = found["status"] if found["status"] in DONE else "progress" if found["step"] else "status"
         state = (found["status"], found["queue_position"], found["step"])

@@ -347,7 +347,7 @@ async def _generated(service: Service, model: str, http: HttpRequest, asked: Sta
     try:
         service.check_first(asked.request, model)
         inputs = await service.decode(asked.read, asked.decoded)
-        job = await service.submit(asked.request, model=model, inputs=inputs, api=NAME, owner=http.state.owner)
+        job = await service.submit(asked.request, http, model=model, inputs=inputs, api=NAME)
     except RequestError as exc:
         raise ApiError(400, str(exc), code="bad_request") from exc
     return job, await service.result(job, http, black=True)

@@ -193,7 +193,7 @@ def test_an_error_of_one_job(queue, drawing):
 
 def test_an_error_of_a_preview(queue, drawing, caplog):
     job = ask("x")
-    job.on_step = lambda _: 1 / 0
+    job.on_step = lambda *_: 1 / 0
     submitted(queue, drawing, [job])
     assert job.state == "completed"
     assert "without previews" in caplog.text
