@@ -28,7 +28,7 @@ from ..pipelines.save import check_jpeg
 from .bodies import ALIVE, SSE, form_fields, json_fields, request_fields, truth
 from .errors import ApiError, api_error, openai_body, route_class
 from .image_job import ImageJob, result_of
-from .inputs import CONTROLS, take_controls
+from .inputs import CONTROLS, check_files, take_controls
 from .pictures import base64_of, files, json_answer, path_of, plain_file
 from .service import Service
 from .signing import TYPES
@@ -183,8 +183,7 @@ def edited(wanted: ImagesAsked, sent: Mapping[str, list[bytes]], *, styled: bool
     them, also as base64. If the model is `styled`, by an IP-Adapter, a second `image` is the style. Raises `ApiError`
     400.
     """
-    if unknown := next((name for name in sent if name not in ("image", "mask", *CONTROLS)), None):
-        raise ApiError(400, f"Unknown file {unknown[:80]!a}.", param=unknown[:80], code="unknown_parameter")
+    check_files(sent, ("image", "mask", *CONTROLS))
     images, masks = sent.get("image", []), sent.get("mask", [])
     if not images:
         raise ApiError(400, "An image is needed: that which is changed.", param="image")

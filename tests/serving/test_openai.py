@@ -16,8 +16,8 @@ from latentc.core.errors import NotFiniteError
 from latentc.pipelines.png import read
 from latentc.serving.bodies import ALIVE
 from latentc.serving.errors import ApiError
-from latentc.serving.openai import asked
 from latentc.serving.limits import Limits
+from latentc.serving.openai import asked
 from latentc.serving.service import serve
 
 from .conftest import MODEL, asking, running, wait_for

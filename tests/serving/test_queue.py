@@ -92,7 +92,7 @@ def test_what_waits_is_joined_in_order(queue, drawing):
 
 def test_images_are_counted_not_requests(queue, drawing):
     submitted(queue, drawing, [ask("a", count=2), ask("b", count=3), ask("c", count=2), ask("d", count=9)])
-    assert drawing.batches == [["first"], ["a", "c"], ["b"], ["d"]]
+    assert drawing.batches == [["first"], ["a"], ["b"], ["c"], ["d"]], "none overtakes an earlier one"
 
 
 @pytest.fixture
