@@ -39,7 +39,7 @@ from .credits import UNIT, needed
 from .errors import ApiError, api_error, openai_body, route_class
 from .image_job import DONE, ImageJob, result_of
 from .inputs import from_base64, take_controls
-from .opened import OpenModel, steps_run
+from .opened import OpenModel, fixed_rows, steps_run
 from .pictures import path_of, plain_file
 from .served import ServedModel
 from .service import Service
@@ -244,6 +244,7 @@ def _able(model: ServedModel, most_steps: int) -> dict[str, Any]:
     manifest = pipeline.bundle.manifest
     facts = manifest.model
     width, height = facts.own_size
+    images, guided = fixed_rows(pipeline) or (None, None)
     return {
         "checkpoint": origin(pipeline.bundle).model,
         "tasks": list(facts.tasks),
@@ -261,6 +262,8 @@ def _able(model: ServedModel, most_steps: int) -> dict[str, Any]:
         "takes_strengths": pipeline.takes_strengths,
         "default_size": f"{width}x{height}",
         "sizes": [f"{width}x{height}" for width, height in fixed_sizes(facts, pipeline.profile)] or None,
+        "images": images,
+        "guided": guided,
         "profile": pipeline.profile.name,
         "engines": pipeline.describe(),
     }

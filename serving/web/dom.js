@@ -64,10 +64,15 @@ export function fail(error) {
   $("error").scrollIntoView({ block: "nearest" });
 }
 
+/** Hide an element; a focus in it goes to another. */
+export function conceal(element, to = $("prompt")) {
+  if (element.contains(document.activeElement)) to.focus();
+  element.hidden = true;
+}
+
 /** Replace the notices. */
 export function notice(sentences) {
   $("notices").replaceChildren(...sentences.map((text) => make("li", { textContent: text })));
-  $("notices").hidden = !sentences.length;
 }
 
 /** For screen readers: changes of state, not every step. */
