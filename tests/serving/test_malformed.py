@@ -1,6 +1,7 @@
 """Malformed requests to every route: an error of the client's, never of the server's, and never a traceback."""
 
 import json
+from contextlib import closing
 
 import httpx2
 import pytest
@@ -9,16 +10,22 @@ from latentc.core.errors import BundleError, RequestError
 from latentc.core.request import Request
 from latentc.serving import jobs, openai
 from latentc.serving.app import create_app
+from latentc.serving.credits import Credits
 from latentc.serving.errors import ApiError, api_error
+from latentc.serving.guard import Access
+from latentc.serving.history import History
 from latentc.serving.limits import Limits
-from latentc.serving.service import serve
+from latentc.serving.prompts import PromptModel
+from latentc.serving.service import Additions, serve
+from latentc.serving.state import open_state
 
 from .conftest import MODEL, running
-from .fuzz import Answered, ask, attack, faults, routes_of
+from .fuzz import TOKEN, Answered, ask, attack, faults, routes_of
 from .malformed import Case
+from .test_prompts import chatting
 from .values import VALUES
 
-COUNT = 400
+COUNT = 200
 NAMES = (
     *(set(Request.model_fields) - {"prompt"}),
     *("n", "size", "model", "response_format", "output_format", "output_compression", "quality", "stream"),
@@ -42,6 +49,19 @@ def test_nothing_malformed_is_an_error_of_the_server(address, gate, caplog):
     assert found.faults == []
     assert {200, 400, 403, 404, 405, 415, 422} <= set(found.statuses)
     assert len(found.kinds) > 10
+    assert not [one for one in caplog.records if one.exc_info]
+
+
+@pytest.mark.filterwarnings("ignore:Unclosed file:ResourceWarning")
+def test_nothing_malformed_is_an_error_with_all_additions(gate, caplog, tmp_path):
+    with open_state(tmp_path) as state, closing(History(state)) as history, chatting() as chat:
+        service = serve({MODEL: gate}, LIMITS, Additions(history, Credits(1e6, 1), PromptModel(chat.url)))
+        routes = routes_of(create_app(service))
+        with running(service, Access(tokens=(TOKEN,))) as address:
+            found = attack(address, routes, 2, range(COUNT), token=TOKEN)
+        assert chat.asked
+    assert found.faults == []
+    assert {200, 400, 404} <= set(found.statuses)
     assert not [one for one in caplog.records if one.exc_info]
 
 
