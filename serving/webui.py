@@ -116,8 +116,6 @@ class WebUiAsked:
     """A request of the web UI's API, understood; `pictures` decodes its images."""
 
     request: Request
-    model: str | None = None
-    """Name of the model that the request chooses; None for the current one."""
     notices: tuple[str, ...] = ()
     controls: ControlsAsked | None = None
     """What its units ask of ControlNets."""
@@ -173,8 +171,7 @@ def translated(
         values |= _second_pass(body)
     units = controls_asked(body.alwayson_scripts, controls, second=bool(body.enable_hr))
     values |= {} if units is None else units.values
-    chosen = settings.get("sd_model_checkpoint")
-    return WebUiAsked(Request.model_validate(values), str(chosen) if chosen else None, tuple(notices), units)
+    return WebUiAsked(Request.model_validate(values), tuple(notices), units)
 
 
 def _check(body: Txt2Img) -> None:
