@@ -20,7 +20,7 @@ export const plain = (name, value) => [value].flat().every((one) => one == null 
 /** The model that is selected, as the server describes it. */
 export function model() {
   const one = models[$("model").value];
-  if (!one) throw new Error("The server has not described its models yet. Try again in a moment, or reload the page.");
+  if (!one) throw new Error("The server has not described its models yet. Try again in a moment.");
   return one;
 }
 

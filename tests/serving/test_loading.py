@@ -21,8 +21,8 @@ from latentc.serving.residents import Residents
 from latentc.serving.service import serve
 
 from .conftest import MODEL, PATIENCE, Gate, asking, running, wait_for
+from .guided import pixels as decoded
 from .test_kserve import tensors
-from .test_openai import pixels as decoded
 from .test_server import pixels, post
 
 PROFILE = "cpu-onnxruntime"

@@ -1,6 +1,7 @@
 """Malformed requests to every route: an error of the client's, never of the server's, and never a traceback."""
 
 import json
+import re
 from contextlib import closing
 
 import httpx2
@@ -25,7 +26,7 @@ from .malformed import Case
 from .test_prompts import chatting
 from .values import VALUES
 
-COUNT = 200
+COUNT = 300
 NAMES = (
     *(set(Request.model_fields) - {"prompt"}),
     *("n", "size", "model", "response_format", "output_format", "output_compression", "quality", "stream"),
@@ -48,12 +49,13 @@ def test_nothing_malformed_is_an_error_of_the_server(gate, caplog, tmp_path, add
         additions = Additions(history, Credits(1e6, 1), PromptModel(chat.url))
         service = serve({MODEL: gate}, LIMITS, additions if added else None)
         routes = routes_of(create_app(service))
+        assert {("POST", "/v1/images/edits"), ("POST", "/v2/models/{name}/infer"), ("GET", "/livez")} <= set(routes)
+        asked = [one for one in routes if not added or re.search("history|prompts|balance|jobs", one[1])]
         with running(service, Access(tokens=(TOKEN,) * added)) as address:
-            found = attack(address, routes, 1, range(COUNT), token=TOKEN * added)
+            found = attack(address, asked, 1, range(COUNT // (1 + added)), token=TOKEN * added)
         assert bool(chat.asked) == added
-    assert {("POST", "/v1/images/edits"), ("POST", "/v2/models/{name}/infer"), ("GET", "/livez")} <= set(routes)
     assert found.faults == []
-    assert {200, 400, 404, 405, 415, 422} <= set(found.statuses)
+    assert {200, 400, 404, 405, 415} <= set(found.statuses)
     assert len(found.kinds) > 10
     assert not [one for one in caplog.records if one.exc_info]
 

@@ -21,19 +21,10 @@ from latentc.serving.openai import asked
 from latentc.serving.service import serve
 
 from .conftest import MODEL, asking, running, wait_for
+from .guided import pixels, png
 from .test_checks import SOURCE_TYPE
 
 EXTRA = {"steps": 4, "scheduler": "euler", "guidance": 5.0}
-
-
-def pixels(text):
-    return np.asarray(Image.open(BytesIO(base64.b64decode(text))))
-
-
-def png(array):
-    buffer = BytesIO()
-    Image.fromarray(array).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def test_an_image_is_that_of_the_pipeline(client, gate):

@@ -14,15 +14,10 @@ from latentc.serving.errors import ApiError
 from latentc.serving.stability import from_fields, from_form, from_v2, inpainted, outpainted
 
 from .conftest import MODEL, asking
+from .guided import png
 
 SIDES = {"width": 64, "height": 64}
 URL = f"/v1/generation/{MODEL}"
-
-
-def png(pixels):
-    buffer = BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def pixels_of(content):
