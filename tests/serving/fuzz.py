@@ -239,21 +239,8 @@ def additions() -> Iterator[tuple[str, ...]]:
 @contextmanager
 def started(bundle: Path, profile: str, log: Path, more: Sequence[str]) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """The address of a server of its own process, which writes into a log."""
-    limits = ("--steps", "3", "--megapixels", "0.02", "--count", "2", "--timeout", "15")
-    line = [
-        sys.executable,
-        "-m",
-        "latentc",
-        "serve",
-        str(bundle),
-        "-p",
-        profile,
-        "--port",
-        "0",
-        "--quiet",
-        *limits,
-        *more,
-    ]
+    options = ("--quiet", "--port", "0", "--steps", "3", "--megapixels", "0.02", "--count", "2", "--timeout", "15")
+    line = [sys.executable, "-m", "latentc", "serve", str(bundle), "-p", profile, *options, *more]
     with (
         log.open("a") as complaints,
         subprocess.Popen(line, stdout=subprocess.PIPE, stderr=complaints, text=True) as process,
