@@ -92,7 +92,7 @@ class OpenModel(Loads, Protocol):
 
 
 def fixed_rows(model: OpenModel) -> tuple[int, bool] | None:
-    """How many images a request must have, and whether with guidance, for engines of fixed rows; None for others."""
+    """How many images engines of fixed rows take, and whether with guidance; None for others."""
     shapes = model.profile.shapes
     fixed = fixed_sizes(model.bundle.manifest.model, model.profile) and "batch" not in shapes.free
     return (shapes.images, shapes.guided) if fixed else None
