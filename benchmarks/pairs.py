@@ -43,7 +43,6 @@ PAIRS: Mapping[tuple[str, str], Mapping[str, Change]] = {
     },
     ("onnxruntime", "TensorRT"): {
         **_both("trt_cuda_graph_enable", "graph", "no-graph"),
-        **LOOPS,
         **OPSETS,
         **VAE,  # the environment chooses between f32 and TF32: one of them is left out, with the reason
     },

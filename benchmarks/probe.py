@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Collection, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -33,6 +33,7 @@ from ..core.record import Record, suggest
 from ..profiles import Profile, load_profile, profile_names
 from ..runtimes import runtime
 from ..runtimes.base import TOGETHER, numbered
+from ..runtimes.diagnose import opened
 from ..runtimes.machine import machine
 from .line import command
 from .markdown import markdown, plain
@@ -86,19 +87,18 @@ def shipped_profiles() -> tuple[list[Profile], dict[str, str]]:
     its CPU. Then those of other GPUs, adapted to a GPU for which their runtime has none (`h100-on-sm89`), so that all
     that the GPU can run is tried. And the reason of each profile for a GPU or NPU that doesn't work.
     """
-    architectures = {gpu.architecture for gpu in machine().gpus}
     found, left_out, on_cpu = list[Profile](), dict[str, str](), set[str]()
     for profile in sorted(map(load_profile, profile_names()), key=lambda one: -one.rank):
         if profile.runtime in SHIPPED_NOT_TRIED or (profile.device == "CPU" and profile.runtime in on_cpu):
             continue
-        reason = _unfit(profile, architectures)
+        reason = _unfit(profile)
         if reason is None:
             found.append(profile)
             on_cpu |= {profile.runtime} if profile.device == "CPU" else set()
         elif profile.device != "CPU":
             left_out[profile.name] = reason
     for profile in _adapted(found):
-        if reason := _unfit(profile, architectures):
+        if reason := _unfit(profile):
             left_out[profile.name] = reason
         else:
             found.append(profile)
@@ -118,6 +118,8 @@ def _adapted(found: Sequence[Profile]) -> list[Profile]:
                 device = f"{way[1]}{name}"
             if way is None or not name.startswith(way[-1]):
                 continue
+            if profile.gpus and gpu.architecture not in opened(profile, machine()):
+                continue  # its device opens another one
             if any(_way(one) == way and (one.gpus or name in _architectures(one)) for one in (*found, *made)):
                 continue
             adapter, options = runtime(profile.runtime), dict(profile.options)
@@ -154,10 +156,10 @@ def _architectures(profile: Profile) -> list[str]:
     return [one.replace("_", "") for one in profile.gpus] or numbered(profile.device)[0].split(TOGETHER)
 
 
-def _unfit(profile: Profile, architectures: Collection[str | None]) -> str | None:
-    """Why a profile isn't tried on a machine with GPUs of these architectures; None where it is."""
-    if profile.gpus and not set(profile.gpus) & set(architectures):
-        has = ", ".join(sorted(filter(None, architectures))) or "none that the system names"
+def _unfit(profile: Profile) -> str | None:
+    """Why a profile isn't tried on this machine; None where it is."""
+    if profile.gpus and not set(profile.gpus) & (found := opened(profile, machine())):
+        has = ", ".join(sorted(found)) or "none that the system names"
         return f"It is for {' or '.join(profile.gpus)}; GPU architectures found: {has}."
     try:
         return runtime(profile.runtime).missing(profile.device)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..core.errors import CheckpointError
 from ..core.record import LONGEST, shown
-from .controls_sd3 import check_alike, mmdit_control
+from .controls_sd3 import about_colours, check_alike, mmdit_control
 from .families import CONTROL, CONTROL_SD3, CONTROLS, FAMILIES, IP_ADAPTER, T2I_ADAPTER, Config, Family
 from .fields import check_fields
 from .names import CONTROL_PREFIX
@@ -18,6 +20,10 @@ from .refusals import refuse_quantized
 from .source import check_class
 from .t2i_adapters import unet_adapter
 
+if TYPE_CHECKING:
+    from .checkpoint import Checkpoint
+
+_POOLED = "global_pool_conditions"
 _FITS = ("in_channels", "block_out_channels", "layers_per_block", "cross_attention_dim")
 """Fields in which a ControlNet has to equal the UNet, whose activations its residuals are added to."""
 
@@ -66,8 +72,30 @@ def controlled(
         raise CheckpointError("T2I-Adapters and IP-Adapters cannot be combined yet. Leave out one of them.")
     found = {name: _READERS[cls](others[name], family, configs) for name, cls in classes.items()}
     check_alike([config for name, config in found.items() if classes[name] == CONTROL_SD3.cls])
+    pooled = [bool(config.get(_POOLED)) for config in found.values()]
+    if pooled[0] and not all(pooled):
+        raise CheckpointError(
+            f"{others[names[0]].source.location} averages its residuals over the image, and diffusers adds those of "
+            "others to it only if it is not the first. Pass it last."
+        )
     components = (*family.components, *(CONTROLS[cls].named(name) for name, cls in classes.items()))
     return replace(family, components=components), {**configs, **found}
+
+
+def about_controls(opened: Checkpoint) -> tuple[str, ...]:
+    """Notices about ControlNets that don't state how they read images, or what their residuals are."""
+    pooled = tuple(
+        f"{other.source.location} does not state whether its residuals are averaged over the image. By its name, it "
+        "reads shuffled images, so they are."
+        for name, other in opened.others.items()
+        if other.config is None and opened.configs.get(name, {}).get(_POOLED)
+    )
+    return (*about_colours(opened), *pooled)
+
+
+def _named_shuffle(other: Replacement) -> bool:
+    """Whether it is lllyasviel's `control_v11e_sd15_shuffle`, which no tensor shows; ComfyUI goes by the name too."""
+    return "shuffle" in Path(other.source.location).name.lower()
 
 
 def control_class(other: Replacement) -> str:
@@ -103,6 +131,7 @@ def _config(other: Replacement, family: Family, configs: Mapping[str, Config]) -
         config = other.config
     else:
         config = _derived(shapes, unet)
+        config |= {_POOLED: True} if _named_shuffle(other) else {}
     _check_family(where, shapes, family, unet)
     for key in _FITS:
         if config.get(key, unet.get(key)) != unet.get(key):

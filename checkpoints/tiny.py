@@ -29,6 +29,18 @@ _FIELDS: Config = {
 """Fields that no tensor shows, as published and as in diffusers' defaults."""
 
 
+LEAST_ALIKE = 0.5
+"""Share of the variance of the VAE's image that the image of its tiny decoder has; a flat image has none."""
+
+
+def unlike(given: Replacement) -> str:
+    """A notice about a tiny decoder whose image of a reference has less than `LEAST_ALIKE` in common with the VAE's."""
+    return (
+        f"{given.source.location} does not decode latents of this checkpoint as its VAE does: it may be made for "
+        "another family, and then gives wrong colours. Compare images of --decoder tiny and --decoder vae."
+    )
+
+
 def tiny_decoded(
     family: Family, configs: Mapping[str, Config], others: Mapping[str, Replacement]
 ) -> tuple[Family, dict[str, Config]]:

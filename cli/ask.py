@@ -15,6 +15,7 @@ from ..core.errors import RequestError, ShapeError
 from ..core.presets import SETS, own_preset, with_own
 from ..core.reading import parse_json, read_small
 from ..core.request import Fused, Request
+from ..pipelines.a1111 import skips_layers
 from ..pipelines.complete import check
 from ..pipelines.png import LORA_HASHES, TI_HASHES, Shown, origin, read
 from ..sampling.host import SCHEDULER, denoiser_of
@@ -228,10 +229,10 @@ def differences(picture: Path, shown: Shown, bundle: Bundle, adapters: Sequence[
     if shown.drawing is None and shown.request.clip_skip:
         skips = f"{picture} has the clip skip {shown.request.clip_skip + 1}, which the web UI"
         remarks.append(
-            f"{skips} ignores for models such as {here.model}, and latentc does not. Pass --clip-skip 0 for what the "
-            "web UI does."
-            if _reads_earlier(bundle)
-            else f"{skips} applies to the negative prompt too. latentc, as diffusers, applies it to the prompt alone."
+            f"{skips} applies to the negative prompt too. latentc, as diffusers, applies it to the prompt alone."
+            if skips_layers(bundle)
+            else f"{skips} ignores for models such as {here.model}, and latentc does not. Pass --clip-skip 0 for what "
+            "the web UI does."
         )
     rest: Mapping[str, str] = {} if shown.drawing else shown.rest
     left = {key: value for key, value in rest.items() if key.lower() not in _IGNORED}
@@ -252,12 +253,6 @@ def differences(picture: Path, shown: Shown, bundle: Bundle, adapters: Sequence[
 def _combined(adapters: Sequence[Fused]) -> list[tuple[str, float]]:
     """What adapters change: their order, and the names of their files, have no effect."""
     return sorted((one.sha256, one.strength) for one in adapters)
-
-
-def _reads_earlier(bundle: Bundle) -> bool:
-    """Whether the denoiser reads hidden states of an earlier layer anyway, as in SDXL."""
-    model = bundle.manifest.model
-    return any(wire.name.startswith("hidden_states.") for wire in model.wires)
 
 
 def _lines(file: str) -> list[tuple[str, dict[str, Any]]]:

@@ -56,6 +56,7 @@ def _locked_folder(parent: Path) -> tuple[Path, ExitStack]:
             link(folder / "link", folder / "file")
             (folder / "link").unlink()
             (folder / "file").unlink()
+            lock.callback(shutil.rmtree, folder, ignore_errors=True)  # Windows keeps the file of a lock that is held
             lock.enter_context(held(folder / LOCK))
             if (folder / LOCK).exists():
                 return folder, lock
@@ -72,5 +73,7 @@ def _remove_leftovers(parent: Path) -> None:
     for folder in parent.glob(f"{PREFIX}*"):
         if folder.is_symlink() or not is_regular(folder / LOCK):  # not ours, not locked yet, or another user's
             continue
-        with suppress(OSError, NotImplementedError, LockedError), held(folder / LOCK):
+        with suppress(OSError, NotImplementedError, LockedError):
+            with held(folder / LOCK):
+                shutil.rmtree(folder, ignore_errors=True)
             shutil.rmtree(folder, ignore_errors=True)

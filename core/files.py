@@ -18,6 +18,7 @@ from .locks import UNSUPPORTED, LockedError, held
 from .reading import INFINITE, NAN, TABLE_BYTES, parse_json, read_bounded, regular
 from .units import sized
 
+WINDOWS = os.name == "nt"
 CHUNK_BYTES = 8 << 20
 SEAL = "digest"
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -59,7 +60,7 @@ def sha256_json(value: object) -> str:
 def sync(path: Path) -> None:
     """Flush a file or folder to disk, if its file system supports that."""
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDWR if WINDOWS else os.O_RDONLY)  # Windows flushes what is open for writing
     except OSError:
         if path.is_dir():  # some systems cannot open folders
             return
@@ -192,6 +193,8 @@ def _filled(target: Path, fresh: Path, error: type[LatentcError], needed_bytes: 
         yield fresh
         for path in sorted(fresh.rglob("*")):
             sync(path)
+        with suppress(FileNotFoundError):  # Windows can't replace an empty folder
+            target.rmdir()
         fresh.replace(target)
         sync(target.parent)
     except OSError as exc:

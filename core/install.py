@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import sys
+from contextlib import suppress
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
+NAME = "latentc"
 CHECKOUT = Path(__file__).resolve().parents[1]
 """The source folder, where this is a checkout; else the installed package."""
 CONSTRAINTS = "constraints.txt"
@@ -16,13 +24,26 @@ def is_checkout(folder: Path = CHECKOUT) -> bool:
 
 
 def pip(*extras: str, folder: Path = CHECKOUT) -> str:
-    """The pip command that installs extras: in a checkout from it, in the tested versions."""
-    names = ",".join(extras)
-    if not is_checkout(folder):
-        return f'pip install "latentc[{names}]"'
-    if _is_current(folder):
-        return f'pip install -c {CONSTRAINTS} ".[{names}]"'
-    return f'pip install -c "{folder / CONSTRAINTS}" "{folder}[{names}]"'
+    """The command that installs extras: in a checkout from it, in the tested versions, and else from where latentc was
+    installed from. It is pip's, or that of the tool that made this environment.
+    """
+    names, prefix, command = ",".join(extras), Path(sys.prefix), _tool("install")
+    if is_checkout(folder):
+        if _is_current(folder):
+            return f'{command} -c {CONSTRAINTS} ".[{names}]"'
+        return f'{command} -c "{folder / CONSTRAINTS}" "{folder}[{names}]"'
+    if (prefix / "pipx_metadata.json").is_file():
+        command = f"pipx inject {prefix.name}"
+    elif command.startswith("uv") and any(
+        (parent / "CACHEDIR.TAG").is_file() for parent in prefix.parents
+    ):  # of `uv tool run`
+        return f'uv tool run --from "{_requirement(names)}" {NAME}'
+    return f'{command} "{_requirement(names)}"'
+
+
+def uninstall(*names: str) -> str:
+    """The command that uninstalls distributions."""
+    return " ".join((_tool("uninstall -y"), *names))
 
 
 def need(library: str) -> tuple[str, ...]:
@@ -48,6 +69,26 @@ def in_tested_versions(*libraries: str, folder: Path = CHECKOUT) -> str:
     where = CONSTRAINTS if is_checkout(folder) else f"{CONSTRAINTS} of latentc's sources"
     which = f"versions of {first} and {last}" if first else f"version of {last}"
     return f"Install the {which} that {where} names."
+
+
+def _requirement(names: str) -> str:
+    """The requirement with extras: of the wheel, folder or repository that was installed (PEP 610), if it was one."""
+    found: dict[str, Any] = {}
+    with suppress(metadata.PackageNotFoundError, ValueError):
+        found = json.loads(metadata.distribution(NAME).read_text("direct_url.json") or "{}")
+    url, kind = str(found.get("url", "")), found.get("vcs_info", {}).get("vcs")
+    if url.startswith("file:") and not kind:
+        return f"{url2pathname(urlsplit(url).path)}[{names}]"
+    return f"{NAME}[{names}]" + f" @ {f'{kind}+' if kind else ''}{url}" * bool(url)
+
+
+def _tool(verb: str) -> str:
+    """A command of pip, or of uv where that made this environment, without pip."""
+    with suppress(OSError):
+        made = (Path(sys.prefix) / "pyvenv.cfg").read_text(encoding="utf-8", errors="replace")
+        if "uv =" in made and find_spec("pip") is None:
+            return f'uv pip {verb} --python "{sys.prefix}"'
+    return f"pip {verb}"
 
 
 def _is_current(folder: Path) -> bool:

@@ -48,9 +48,13 @@ def held(path: Path, wait_seconds: float = 0.0, on_wait: Callable[[], None] | No
     try:
         yield
     finally:
-        if not isinstance(lock, SoftFileLock):  # a SoftFileLock removes its own file
-            path.unlink(missing_ok=True)  # while held: a waiting process notices, and creates a new file
-        lock.release()
+        # Unlinked while held: a waiting process notices, and creates a new file. A SoftFileLock, and Windows' locks,
+        # whose file can't be removed before, remove it themselves.
+        try:
+            if fcntl is not None and not isinstance(lock, SoftFileLock):
+                path.unlink(missing_ok=True)
+        finally:
+            lock.release()
 
 
 def is_held(path: Path) -> bool:

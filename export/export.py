@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..checkpoints.controls_sd3 import about_colours
+from ..checkpoints.controls import about_controls
 from ..checkpoints.embeddings import TextualInversion
 from ..checkpoints.families import (
     IMAGE_ENCODER,
@@ -30,6 +30,7 @@ from ..checkpoints.open import SHIPPED, Checkpoint, CheckpointSource, open_check
 from ..checkpoints.others import controls_of
 from ..checkpoints.parts import PartSpec, as_part, model_facts, part_specs
 from ..checkpoints.stored import kept_as
+from ..checkpoints.tiny import LEAST_ALIKE, unlike
 from ..core.bundle import MANIFEST, Bundle, digest, graph_path, open_bundle, proof_digest
 from ..core.errors import BundleError, CheckpointError
 from ..core.external import Kept
@@ -138,12 +139,12 @@ def export(
     ready()  # which takes seconds
     opened.check_modules()
     kept: dict[str, Kept] = {component: kept_as(opened.weights[component].values()) for component in opened.tables}
-    more = (*about_colours(opened), *about_rounding(opened.embeddings, kept))
+    more = (*about_controls(opened), *about_rounding(opened.embeddings, kept))
     opened = replace(opened, notices=(*opened.notices, *more))
     tokenizers = {facts.name: opened.tokenizer_files(facts.name) for facts in opened.family.tokenizers}
     if opened.refiner is not None and REFINER_TEXT.name in opened.weights:
         tokenizers[REFINER_TOKENIZER] = opened.refiner.tokenizer_files(opened.refiner.family.tokenizers[0].name)
-    from .reference import references_of
+    from .reference import References, references_of
 
     folder = Path(folder).resolve()
     refined = [name for name in REFINED if name in opened.weights]
@@ -161,6 +162,9 @@ def export(
         write_json(fresh / DRAWINGS, references.made().model_dump(mode="json"))
         write_configs(opened, specs, tokenizers, fresh)
         on_progress("digest", None)
+        share = references.tiny_share if isinstance(references, References) else None
+        if share is not None and share < LEAST_ALIKE:
+            opened = replace(opened, notices=(*opened.notices, unlike(opened.others[TINY_VAE.name])))
         _write_manifest(opened, parts, made, fresh)
     return open_bundle(folder)
 

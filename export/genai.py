@@ -25,6 +25,7 @@ from ..core.record import in_a_line, shown
 from ..core.wires import TIMESTEP
 from ..sampling.schedulers import FEW_STEPS, schedule
 from ..sampling.schedulers.settings import Settings
+from ..sampling.vocabulary import load_vocabularies
 from .export import write_json
 
 KEPT = ("DDIMScheduler", "PNDMScheduler", "EulerDiscreteScheduler")
@@ -55,6 +56,9 @@ ABOUT = """# {location}, for OpenVINO GenAI
 
 Without the precision hint, OpenVINO computes in bf16 on CPUs that have it, which is faster and less accurate. The
 decoder adds half a level to its output, because GenAI cuts fractions of levels off. Scheduler: {scheduler}.
+
+GenAI reads the first {tokens} tokens of a prompt and ignores the others, without a warning; a longer prompt loses its
+end token too. latentc reads longer prompts in several chunks.
 
 latentc did not compare what GenAI computes with PyTorch: nothing here is proved. Only text to image is supported. The
 licence of the model is unchanged; its model card and licence files, if it has them, are beside this file.
@@ -112,7 +116,7 @@ def convert(bundle: Bundle | Path | str, folder: Path | str, on_progress: Progre
         write_json(fresh / SCHEDULER, config)
         index = bundle.json(INDEX)
         write_json(fresh / INDEX, {**index, "vae": AUTOENCODER, "scheduler": ["diffusers", config["_class_name"]]})
-        about = ABOUT.format(location=manifest.source.location, scheduler=config["_class_name"])
+        about = ABOUT.format(location=manifest.source.location, scheduler=config["_class_name"], tokens=tokens)
         (fresh / "OPENVINO.md").write_text(about, encoding="utf-8", newline="\n")
     return Converted(folder, parts, config["_class_name"], notices)
 
@@ -134,6 +138,11 @@ def plain_parts(bundle: Bundle, target: str) -> tuple[str, str, str]:
         raise BundleError(
             f"{bundle.folder} cannot be packaged for {target}: its text encoder hides padding (use_attention_mask), "
             "and no attention mask is passed there. Use --for dir."
+        )
+    if load_vocabularies(bundle)[0].several:
+        raise BundleError(
+            f"{bundle.folder} cannot be packaged for {target}: it has textual inversions of several vectors, of which "
+            "only the first would be read there. Use --for dir."
         )
     return encoder, bundle.one("denoiser"), bundle.one("decoder")
 

@@ -44,7 +44,7 @@ from ..core.references import (
 from ..core.request import IMAGE_GUIDANCE, SCORES, TINY
 from ..core.tensors import Array
 from ..core.wires import CONTROL, IMAGE_TOKENS, STEP, TIMESTEP
-from ..sampling.scaling import unscaled
+from ..sampling.scaling import scaled, unscaled
 from .asked import (
     ARGUMENTS,
     AT_SHARES,
@@ -127,6 +127,8 @@ class References:
         self.drawn: dict[str, Array] = beside.drawn if beside else {}
         self.cases: dict[str, list[Case]] = beside.cases if beside else {}
         """Cases by part, of parts that are called while another part's references are computed."""
+        self.tiny_share: float | None = None
+        """Share of the variance of the VAE's image that the tiny decoder's has too, once it was taken."""
         self._refiner = References(checkpoint.refiner, self) if checkpoint.refiner is not None else None
         name = self.scheduler.get("_class_name")
         self._own = None if name in BROWNIAN else str(name)
@@ -204,6 +206,8 @@ class References:
                 latents = self.random.standard_normal(self.facts.latents(1, height, width), dtype=np.float32)
                 feeds = {"latent_sample": unscaled(self.facts, latents, decoder).astype(np.float32)}
                 cases.append(Case(name, feeds, run(module, spec, feeds)))
+            if decoder == TINY:
+                self.tiny_share = self._alike(spec, module)
             return pack(cases, {})
         return pack([*self.cases.get(spec.role, []), *self._pictures(spec, module)], {})
 
@@ -215,6 +219,14 @@ class References:
             tokens=self._tokens,
             drawings=tuple(self.drawings),
         )
+
+    def _alike(self, spec: PartSpec, module: torch.nn.Module) -> float:
+        """`tiny_share`: 1 for the same image, 0 for one of the mean colours, and less for another one."""
+        drawn = self.cases[self._decoders()[None]][0]
+        feeds = {name: scaled(self.facts, array) for name, array in drawn.feeds.items()}
+        (wanted,), (found,) = (one.values() for one in (drawn.outputs, run(module, spec, feeds)))
+        wanted, found = wanted.clip(-1, 1), found.clip(-1, 1)
+        return 1 - float(np.mean((found - wanted) ** 2) / max(float(wanted.var(axis=(2, 3)).mean()), 1e-12))
 
     def _pictures(self, spec: PartSpec, module: torch.nn.Module) -> list[Case]:
         """Cases of the VAE's encoder."""

@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import lzma
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from ..checkpoints.stored import StoredTensor, read_header, stored_bytes
 from ..core.bundle import MANIFEST, Bundle, open_bundle, proof_digest
 from ..core.errors import BundleError, RuntimeMissing
 from ..core.files import fresh_folder, sha256, sha256_json, write_sealed
-from ..core.install import install, make
+from ..core.install import install
 from ..core.manifest import Manifest, ShippedGraphs
 from ..core.progress import Progress, quiet
 from ..core.references import stored_at
@@ -58,18 +59,20 @@ def export_shipped(folder: Path | str, on_progress: Progress = quiet) -> Bundle:
     """Make the bundle of `scenes` in `folder`, which must not exist, without PyTorch.
 
     Graphs, weights, tokenizer and configs are those of `export`, byte for byte. With `REFERENCES`, so is the rest, and
-    the bundle can be proved; without it, the graphs compute references of their own, as for an adopted bundle: see
-    `core.standing`.
+    the bundle can be proved. Without it, or with one of another version of the export, which is reported as progress,
+    the graphs compute references of their own, as for an adopted bundle: see `core.standing`.
     Raises `RuntimeMissing` without ONNX Runtime where it is needed, and `BundleError` if the folder exists or can't be
     written, or if the archives are damaged. Nothing is left behind after an error.
     """
-    proved = REFERENCES.is_file()
-    if not proved and find_spec("onnxruntime") is None:
+    whole = _references(_read(ARCHIVE)[0]) if REFERENCES.is_file() else None
+    if whole is None and find_spec("onnxruntime") is None:
         raise RuntimeMissing(f"Running graphs needs onnxruntime, which is not installed. {install('onnxruntime')}")
     with fresh_folder(Path(folder).resolve(), BundleError) as fresh:
+        if whole is None and REFERENCES.is_file():
+            on_progress(f"{REFERENCES.name}: not used, of another version of the export", None)
         on_progress("graphs: unpack", None)
         exported = unpack(fresh)
-        made = _with_references(fresh, exported) if proved else _self_consistent(fresh, exported, on_progress)
+        made = _with_references(fresh, *whole) if whole else _self_consistent(fresh, exported, on_progress)
         write_sealed(fresh / MANIFEST, made.model_dump(mode="json"))
     return open_bundle(folder)
 
@@ -110,24 +113,35 @@ def definition() -> str:
 
 def _read(archive: Path) -> tuple[Manifest, dict[str, bytes]]:
     """The manifest in an archive, and the other files."""
-    try:
+    with _readable(archive):
         stored = members(archive)
         return Manifest.model_validate_json(stored.pop(MANIFEST)), stored
+
+
+@contextmanager
+def _readable(archive: Path) -> Generator[None]:
+    """Report an archive that is damaged or absent."""
+    try:
+        yield
     except (OSError, EOFError, ValueError, KeyError, tarfile.TarError, lzma.LZMAError) as exc:
         raise BundleError(f"{archive} cannot be read ({exc}). {AGAIN}") from exc
 
 
-def _with_references(fresh: Path, exported: Manifest) -> Manifest:
+def _references(exported: Manifest) -> tuple[Manifest, dict[str, bytes]] | None:
+    """The whole manifest of the export and PyTorch's references; None for those of other code or other graphs, which a
+    checkout keeps, and a wheel made of it, until `make graphs`.
+    """
+    with _readable(REFERENCES):
+        stored = members(REFERENCES)
+        if stored.pop(DEFINITION, b"") != definition().encode():
+            return None
+        whole = Manifest.model_validate_json(stored.pop(MANIFEST))
+    digests = [{name: part.digest for name, part in one.parts.items()} for one in (whole, exported)]
+    return (whole, stored) if digests[0] == digests[1] else None
+
+
+def _with_references(fresh: Path, whole: Manifest, stored: Mapping[str, bytes]) -> Manifest:
     """Write PyTorch's references; the whole manifest of the export."""
-    whole, stored = _read(REFERENCES)
-    if stored.pop(DEFINITION, b"").decode(errors="replace") != definition():
-        raise BundleError(
-            f"{REFERENCES} was made by another version of the export. {AGAIN} Or make it: {make('graphs')}."
-        )
-    if {name: part.digest for name, part in whole.parts.items()} != {
-        name: part.digest for name, part in exported.parts.items()
-    }:
-        raise BundleError(f"{REFERENCES} has references of other graphs than {ARCHIVE.name}. {AGAIN}")
     (fresh / "reference").mkdir()
     for name, content in stored.items():
         (fresh / name).write_bytes(content)

@@ -16,18 +16,20 @@ from ..core.quarantine import quarantined
 from ..core.version import __version__
 from ..pipelines.pipeline import Pipeline
 from ..profiles import Profile
+from ..runtimes import runtime
 
 OWN = "latentc"
 SERVE = "serve"
 """The extra of `latentc serve`."""
 LIMIT_SECONDS = 1800.0
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+REQUIREMENT = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)\s*(?:\[([^]]*)\])?")
 EXTRA = re.compile(r"""extra\s*==\s*["']([^"']+)["']""")
 
 
 def pins(bundle: Bundle, profile: Profile, on_progress: Progress) -> tuple[str, ...]:
     """The requirements, such as `numpy==2.4.6`, without latentc: what a process has imported that opened the bundle
-    under the profile, what latentc and `latentc serve` require, and what these require in turn, if it is installed.
+    under the profile, what latentc, `latentc serve` and the runtime's extra require, and what these require in turn,
+    with the extras that they name, if it is installed.
 
     Raises `RuntimeMissing` where latentc is not installed as a distribution, which lists what it requires.
     """
@@ -39,14 +41,18 @@ def pins(bundle: Bundle, profile: Profile, on_progress: Progress) -> tuple[str, 
         advice="Run `latentc run` on the bundle first.",
         on_progress=on_progress,
     )
+    extra = runtime(profile.runtime).extra(profile.device)
     found: dict[str, str] = {}
-    waiting = [*answer["names"], *_required(OWN, SERVE)]
+    seen: set[tuple[str, str | None]] = set()
+    waiting = [*((_plain(name), None) for name in answer["names"]), *_required(OWN, SERVE), *_required(OWN, extra)]
     while waiting:
-        name = _plain(waiting.pop())
-        if name in found or name == OWN or (version := _version(name)) is None:
+        one = waiting.pop()
+        if one in seen or (version := _version(one[0])) is None:
             continue
-        found[name] = version
-        waiting += _required(name)
+        seen.add(one)
+        found[one[0]] = version
+        waiting += _required(*one)
+    found.pop(OWN, None)
     return tuple(f"{name}=={version}" for name, version in sorted(found.items()))
 
 
@@ -79,8 +85,8 @@ def _owns(distribution: str, module: ModuleType) -> bool:
     return place is not None and any(Path(str(file.locate())) == Path(place) for file in files if file.name[:2] != "..")
 
 
-def _required(name: str, extra: str | None = None) -> list[str]:
-    """Names of what a distribution requires, and its extra."""
+def _required(name: str, extra: str | None = None) -> list[tuple[str, str | None]]:
+    """Names of what a distribution and its extra require: each alone, and with each of its extras that is named."""
     try:
         every = metadata.requires(name) or []
     except metadata.PackageNotFoundError as exc:
@@ -88,8 +94,13 @@ def _required(name: str, extra: str | None = None) -> list[str]:
             f"{name} is not installed as a package, so the versions of what it requires are not known. Install it with "
             "pip."
         ) from exc
-    asked = [(NAME.match(one), EXTRA.search(one.partition(";")[2])) for one in every]
-    return [one[0] for one, of in asked if one and (of is None or of[1] == extra)]
+    asked = [(REQUIREMENT.match(one), EXTRA.search(one.partition(";")[2])) for one in every]
+    return [
+        (_plain(one[1]), _plain(also) if also else None)
+        for one, of in asked
+        if one and (of is None or (extra and _plain(of[1]) == _plain(extra)))
+        for also in ("", *filter(None, re.split(r"[\s,]+", one[2] or "")))
+    ]
 
 
 def _plain(name: str) -> str:

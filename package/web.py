@@ -1,7 +1,7 @@
 """A folder that generates images in a browser: the bundle's graphs unmodified, onnxruntime-web, and a page.
 
 index.html, *.js, style.css        the page, of plain modules; `sw.js` keeps it for visits without a network
-ort/*.mjs                          onnxruntime-web
+ort/*.js                           onnxruntime-web; servers such as nginx have no type for its own names, *.mjs
 model.json                         what the page knows about the model, and the pieces of every large file
 data/*.bin                         these pieces: graphs, weights, tokenizer, WebAssembly, the reference image
 serve.py, WEB.md                   a server for the folder, and what is in it
@@ -48,7 +48,7 @@ SHARED = ((SERVED, ("dom.js", "style.css", "icon.svg")), (PAGES, ("sessions.js",
 """Files that are used here too: of the server's page, and of the runtime adapter."""
 
 MANIFEST, WORKER = "model.json", "sw.js"
-SMALL = (".html", ".js", ".mjs", ".css", ".svg")
+SMALL = (".html", ".js", ".css", ".svg")
 """Suffixes of the files that the service worker keeps."""
 
 PIECE_BYTES = 16 << 20
@@ -72,7 +72,7 @@ from pathlib import Path
 class Handler(SimpleHTTPRequestHandler):
     """Adds the headers with which browsers allow threads."""
 
-    extensions_map = {**SimpleHTTPRequestHandler.extensions_map, ".js": "text/javascript", ".mjs": "text/javascript"}
+    extensions_map = {**SimpleHTTPRequestHandler.extensions_map, ".js": "text/javascript"}
 
     def end_headers(self):
         self.send_header("Cross-Origin-Opener-Policy", "same-origin")
@@ -207,7 +207,12 @@ def _copy_page(folder: Path, library: Mapping[str, bytes], large: _Large) -> Non
         if name.endswith(".wasm"):
             large.add(f"{FOLDER}/{name}", content)
         else:
-            (folder / FOLDER / name).write_bytes(content)
+            (folder / _script(name)).write_bytes(content)
+
+
+def _script(name: str) -> str:
+    """The place of one of onnxruntime-web's modules."""
+    return f"{FOLDER}/{name.removesuffix('.mjs')}.js"
 
 
 def _seal(folder: Path, manifest: dict[str, Any]) -> None:
@@ -256,7 +261,7 @@ def _manifest(
         "title": origin(bundle).model,
         "onnxruntime_web": VERSION,
         "backends": {
-            name: {"module": f"{FOLDER}/{module}", "glue": f"{FOLDER}/{glue}", "wasm": f"{FOLDER}/{wasm}"}
+            name: {"module": _script(module), "glue": _script(glue), "wasm": f"{FOLDER}/{wasm}"}
             for name, (module, glue, wasm) in BACKENDS.items()
         },
         "proof": f"{standing.statement or agreed} What a browser computes with it is not proved: the page "

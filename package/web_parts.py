@@ -81,10 +81,10 @@ def tokenizer_data(bundle: Bundle) -> dict[str, Any]:
         read = _read(json.loads((bundle.folder / path).read_bytes()), vocabulary.tokenizer)
     except (KeyError, TypeError, ValueError):
         read = None
-    if read is None or vocabulary.start is None or vocabulary.several:
+    if read is None or vocabulary.start is None:
         raise BundleError(
-            f"{bundle.folder} cannot be packaged for browsers: {path} is not a tokenizer like CLIP's, or has textual "
-            f"inversions of several vectors, or added tokens that differ by case only. {INSTEAD}"
+            f"{bundle.folder} cannot be packaged for browsers: {path} is not a tokenizer like CLIP's, or has added "
+            f"tokens that differ by case only. {INSTEAD}"
         )
     return {
         **read,

@@ -18,6 +18,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ..core.bundle import Bundle
 from ..core.errors import RequestError
 from ..core.presets import PRESETS
 from ..core.request import HIRES_STRENGTH, TINY, Request
@@ -25,6 +26,7 @@ from ..sampling.schedulers import NAMES, understood
 from ..sampling.schedulers.names import PLAIN
 from ..sampling.schedulers.rows import parted
 from ..sampling.schedulers.settings import LEVELS, RAMPS
+from ..sampling.vocabulary import load_vocabularies
 from .complete import size_and_seed
 from .lora_tags import as_tag, read_tags
 
@@ -473,6 +475,17 @@ def _timestep_list(text: str) -> dict[str, object]:
 
 def _sigma_list(text: str) -> dict[str, object]:
     return {"sigmas": tuple(float(one) for one in text.split(","))}
+
+
+def skips_layers(bundle: Bundle) -> bool:
+    """Whether the web UI's clip skip has an effect: on OpenAI's CLIP alone, as in Stable Diffusion 1. It has none where
+    the denoiser reads an earlier layer anyway (SDXL), and on OpenCLIP, whose tokenizer pads with a token of its own
+    (Stable Diffusion 2).
+
+    Source: its `modules/sd_hijack_clip.py`, `sd_hijack_open_clip.py` and `models/sd3/sd3_cond.py`.
+    """
+    earlier = any(wire.name.startswith("hidden_states.") for wire in bundle.manifest.model.wires)
+    return not earlier and all(one.pad == one.end for one in load_vocabularies(bundle))
 
 
 def _clip_skip(text: str) -> dict[str, object]:

@@ -489,9 +489,10 @@ def _about_prompt(request: Request, model: Model, vocabulary: Vocabulary, tokens
     remarks: list[str] = []
     if tokens.chunks > 1:
         counts = " and ".join(str(count) for count in tokens.counts)
+        shorter = "; the shorter prompt has empty chunks" if (tokens.used[0][:, -1] <= 2).any() else ""
         remarks.append(
             f"The prompt took {tokens.chunks} chunks of {vocabulary.room} tokens ({counts} tokens; nothing was "
-            "truncated)."
+            f"truncated{shorter})."
         )
     if request.negative_prompt and not guided:
         why = "takes guidance as an input" if request.guided else "uses it only with a guidance above 1"

@@ -148,6 +148,15 @@ def load_clear(image: bytes) -> Decoded:
     return _read(BytesIO(image), "The mask", "mask", _clear)
 
 
+def load_painted(image: bytes) -> Decoded:
+    """The mask in an image file as AUTOMATIC1111's web UI reads it: pixels [height, width], uint8. It is white where an
+    image with transparency is opaque, in more than half, and else the image in grey.
+
+    Raises `RequestError` as `load_picture` does. Source: `create_binary_mask` of its `modules/processing.py`.
+    """
+    return _read(BytesIO(image), "The mask", "mask", _painted) or load_mask(image)
+
+
 def read_mask(
     request: Request, model: Model, image: Decoded | None, mask: ImageLike | Decoded | None
 ) -> Decoded | None:
@@ -247,6 +256,17 @@ def _clear(what: object, image: Image.Image, _kind: str) -> Decoded:
             f"{what} has no transparency, which selects what is generated. Send a PNG with an alpha channel."
         )
     return Decoded(255 - np.asarray(ImageOps.exif_transpose(image).convert("RGBA"))[..., 3])
+
+
+def _painted(what: object, image: Image.Image, _kind: str) -> Decoded | None:
+    _check(what, image)
+    table = image.mode in ("RGB", "P") and isinstance(image.info.get("transparency"), bytes)
+    if image.mode != "RGBA" and not table:
+        return None
+    alpha = np.asarray(ImageOps.exif_transpose(image).convert("RGBA"))[..., 3]
+    if alpha.min() == 255:
+        return None
+    return Decoded((alpha > 128) * np.uint8(255), ("The mask is the opaque area of its file, as in the web UI.",))
 
 
 def _decoded(what: object, image: Image.Image, kind: str) -> Decoded:

@@ -367,6 +367,11 @@ class Runtime(Protocol):
         del target
         return None
 
+    def extra(self, device: str) -> str | None:
+        """The extra of latentc that names libraries which engines load without importing them; None where none does."""
+        del device
+        return None
+
     def versions(self) -> dict[str, str]:
         """Versions of the libraries that affect the artifact; part of its key."""
         try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import subprocess
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -15,6 +14,8 @@ from ..core.errors import CompileError, LatentcError
 from ..core.limits import MEMORY_ADVICE, is_out_of_memory
 
 LONGEST = 400
+KILLED = -9
+"""By SIGKILL, which Python doesn't name on Windows."""
 REBUILD = "Build again: latentc build BUNDLE --profile PROFILE."
 ENOUGH = "Check that enough memory is free for this size."
 """Advice where a call fails."""
@@ -64,7 +65,7 @@ def call_program(what: str, *command: object, variables: Mapping[str, str] = EMP
         [*map(str, command)], capture_output=True, text=True, errors="replace", check=False, env=environment
     )
     if done.returncode or (result is not None and not result.is_file()):
-        if done.returncode == -signal.SIGKILL:
+        if done.returncode == KILLED:
             raise CompileError(
                 f"{what}: the process was killed, usually because memory ran out. Build on a machine with more memory."
             )

@@ -9,6 +9,8 @@ from ..core.errors import LatentcError, RuntimeMissing
 from ..core.recipes import Precision
 from ..profiles import Profile, load_profile, profile_names
 from . import known_runtimes, runtime
+from .base import numbered
+from .cuda import capabilities
 from .machine import Machine, machine
 
 DEFAULT_DEVICE = "CPU"
@@ -40,7 +42,7 @@ def advise(here: Machine) -> Profile | None:
     """The recommended shipped profile for a machine; None where no runtime works."""
     for profile in sorted(map(load_profile, profile_names()), key=lambda one: -one.rank):
         suits = not profile.instructions or set(profile.instructions) & set(here.instructions)
-        has = not profile.gpus or set(profile.gpus) & {gpu.architecture for gpu in here.gpus}
+        has = not profile.gpus or set(profile.gpus) & opened(profile, here)
         real = profile.device == DEFAULT_DEVICE or here.gpus or not here.system.startswith("Linux")
         if profile.rank and suits and has and real:  # a GPU emulated in software is not preferred to the CPU
             with suppress(LatentcError):  # `diagnose` reports what is missing
@@ -48,6 +50,17 @@ def advise(here: Machine) -> Profile | None:
                 if adapter.missing(profile.device) is None and _has(profile, adapter.precisions(profile.device)):
                     return profile
     return None
+
+
+def opened(profile: Profile, here: Machine) -> set[str]:
+    """Architectures of the GPUs that a profile's device may open: NVIDIA's by CUDA's number, where CUDA can be asked
+    (it orders GPUs in its own way, and processes can hide some); else those of all GPUs.
+    """
+    number = numbered(profile.device)[1] or 0
+    with suppress(RuntimeMissing):
+        if any(one.startswith("sm_") for one in profile.gpus):
+            return {one.replace("sm", "sm_") for one in capabilities()[number : number + 1]}
+    return {gpu.architecture for gpu in here.gpus if gpu.architecture}
 
 
 def advised() -> Profile:

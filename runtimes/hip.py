@@ -20,7 +20,7 @@ from typing import Any
 from ..core.errors import RuntimeMissing
 from ..core.limits import ROOT
 from .base import NUMBERED
-from .machine import ENTER, AmdGpu, amd_gpus
+from .machine import ENTER, AmdGpu, amd_gpus, mapped
 from .machine import drivers as machine_drivers
 
 NAME = "libamdhip64.so"
@@ -212,9 +212,7 @@ def environment() -> dict[str, str]:
 
 def loaded(root: Path = ROOT) -> dict[str, str]:
     """File names, which end in the version, of ROCm's libraries in this process, which may come from any folder."""
-    maps = root / "proc/self/maps"
-    lines = maps.read_text(encoding="utf-8", errors="replace").splitlines() if maps.is_file() else []
-    files = {Path(line.split(maxsplit=5)[5]).name for line in lines if len(line.split(maxsplit=5)) == 6}
+    files = {path.name for path in mapped(root)}
     stems = {name.removeprefix("lib").partition(".")[0]: name for name in LOADED}
     found = {stem: sorted(file for file in files if file.startswith(name)) for stem, name in stems.items()}
     return {stem: " ".join(names) for stem, names in found.items() if names}

@@ -120,6 +120,12 @@ def shut(pattern: str, root: Path = ROOT) -> str | None:
     return f"this user cannot open {found[0]}. {ENTER}"
 
 
+def mapped(root: Path = ROOT) -> set[Path]:
+    """The files that this process has mapped, such as libraries; empty on other systems than Linux."""
+    lines = (_read(root / "proc/self/maps") or "").splitlines()
+    return {Path(line.split(maxsplit=5)[5]) for line in lines if len(line.split(maxsplit=5)) == 6}
+
+
 @cache
 def drivers() -> dict[str, str]:
     """Names of this machine's GPUs, and the versions of their kernel drivers; read once per process."""

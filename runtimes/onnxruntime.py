@@ -33,7 +33,7 @@ from ..core.progress import Progress
 from ..core.reading import read_json
 from ..core.recipes import Precision
 from ..core.tensors import Array
-from . import hip, vulkan
+from . import hip, nvidia, vulkan
 from .base import (
     MOST_THREADS,
     NUMBERED,
@@ -65,7 +65,7 @@ from .placement import (
     open_session,
     place,
 )
-from .provider_here import EXTRA, amd_gpu, capability_of, flavours, why_not
+from .provider_here import EXTRA, amd_gpu, built_with, capability_of, flavours, why_not
 from .provider_here import library as _library
 from .providers import DEVICE_ID, PROVIDERS, offered, settings
 from .replay import last_call
@@ -180,7 +180,7 @@ class ONNXRuntime(Runtime):
         sums_in_a_row=frozenset({"CPU"}),
         sums_in_f32=frozenset({"CPU", "CUDA", "QNN", "QNN-simulator", "WebGPU"}),  # WebGPU: by its shaders (1.27.0)
         whole_norms=frozenset({"QNN", "QNN-simulator"}),
-        chains=frozenset(name for name, one in PROVIDERS.items() if one.memory or name == "CPU"),
+        chains=frozenset({"CPU", "CUDA"}),  # TensorRT's provider has one recording, not one for each direction
         lacks={"CUDA": frozenset({"ArgMax", "Attention", "GroupNormalization"})},
     )
 
@@ -201,6 +201,10 @@ class ONNXRuntime(Runtime):
         kernels = cpu_kernels() if numbered(device)[0] == "CPU" else None
         return tuple(sorted((set(operators) - own) | (own - kernels if kernels is not None else set())))
 
+    def extra(self, device: str) -> str:
+        """The provider's."""
+        return PROVIDERS[numbered(device)[0]].extra
+
     def versions(self) -> dict[str, str]:
         """The library's version, and the flavour's name where it isn't the default one."""
         with border(RuntimeMissing, "ONNX Runtime cannot be loaded", install(EXTRA)):
@@ -209,7 +213,8 @@ class ONNXRuntime(Runtime):
         return {"onnxruntime": version} | ({} if flavour == "onnxruntime" else {"flavour": flavour})
 
     def device(self, device: str) -> dict[str, str]:
-        """Instruction sets of a CPU, for which the graph's layout is optimized; model and driver of an NVIDIA GPU;
+        """Instruction sets of a CPU, for which the graph's layout is optimized; model and driver of an NVIDIA GPU, with
+        the version of TensorRT where it compiles;
         architecture and driver of other GPUs, with ROCm's version for AMD's; the version of a plugin, with which a
         context has to be loaded again.
         """
@@ -226,7 +231,10 @@ class ONNXRuntime(Runtime):
         gpus = [gpu for gpu in machine().gpus if provider.vendor in (None, gpu.vendor)]
         if provider.vendor == "NVIDIA" and (capability := capability_of(number or 0)):
             driver = next((str(gpu.driver) for gpu in gpus), "")
-            return {"gpu": f"{gpu_name(f'{capability}{NUMBERED}{number or 0}')} {capability} {driver}".strip()}
+            fault(device, provider.precisions[0])  # it loads the libraries
+            compiler = nvidia.tensorrt() if provider.loads else {}
+            opened = f"{gpu_name(f'{capability}{NUMBERED}{number or 0}')} {capability} {driver}".strip()
+            return {"gpu": opened} | compiler
         found = "; ".join(f"{gpu.architecture or gpu.name} {gpu.driver}" for gpu in gpus)
         return {"gpu": found or f"unknown, of {platform.node()}"}
 
@@ -251,8 +259,9 @@ class ONNXRuntime(Runtime):
         return hip.model(provider.architecture, number) if provider.vendor == "AMD" else {}
 
     def drivers(self, device: str) -> dict[str, str]:
-        """The GPU's driver, and the model of AMD's; Vulkan's drivers, or the GPU's number, where a provider makes code
-        through Vulkan or DirectX; the system's version for Core ML, which is part of it.
+        """The GPU's driver, and the model of AMD's; versions of NVIDIA's libraries, which are installed separately;
+        Vulkan's drivers, or the GPU's number, where a provider makes code through Vulkan or DirectX; the system's
+        version for Core ML, which is part of it.
         """
         name, number = numbered(device)
         provider = PROVIDERS[name]
@@ -260,6 +269,9 @@ class ONNXRuntime(Runtime):
             return hip.drivers() | self.model(device)
         if provider.system == "Darwin":
             return {"macos": platform.mac_ver()[0]}
+        if provider.vendor == "NVIDIA":
+            fault(device, provider.precisions[0])  # it loads the libraries
+            return super().drivers(device) | nvidia.versions(built_with())
         more = {} if number is None or provider.vendor else {DEVICE_ID: str(number)}
         return super().drivers(device) | more | (vulkan.drivers() if provider.nodes else {})
 

@@ -13,7 +13,7 @@ from importlib import import_module, metadata
 from typing import Any, cast
 
 from ..core.errors import RuntimeMissing
-from ..core.install import install, pip
+from ..core.install import install, pip, uninstall
 from ..core.record import suggest
 from ..core.telemetry import switch_off_events
 from . import hip, vulkan
@@ -59,7 +59,7 @@ def why_not(place: str, *, elsewhere: bool) -> str | None:
                 f"This machine has no {provider.vendor} GPU, which {provider.name} requires. On a machine with "
                 f"one, install the flavour of ONNX Runtime for it in a separate environment: {pip(provider.extra)}."
             )
-        first = f"pip uninstall -y {' '.join(flavours())} && " if flavours() else ""
+        first = f"{uninstall(*flavours())} && " if flavours() else ""
         return (
             f"The installed ONNX Runtime has no {provider.name}; it has: {', '.join(has)}. Only one flavour can be "
             f"installed: {first}{pip(provider.extra)}."
@@ -119,13 +119,17 @@ def amd_gpu(provider: Provider, number: int | None) -> str:
 
 def _old_driver(provider: Provider) -> str | None:
     """Report a driver that is too old for the CUDA version that the library was built with."""
-    built_with = str(getattr(library(), "cuda_version", ""))
-    if provider.vendor != "NVIDIA" or not built_with:
+    if provider.vendor != "NVIDIA" or not (cuda := built_with()):
         return None
     try:
-        return old_driver("ONNX Runtime's wheels", built_with.partition(".")[0])
+        return old_driver("ONNX Runtime's wheels", cuda)
     except RuntimeMissing as exc:
         return str(exc)
+
+
+def built_with() -> str:
+    """The major version of CUDA that the library was built with; empty without CUDA."""
+    return str(getattr(library(), "cuda_version", "")).partition(".")[0]
 
 
 def _other_version(provider: Provider) -> str:
@@ -162,10 +166,10 @@ def _override(provider: Provider) -> str | None:
 def _damage(what: str) -> str:
     """A message on what is installed in the folder that all flavours share, and how to repair it."""
     has = ", ".join(f"{name} {version}" for name, version in flavours().items()) or "none that pip reports"
-    names = " ".join(flavours()) or "onnxruntime"
+    names = tuple(flavours()) or ("onnxruntime",)
     return (
         f"ONNX Runtime {what}. All flavours are installed into the same folder and overwrite each other; installed: "
-        f"{has}. Reinstall one: pip uninstall -y {names} && {pip('onnxruntime')}."
+        f"{has}. Reinstall one: {uninstall(*names)} && {pip('onnxruntime')}."
     )
 
 

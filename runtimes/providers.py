@@ -15,6 +15,7 @@ from ..core.recipes import RECIPES, Precision
 from ..core.record import suggest
 from .base import Kind, Option, Target
 from .cuda import OVERRIDDEN
+from .migraphx import GFX
 from .ranges import bounds
 from .vulkan import NODES
 
@@ -121,12 +122,6 @@ CUDA = Provider(
     vendor="NVIDIA",
 )
 
-ARCHITECTURES = (
-    *("gfx90a", "gfx942", "gfx950", "gfx1030", "gfx1100", "gfx1101", "gfx1102", "gfx1103", "gfx1150", "gfx1151"),
-    *("gfx1200", "gfx1201"),
-)
-"""Those of AMD's GPUs that a profile can name, as in `MIGraphX-gfx1100`."""
-
 MIGRAPHX = Provider(
     "MIGraphXExecutionProvider",
     "onnxruntime-migraphx",
@@ -210,7 +205,7 @@ PROVIDERS: dict[str, Provider] = {
         vendor="NVIDIA",
     ),
     "MIGraphX": MIGRAPHX,
-    **{f"MIGraphX-{name}": replace(MIGRAPHX, architecture=name) for name in ARCHITECTURES},
+    **{f"MIGraphX-{name}": replace(MIGRAPHX, architecture=name) for name in GFX},
     # Not offered: enableGraphCapture, which silently replays the first call's inputs, unless all tensors are on the GPU
     # (onnxruntime 32074).
     "WebGPU": Provider(

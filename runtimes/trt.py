@@ -219,6 +219,11 @@ class TensorRT(Runtime):
             len(set(each)) if self._is.builds_elsewhere else 1
         )
 
+    def extra(self, device: str) -> str:
+        """The library's own."""
+        del device
+        return self._is.name
+
     def versions(self) -> dict[str, str]:
         """The library's version."""
         with border(RuntimeMissing, f"{self._is.title} cannot be loaded", self._is.install()):

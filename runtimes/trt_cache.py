@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import CompileError
-from ..core.files import write_bytes
+from ..core.files import sha256, write_bytes
 from ..core.reading import read_bounded
 from ..core.records import state_folder
 from .base import TIMING, numbered
@@ -27,8 +27,6 @@ COMPILED = "compiled"
 """Folder of the compiled code, in the state folder."""
 
 MOST_BYTES = 1 << 28
-HASHED_BYTES = 1 << 20
-"""How much of a plan the name of its cache depends on, beside its size. Two plans of one name would share a file."""
 
 
 def cache_path(folder: Path, *about: str) -> Path:
@@ -52,10 +50,7 @@ def read_cache(path: Path) -> bytes:
 
 def _compiled_path(plan: Path, version: str, device: str) -> Path:
     """The file of the code that TensorRT for RTX compiled for a plan and GPU."""
-    with plan.open("rb") as file:
-        head = file.read(HASHED_BYTES)
-    digest = hashlib.sha256(head + str(plan.stat().st_size).encode()).hexdigest()[:16]
-    about = version, numbered(device)[0], gpu_name(device), _driver(), digest
+    about = version, numbered(device)[0], gpu_name(device), _driver(), sha256(plan)[:16]
     return cache_path(state_folder() / COMPILED, "rtx", *about)
 
 

@@ -24,6 +24,9 @@ LIBRARY = "IREE_HAL_VULKAN_LIBVULKAN_PATH"
 NODES = "dev/dri/renderD*"
 """The GPUs' files on Linux."""
 
+CHOSEN = ("VK_DRIVER_FILES", "VK_ICD_FILENAMES", "VK_LOADER_DRIVERS_SELECT")
+"""Variables that name the loader's drivers: with one, a CPU is used on purpose."""
+
 VERSION_1_1 = 1 << 22 | 1 << 12
 APPLICATION_INFO, INSTANCE_CREATE_INFO = 0, 1
 PROPERTIES, ID_PROPERTIES, DRIVER_PROPERTIES = 1000059001, 1000071004, 1000196000
@@ -137,5 +140,12 @@ def drivers() -> dict[str, str]:
 
 
 def denied() -> str | None:
-    """Why this user can open no GPU, and what to do; None where Vulkan has one, or no file of one exists."""
-    return None if any(gpu.kind != "cpu" for gpu in gpus()) else shut(NODES)
+    """Why Vulkan has no GPU, and what to do; None where it has one, or the environment names its drivers."""
+    found = gpus()
+    if any(gpu.kind != "cpu" for gpu in found):
+        return None
+    if reason := shut(NODES):
+        return reason
+    if not found or any(map(os.environ.get, CHOSEN)):
+        return None
+    return f"install the GPU's Vulkan driver, or set {CHOSEN[0]} to the driver's file to compute on the CPU on purpose."

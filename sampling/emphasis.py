@@ -6,7 +6,7 @@ embedding of each token is multiplied by its weight, and the chunk's mean is res
 `Original`. Embeddings of whole prompts have no weights.
 
 Prompt editing, alternation and composition need several encodings of a prompt, which latentc does not support: they
-are refused.
+are refused, as is a weight of the whole prompt, `a cat:1.3`, which multiplies the guidance in the web UI.
 
 Source: https://github.com/AUTOMATIC1111/stable-diffusion-webui, `modules/prompt_parser.py`, `sd_hijack_clip.py`,
 `sd_emphasis.py` and `models/sd3/sd3_cond.py`.
@@ -37,9 +37,10 @@ MAX_WEIGHT = 100.0
 MAX_OPEN = 48
 """Limit of nested brackets; 48 round ones multiply by 97."""
 
-_MARK = re.compile(r"\\[()\[\]\\]?|[()\[\]]|:([+-]?[.\d]+)\)|:")
+_MARK = re.compile(r"\\[()\[\]\\]?|[()\[\]]|:\s*([+-]?[.\d]+)\s*\)|:")
 _BREAK = re.compile(r"\bBREAK\b")
 _AND = re.compile(r"\bAND\b")
+_LAST = re.compile(r"(?<!\\):\s*[+-]?(?:\d+\.?|\d*\.\d+)\s*\Z")
 _WHEN = re.compile(r":\s*[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?\s*\Z")
 _EXCERPT = 40
 
@@ -66,8 +67,8 @@ def parse_weights(prompt: str, which: str = "prompt") -> tuple[WeightedText, ...
     """The pieces of a prompt in the web UI's syntax, which are tokenized separately; adjacent ones of one weight are
     joined. `which` is `prompt` or `negative prompt`.
 
-    Raises `RequestError` for prompt editing, alternation and, in a prompt, composition with AND; for BREAK inside
-    brackets; and for weights that are not numbers, or above `MAX_WEIGHT`.
+    Raises `RequestError` for prompt editing, alternation and, in a prompt, composition with AND and a weight at its
+    end; for BREAK inside brackets; and for weights that are not numbers, or above `MAX_WEIGHT`.
     """
     _refuse_unsupported(prompt, which)
     found: list[_Open | None] = []
@@ -150,6 +151,11 @@ def _refuse_unsupported(prompt: str, which: str) -> None:
         raise RequestError(
             f"The {which} has the word AND ({shown(place)}), which composes several prompts in the web UI, and which "
             "latentc does not support. Write it in lower case, or use the prompt syntax plain."
+        )
+    if which == "prompt" and (found := _LAST.search(prompt)):
+        raise RequestError(
+            f"The {which} ends with the weight {shown(found[0])}, which multiplies the guidance in the web UI. Put \\ "
+            "before the colon to have it read as text, or leave it out and pass a higher guidance."
         )
     opened: list[int] = []
     bars: list[bool] = []

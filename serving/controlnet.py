@@ -13,7 +13,7 @@ from typing import Any, cast
 import numpy as np
 from fastapi import APIRouter
 from PIL import Image, ImageOps
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from ..checkpoints.others import is_control
 from ..core.errors import RequestError
@@ -31,6 +31,12 @@ RESIZED = {
 }  # fmt: skip
 GUESSES = {"balanced": False, "0": False, "controlnet is more important": True, "2": True}
 """`guess_mode` by `control_mode`: the ControlNet affects only the rows of the prompt."""
+_INERT = frozenset({
+    "is_ui", "input_mode", "batch_images", "output_dir", "loopback", "low_vram", "lowvram", "processor_res",
+    "threshold_a", "threshold_b", "pixel_perfect", "save_detected_map", "inpaint_crop_input_image", "pulid_mode",
+    "union_control_type",
+})  # fmt: skip
+"""Fields without an effect here: those of preprocessors, of the page, and of kinds of networks that are refused."""
 _NONE = ("", "none")
 _PLACE = f"alwayson_scripts.{SCRIPT}.args"
 
@@ -50,7 +56,9 @@ class ControlUnit(BaseModel):
     weight: float | None = Field(default=1.0, ge=0, le=2, allow_inf_nan=False)
     resize_mode: int | str | None = 1
     guidance_start: float | None = Field(default=0.0, ge=0, le=1, allow_inf_nan=False)
-    guidance_end: float | None = Field(default=1.0, ge=0, le=1, allow_inf_nan=False)
+    guidance_end: float | None = Field(
+        default=1.0, ge=0, le=1, allow_inf_nan=False, validation_alias=AliasChoices("guidance_end", "guidance")
+    )
     control_mode: int | str | None = 0
     hr_option: str | None = "Both"
     effective_region_mask: Any = None
@@ -65,6 +73,7 @@ class ControlsAsked:
     values: Mapping[str, Any]
     images: tuple[tuple[str, str | None, int], ...]
     """For each ControlNet the field, its text in base64 (None for the image of image to image), and its resize mode."""
+    notices: tuple[str, ...] = ()
 
 
 def router(service: Service) -> APIRouter:
@@ -131,7 +140,11 @@ def controls_asked(scripts: Mapping[str, Any] | None, names: Sequence[str], *, s
     }
     if guesses == {True}:
         values["guess_mode"] = True
-    return ControlsAsked(values, tuple(_image(f"{_PLACE}[{index}]", unit, second=second) for index, unit in each))
+    images = tuple(_image(f"{_PLACE}[{index}]", unit, second=second) for index, unit in each)
+    extra = [(f"[{index}].{name}", value) for index, one in units for name, value in (one.model_extra or {}).items()]
+    unknown = [name for name, value in extra if value and name.partition(".")[2] not in _INERT]
+    said = (f"The fields {listed(unknown)} of {_PLACE} are not known, and were ignored.",) if unknown else ()
+    return ControlsAsked(values, images, said)
 
 
 def control_pictures(

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from ..core.errors import CancelledError, RequestError
 from ..core.record import complaints
 from ..core.request import Result, Step
-from ..pipelines.a1111 import LANCZOS, pairs_of, sampler_pairs, samplers
+from ..pipelines.a1111 import LANCZOS, pairs_of, sampler_pairs, samplers, skips_layers
 from ..pipelines.picture import Decoded, check_file
 from ..pipelines.png import drawings, read, texts
 from ..sampling.host import drawing_digest
@@ -34,7 +34,7 @@ from .image_job import ImageJob
 from .pictures import base64_of, files, json_answer, plain_file, unfinished
 from .served import ServedModel
 from .service import Service
-from .webui import VERSION, Img2Img, Txt2Img, WebUiAsked, content, pictures, sent_files, translated
+from .webui import SKIP, VERSION, Img2Img, Txt2Img, WebUiAsked, content, pictures, sent_files, translated
 
 PREFIX = "/sdapi/v1"
 NAME, PREFIXES = "sdapi", (f"{PREFIX}/",)
@@ -225,7 +225,8 @@ async def _generated(service: Service, state: _Open, http: HttpRequest, kind: ty
         pipeline = model.pipeline
         edits, strengths = pipeline.bundle.manifest.model.edits, pipeline.takes_strengths
         nets = names_of(pipeline.bundle.manifest)
-        asked = translated(body, edits=edits, strengths=strengths, controls=nets)
+        skips = partial(skips_layers, pipeline.bundle)
+        asked = translated(body, edits=edits, strengths=strengths, controls=nets, skips=skips)
         service.check_first(asked.request, model.name)
         if isinstance(body, Img2Img) or asked.controls is not None:
             sent = await asyncio.to_thread(sent_files, body, asked.controls)
@@ -381,7 +382,7 @@ def _options(service: Service, current: str) -> dict[str, Any]:
         "sd_checkpoint_hash": about["sha256"],
         "samples_format": "png",
         "sd_vae": "Automatic",
-        "CLIP_stop_at_last_layers": 1,
+        SKIP: 1,
     }
 
 

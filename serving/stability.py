@@ -44,7 +44,7 @@ RATIOS = ("16:9", "1:1", "21:9", "2:3", "3:2", "4:5", "5:4", "9:16", "9:21")
 MAX_GROWTH, MAX_EXTENSION, CREATIVITY = 100, 2000, 0.5
 """Largest `grow_mask` and side of `outpaint` in pixels, and its default, as in Stability's reference."""
 
-_SPECIAL = str.maketrans({mark: f"\\{mark}" for mark in "\\()[]"})
+_SPECIAL = str.maketrans({mark: f"\\{mark}" for mark in "\\()[]:"})
 _PROMPT = re.compile(r"text_prompts\[([0-9]{1,3})\]\[(text|weight)\]")
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -25,7 +25,7 @@ from ..core.request import Request
 from ..core.units import listed
 from ..pipelines.a1111 import LANCZOS, samplers, scheduler_of
 from ..pipelines.lora_tags import read_tags
-from ..pipelines.picture import Decoded, load_mask, load_picture
+from ..pipelines.picture import Decoded, load_painted, load_picture
 from .controlnet import SCRIPT, ControlsAsked, control_pictures, controls_asked
 
 STEPS = 50
@@ -38,6 +38,12 @@ BLUR = 4
 """Default of `mask_blur`, `mask_blur_x` and `mask_blur_y`."""
 
 _HYPERNETWORK = re.compile(r"<hypernet(?:work)?:", re.IGNORECASE)
+_TAG = re.compile(r"<\w+:[^<>]+>")
+_COMMENT = re.compile(r"#[^\n]*")
+"""What the web UI leaves out of a prompt: tags, also unknown ones, and text from a # to the end of its line."""
+SKIP = "CLIP_stop_at_last_layers"
+_SKIPPED = "the web UI applies it to the negative prompt too, and latentc, as diffusers, to the prompt alone."
+_NOT_SKIPPED = "it was ignored, as the web UI ignores it for models such as this one."
 _NOISY = ("ancestral", "sde")
 """In the names of samplers that add noise at each step, of which the web UI's eta is a factor."""
 
@@ -133,11 +139,16 @@ _SILENT = frozenset({
 
 
 def translated(
-    body: Txt2Img, *, edits: bool = False, strengths: bool = False, controls: Sequence[str] = ()
+    body: Txt2Img,
+    *,
+    edits: bool = False,
+    strengths: bool = False,
+    controls: Sequence[str] = (),
+    skips: Callable[[], bool] = lambda: True,
 ) -> WebUiAsked:
     """The request of a body; `controls` are the names of the model's ControlNets, `edits` is whether it edits
     images (InstructPix2Pix), `strengths` whether requests have strengths of its adapters: those that no tag of the
-    prompt names are then left out, as in the web UI.
+    prompt names are then left out, as in the web UI. `skips` tells whether its clip skip has an effect on the model.
 
     No image is decoded. Raises `RequestError` naming the field for what can't be done.
     """
@@ -153,25 +164,39 @@ def translated(
     if scheduler in ("ddim", "tcd") and body.eta is not None:
         values["eta"] = body.eta
     settings = body.override_settings or {}
-    if (skipped := settings.get("CLIP_stop_at_last_layers")) is not None:
-        values["clip_skip"] = _times("CLIP_stop_at_last_layers", skipped) - 1
-    tagged = read_tags(body.prompt or "")
+    tagged = read_tags(_COMMENT.sub("", body.prompt or ""))
+    notices = _ignored(body, tagged.prompt)
+    if skipped := _times(SKIP, settings.get(SKIP)) - 1:
+        values |= {"clip_skip": skipped} if skips() else {}
+        notices.append(f"{SKIP} is {skipped + 1}: {_SKIPPED if 'clip_skip' in values else _NOT_SKIPPED}")
     if tagged.left:
         name = tagged.left[0].split(":")[1].rstrip(">")
         raise RequestError(f"{tagged.left[0]} has no single strength from -100 to 100. Write <lora:{name}:0.8>.")
-    values["prompt"] = tagged.prompt
-    values["negative_prompt"] = body.negative_prompt or ""
+    values["prompt"] = _TAG.sub("", tagged.prompt)
+    values["negative_prompt"] = _COMMENT.sub("", body.negative_prompt or "")
     if tagged.strengths or strengths:
         values["adapters"] = tagged.strengths
-    unknown = sorted(set(body.model_extra or {}) - _SILENT)
-    notices = [f"The fields {listed(unknown)} are not known, and were ignored."] if unknown else []
     if isinstance(body, Img2Img):
         values |= _from_image(body, edits=edits)
     elif body.enable_hr:
         values |= _second_pass(body)
     units = controls_asked(body.alwayson_scripts, controls, second=bool(body.enable_hr))
-    values |= {} if units is None else units.values
+    if units is not None:
+        values |= units.values
+        notices += units.notices
     return WebUiAsked(Request.model_validate(values), tuple(notices), units)
+
+
+def _ignored(body: Txt2Img, prompt: str) -> list[str]:
+    """Notices about fields that are not known, and what is left out of the prompts; `prompt` is without known tags."""
+    unknown = sorted(set(body.model_extra or {}) - _SILENT)
+    notices = [f"The fields {listed(unknown)} are not known, and were ignored."] if unknown else []
+    tags = [one.group() for one in _TAG.finditer(prompt)]
+    comments = [one.group() for text in (body.prompt, body.negative_prompt) for one in _COMMENT.finditer(text or "")]
+    for what, found in (("tags", tags), ("comments", comments)):
+        if found:
+            notices.append(f"The prompt has {what} ({shown(found[0])}), which were left out, as in the web UI.")
+    return notices
 
 
 def _check(body: Txt2Img) -> None:
@@ -207,7 +232,7 @@ def _check(body: Txt2Img) -> None:
     for name, script in (body.alwayson_scripts or {}).items():
         if name.lower() != SCRIPT and _acts(script):
             raise RequestError(f"alwayson_scripts has {shown(name)}, which this server does not support. Leave it out.")
-    settings = ("sd_model_checkpoint", "CLIP_stop_at_last_layers")
+    settings = ("sd_model_checkpoint", SKIP)
     for name, value in (body.override_settings or {}).items():
         plain = name in ("sd_vae", "samples_format") and str(value or "").lower() in (*_PLAIN_VAES, "png")
         if name not in settings and not plain:
@@ -316,7 +341,7 @@ def pictures(body: Txt2Img, asked: WebUiAsked, sent: Mapping[str, bytes]) -> dic
     if isinstance(body, Img2Img):
         found["image"] = load_picture(sent["image"])
         if "mask" in sent:
-            mask = load_mask(sent["mask"])
+            mask = load_painted(sent["mask"])
             found["mask"] = replace(mask, pixels=255 - mask.pixels) if body.inpainting_mask_invert else mask
         if body.resize_mode == 1 and request.crop is None and request.width and request.height:
             size = (request.width, request.height)

@@ -483,10 +483,13 @@ def refused(command):
 
 @pytest.fixture(scope="session")
 def controlnet(shared, checkpoint):
-    """`controlnet(family, seed)`: the folder of a tiny ControlNet whose residuals aren't zero. Don't change it."""
+    """`controlnet(family, seed)`: the folder of a tiny ControlNet whose residuals aren't zero, or of one that averages
+    them over the image. Don't change it.
+    """
 
-    def make(family, seed=0):
-        return shared(f"{family}-controlnet-{seed}", lambda folder: write_controlnet(checkpoint(family), seed, folder))
+    def make(family, seed=0, pooled=False):
+        name = f"{family}-controlnet-{seed}{'-pooled' * pooled}"
+        return shared(name, lambda folder: write_controlnet(checkpoint(family), seed, folder, pooled=pooled))
 
     return make
 

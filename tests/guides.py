@@ -3,13 +3,14 @@
 IP_ADAPTER = "ip-adapter.safetensors"
 
 
-def write_controlnet(checkpoint, seed, folder):
+def write_controlnet(checkpoint, seed, folder, *, pooled=False):
     """A ControlNet of diffusers for a checkpoint's UNet, whose residuals aren't zero."""
     import diffusers
     import torch
 
     unet = diffusers.UNet2DConditionModel.from_pretrained(checkpoint / "unet", local_files_only=True)
     net = diffusers.ControlNetModel.from_unet(unet)
+    net.register_to_config(global_pool_conditions=pooled)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in net.named_parameters():

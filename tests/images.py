@@ -9,6 +9,7 @@ from latentc.sampling.host import latent_shape
 
 PIPELINES = {
     "sd1": ("StableDiffusionImg2ImgPipeline", "stable_diffusion.pipeline_stable_diffusion_img2img"),
+    "sd2": ("StableDiffusionImg2ImgPipeline", "stable_diffusion.pipeline_stable_diffusion_img2img"),
     "sdxl": ("StableDiffusionXLImg2ImgPipeline", "stable_diffusion_xl.pipeline_stable_diffusion_xl_img2img"),
     "sd3": ("StableDiffusion3Img2ImgPipeline", "stable_diffusion_3.pipeline_stable_diffusion_3_img2img"),
 }
@@ -18,7 +19,7 @@ INPAINT = {
 }
 ALONE = {"sdxl_refiner": PIPELINES["sdxl"]}
 """Of models that need an image."""
-INPAINT |= {f"{family}_inpainting": INPAINT[family] for family in ("sd1", "sdxl")}
+INPAINT |= {f"{family}_inpainting": INPAINT[family] for family in ("sd1", "sd2", "sdxl")}
 
 
 def photo(width=200, height=90):

@@ -15,6 +15,7 @@ from latentc.core.tensors import psnr_db
 from latentc.export.reference import run
 from latentc.export.sessions import CpuSession
 from latentc.export.weights import computing
+from latentc.pipelines.a1111 import skips_layers
 from latentc.pipelines.complete import complete
 from latentc.pipelines.pipeline import Pipeline
 from latentc.profiles import load_profile
@@ -115,6 +116,11 @@ def test_the_manifest_has_the_number_of_layers(exported):
     assert encoder.clip_skip == 2, "the tiny encoder's layers; others have 3"
     names = [tensor.name for tensor in opened.part("text_encoder").outputs]
     assert names == ["last_hidden_state", "pooler_output", "last_hidden_state.1", "last_hidden_state.2"]
+
+
+@pytest.mark.slow
+def test_the_web_ui_skips_layers_of_openais_clip_alone(exported):
+    assert [skips_layers(exported(family)) for family in ("sd1", "sd2", "sdxl", "sd35m")] == [True] + [False] * 3
 
 
 def test_a_clip_skip_without_its_outputs_is_refused(exported):

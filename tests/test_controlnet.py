@@ -34,12 +34,15 @@ from .images import asked_of
 from .runtimes.migraphx_operators import undocumented
 
 ONNXRUNTIME = load_profile("cpu-onnxruntime")
-PIPELINES = {"sd1": "StableDiffusionControlNetPipeline", "sdxl": "StableDiffusionXLControlNetPipeline"}
+PIPELINES = {
+    **dict.fromkeys(("sd1", "sd2"), "StableDiffusionControlNetPipeline"),
+    "sdxl": "StableDiffusionXLControlNetPipeline",
+}
 REQUEST = Request(
     prompt="a lighthouse on a cliff", negative_prompt="fog", width=144, height=80, steps=5, guidance=6.0, seed=3
 )
-NETS = {"sd1": 1, "sdxl": 2}
-"""ControlNets of each bundle."""
+NETS = {"sd1": 1, "sd2": 1, "sdxl": 2}
+"""ControlNets of each bundle; that of `sd2` averages its residuals."""
 
 
 def edges(seed=0, width=144, height=80):
@@ -53,11 +56,17 @@ def edges(seed=0, width=144, height=80):
 
 
 @pytest.fixture(scope="session")
-def controlled(equipped, checkpoint, controlnet):
+def folders(controlnet):
+    """`folders(family)`: those of its ControlNets."""
+    return lambda family: [controlnet(family, seed, pooled=family == "sd2") for seed in range(NETS[family])]
+
+
+@pytest.fixture(scope="session")
+def controlled(equipped, checkpoint, folders):
     """`controlled(family)`: this worker's copy of a bundle with `NETS` ControlNets, with engines for ONNX Runtime."""
 
     def make(family):
-        nets = [str(controlnet(family, seed)) for seed in range(NETS[family])]
+        nets = [str(folder) for folder in folders(family)]
         return equipped(
             f"{family}-controlled", lambda folder: export(str(checkpoint(family)), folder, controlnets=nets)
         )
@@ -110,6 +119,7 @@ SETTINGS = {
     "guess": ("sd1", {"guess_mode": True, "control_scale": 1.4, "count": 2}),
     "from the second step": ("sd1", {"control_start": 0.2, "control_end": 0.8, "control_scale": 0.6}),
     "unguided": ("sd1", {"guidance": 1.0, "guess_mode": True}),
+    "pooled": ("sd2", {"control_scale": 1.3, "control_end": 0.8, "count": 2}),
     "two": ("sdxl", {"control_scale": (0.9, 1.2), "control_start": (0.0, 0.4), "control_end": (0.5, 1.0)}),
 }
 
@@ -117,14 +127,13 @@ SETTINGS = {
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # diffusers' own
 @pytest.mark.parametrize("case", SETTINGS)
-def test_images_are_diffusers_own(controlled, controlnet, checkpoint, monkeypatch, case):
+def test_images_are_diffusers_own(controlled, folders, checkpoint, monkeypatch, case):
     family, changes = SETTINGS[case]
     opened = controlled(family)
     request = Request.model_validate({**REQUEST.model_dump(), "scheduler": "ddim", **changes})
     images = [edges(seed) for seed in range(NETS[family])]
     latents = np.random.default_rng(5).standard_normal(latent_shape(opened.manifest.model, request), np.float32)
-    nets = [controlnet(family, seed) for seed in range(NETS[family])]
-    expected = diffusers_images(family, nets, checkpoint(family), request, images, latents, monkeypatch)
+    expected = diffusers_images(family, folders(family), checkpoint(family), request, images, latents, monkeypatch)
     with Pipeline.open(opened, ONNXRUNTIME) as pipeline:
         found = pipeline(request, control=images, latents=latents)
         plain = pipeline(
@@ -143,7 +152,7 @@ def test_images_are_diffusers_own(controlled, controlnet, checkpoint, monkeypatc
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # diffusers' own
-def test_image_to_image_takes_a_controlnet(controlled, controlnet, checkpoint, monkeypatch):
+def test_image_to_image_takes_a_controlnet(controlled, folders, checkpoint, monkeypatch):
     opened = controlled("sd1")
     request = Request.model_validate(
         {**REQUEST.model_dump(), "scheduler": "ddim", "strength": 0.6, "control_scale": 0.8, "control_end": 0.7}
@@ -151,7 +160,7 @@ def test_image_to_image_takes_a_controlnet(controlled, controlnet, checkpoint, m
     random, image = np.random.default_rng(6), edges(7)
     shape = latent_shape(opened.manifest.model, request)
     latents, noise = random.standard_normal(shape, np.float32), random.standard_normal(shape, np.float32)
-    given = ("sd1", [controlnet("sd1")], checkpoint("sd1"), request, [edges()], latents, monkeypatch)
+    given = ("sd1", folders("sd1"), checkpoint("sd1"), request, [edges()], latents, monkeypatch)
     expected = diffusers_images(*given, start=(image, noise))
     with Pipeline.open(opened, ONNXRUNTIME) as pipeline:
         found = pipeline(request, image=image, control=edges(), latents=latents, image_noise=noise)

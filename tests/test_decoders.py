@@ -100,6 +100,7 @@ def test_tiny_images_are_diffusers_own(decoding, taesd, checkpoint, tmp_path):
     opened = decoding("sd1")
     latents = start(opened)
     expected = diffusers_images(checkpoint("sd1"), REQUEST, latents, tiny=taesd("sd1"))
+    assert any("as its VAE does" in one for one in opened.manifest.notices), "of random weights"
     request = REQUEST.model_copy(update={"decoder": "tiny"})
     with Pipeline.open(opened, ONNXRUNTIME) as pipeline:
         assert PART not in opened.plainly_drawing

@@ -17,20 +17,22 @@ from .images import diffusers_images, mask, noises, photo
 
 PROFILES = ("cpu-onnxruntime", "cpu-openvino-f32")
 FAMILIES = ("sd1_inpainting", "sdxl_inpainting")
+CHANGES = {
+    "from noise": {"strength": 1.0, "steps": 4},
+    "from the image": {"strength": 0.6, "count": 2},
+    "unguided": {"strength": 0.6, "guidance": 1.0},
+}
 REQUEST = Request(prompt="a lighthouse", negative_prompt="fog", width=144, height=80, steps=8, guidance=6.0)
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # diffusers' own
 @pytest.mark.parametrize(
-    "changes",
-    [{"strength": 1.0, "steps": 4}, {"strength": 0.6, "count": 2}, {"strength": 0.6, "guidance": 1.0}],
-    ids=["from noise", "from the image", "unguided"],
+    ("family", "case"), [*((one, case) for one in FAMILIES for case in CHANGES), ("sd2_inpainting", "from the image")]
 )
-@pytest.mark.parametrize("family", FAMILIES)
-def test_images_are_diffusers_own(bundle, checkpoint, opened, monkeypatch, family, changes):
-    request, image, area = REQUEST.model_copy(update=changes), photo(), mask()
-    if family.startswith("sd1"):  # whose own scheduler, PNDM, diffusers starts wrongly in the middle
+def test_images_are_diffusers_own(bundle, checkpoint, opened, monkeypatch, family, case):
+    request, image, area = REQUEST.model_copy(update=CHANGES[case]), photo(), mask()
+    if not family.startswith("sdxl"):  # whose own scheduler, PNDM, diffusers starts wrongly in the middle
         request = request.model_copy(update={"scheduler": "ddim"})
     latents, image_noise = noises(bundle(family), request)
     given = request, image, latents, image_noise

@@ -51,7 +51,7 @@ def test_a_crop_is_diffusers_own(bundle, checkpoint, opened, monkeypatch, family
     assert made.shape == theirs.shape == (200, 300, 3)
     assert (made[area == 0] == image[area == 0]).all()
     inner = np.s_[86:124, 196:254]
-    assert psnr_db(theirs[inner].astype(np.float64), made[inner].astype(np.float64)) >= 45
+    assert psnr_db(theirs[inner].astype(np.float64), made[inner].astype(np.float64)) >= 60
     assert psnr_db(image[inner].astype(np.float64), made[inner].astype(np.float64)) < 30, "nothing was generated"
     assert result.request.width == 128
 

@@ -12,7 +12,7 @@ from ..families import Family, find_family
 from .change import check, form_of, rank_of
 from .file import AGAIN, AdapterFile, Slots
 from .fuse import Edit
-from .kinship import alike, meant_for
+from .kinship import about_version, alike, meant_for
 from .spellings import Place, spellings
 from .values import values_of
 
@@ -77,7 +77,8 @@ def applied(file: AdapterFile, strength: float, family: Family, shapes: Shapes, 
         edits[component] += _edits(file, module, slots, place, names[component], shapes[component], strength)
     if len(unknown) > LEFT_OVER or not any(edits.values()):
         raise CheckpointError(_misfit(file, unknown, family, where, left_out))
-    notices = [
+    notices = about_version(file, title, family) if edits.get(family.denoiser) else []
+    notices += [
         f"{file.path.name} also changes {owner} (modules: {count}), which is left out."
         for owner, count in left_out.items()
     ]

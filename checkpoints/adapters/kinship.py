@@ -28,12 +28,15 @@ _METADATA = (
     (r"flux", "Flux"),
     (r"stable-diffusion-xl-v1-refiner", "Stable Diffusion XL Refiner"),
     (r"stable-diffusion-xl|sdxl", "Stable Diffusion XL"),
-    (r"stable-diffusion-3|sd3|sd_v3", "Stable Diffusion 3"),
+    (r"stable-diffusion-v?3|sd3|sd_v3", "Stable Diffusion 3"),
     (r"stable-diffusion-v2|sd_v2", "Stable Diffusion 2"),
     (r"stable-diffusion-v1|sd_v1", "Stable Diffusion 1"),
 )
 _REFINERS = {one.title for one in FAMILIES if one.scored}
 _STATEMENTS = ("modelspec.architecture", "ss_base_model_version")
+_THIRD, _OWN, _MEDIUM = "Stable Diffusion 3", "Stable Diffusion 3 Medium", "Stable Diffusion 3.5 Medium"
+_VERSION = re.compile(r"(?:stable-diffusion-|sd_?)v?3[._-]?(?:(5)(?!\d)|m(?:edium|(?![a-z])))")
+"""3.5, or 3, in statements of kohya's scripts, SwarmUI's, and the names of the models that are trained."""
 
 
 def meant_for(file: AdapterFile, family: Family) -> str | None:
@@ -41,13 +44,13 @@ def meant_for(file: AdapterFile, family: Family) -> str | None:
 
     `family` is that of the checkpoint.
 
-    Stable Diffusion 3 stands for all its versions. Names come first, then the width of the prompt embeddings that the
-    cross-attention reads, then what the file states.
+    Stable Diffusion 3 stands for all its versions, where neither names nor statements tell one. Names come first, then
+    the width of the prompt embeddings that the cross-attention reads, then what the file states.
     """
     names = file.modules.keys()
     for title, mark in _MARKS:
         if any(mark.search(name) for name in names):
-            return title
+            return _version(file) if title == _THIRD else title
     width, widths = _width(file), widths_of_prompts()
     own = width > 0 and width == family.config(family.denoiser).get("cross_attention_dim")
     if not own and widths.get(width) in _REFINERS:  # whose names are those of Stable Diffusion XL
@@ -62,17 +65,33 @@ def meant_for(file: AdapterFile, family: Family) -> str | None:
     for key in _STATEMENTS:
         stated = file.metadata.get(key, "").lower()
         if found := next((title for mark, title in _METADATA if re.search(mark, stated)), None):
-            return found
-    return "Stable Diffusion 3" if any(_MMDIT.search(name) for name in names) else None
+            return _version(file) if found == _THIRD else found
+    return _version(file) if any(_MMDIT.search(name) for name in names) else None
+
+
+def _version(file: AdapterFile) -> str:
+    """The version of Stable Diffusion 3: only 3.5 Medium has a second attention in its blocks."""
+    if any("attn2" in name for name in file.modules):
+        return _MEDIUM
+    stated = (_VERSION.search(file.metadata.get(key, "").lower()) for key in (*_STATEMENTS, "ss_sd_model_name"))
+    found = next(filter(None, stated), None)
+    return _THIRD if found is None else "Stable Diffusion 3.5" if found[1] else _OWN
+
+
+def about_version(file: AdapterFile, title: str | None, family: Family) -> list[str]:
+    """A notice about a file of `title` that may be for another version, whose modules are named and shaped alike."""
+    if title not in (None, _THIRD) or family.title not in (_THIRD, _MEDIUM):
+        return []
+    both = "Stable Diffusion 3 or 3.5 Medium, whose modules have the same names and sizes"
+    return [f"{file.path.name} does not state whether it is for {both}. It is applied to {family.title}."]
 
 
 def alike(title: str, other: str) -> bool:
-    """Whether two titles are of one family, or of versions of one that a file's names don't tell apart."""
+    """Whether a file's title and a checkpoint's are of one family, or of versions that the file doesn't tell apart."""
+    if title.startswith(_THIRD) and other.startswith(_THIRD):
+        return title == _THIRD or title.startswith(f"{_THIRD}.5") == other.startswith(f"{_THIRD}.5")
     title, other = (one.removesuffix(INPAINTING).removesuffix(EDITING) for one in (title, other))
-    return title == other or any(all(one.startswith(mark) for one in (title, other)) for mark in _VERSIONS)
-
-
-_VERSIONS = ("Stable Diffusion 3", "Stable Video Diffusion")
+    return title == other or all(one.startswith("Stable Video Diffusion") for one in (title, other))
 
 
 def _width(file: AdapterFile) -> int:

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from latentc.checkpoints.controls import controlled
+from latentc.checkpoints.controls import about_controls, controlled
 from latentc.checkpoints.controls_sd3 import about_colours
 from latentc.checkpoints.families import find_family
 from latentc.checkpoints.open import open_checkpoint
 from latentc.checkpoints.others import controls_of
 from latentc.checkpoints.parts import model_facts
+from latentc.checkpoints.parts.controlnet import facts_of
 from latentc.core.errors import CheckpointError
 
 from .conftest import unet_name
@@ -96,6 +97,17 @@ def test_every_layout_gives_the_same_module(checkpoint, net, tmp_path, family, l
     config = dict(module.config)
     for key in ("attention_head_dim", "conditioning_embedding_out_channels", "transformer_layers_per_block"):
         assert json.dumps(config[key]) == json.dumps(stated[key])
+
+
+@pytest.mark.parametrize("name", ["control_v11e_sd15_shuffle_fp16", "control_v11p_sd15_canny"])
+def test_a_file_without_a_config_is_pooled_by_its_name(checkpoint, net, tmp_path, name):
+    place, plain = as_file(net("sd1"), tmp_path / f"{name}.safetensors"), str(net("sd1"))
+    opened = open_checkpoint(checkpoint("sd1"), components=controls_of([plain, str(place)]))
+    pooled = facts_of(opened.configs["controlnet_2"], {}).pooled
+    assert pooled == bool(about_controls(opened)) == ("shuffle" in name)
+    if pooled:
+        with pytest.raises(CheckpointError, match=r"shuffle_fp16.safetensors averages its .* Pass it last"):
+            open_checkpoint(checkpoint("sd1"), components=controls_of([str(place), plain]))
 
 
 def test_a_single_file_checkpoint_takes_one(single_file, net):

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from latentc.compiler import cache, cases
+from latentc.compiler import cache, cases, states
 from latentc.compiler.build import build, why
 from latentc.compiler.cache import Miss, artifacts, verify
 from latentc.compiler.engines import Engines, load
@@ -58,6 +58,27 @@ def test_what_killed_builds_left_goes(own_bundle):
     (opened.engines / ".fedcba9876543210.tmp").write_text("being written")
     build(opened, NULL)
     assert sorted(path.name for path in opened.engines.iterdir()) == sorted([*sound, ".fedcba9876543210.tmp"])
+
+
+def test_a_build_reads_engines_again_only_if_they_changed(own_bundle, monkeypatch):
+    opened, read = own_bundle(), []
+    whole = cache.is_whole
+    monkeypatch.setattr(cache, "is_whole", lambda path, info: read.append(path.name) or whole(path, info))
+    build(opened, NULL)
+    read.clear()
+    build(opened, NULL)
+    assert read, "they were written just now, so their times say nothing"
+    monkeypatch.setattr(states, "SETTLED_SECONDS", -1)
+    for unread in (False, True):
+        read.clear()
+        build(opened, NULL)
+        assert (read == []) == unread
+    file = next(opened.engines.glob("unet-*/[!k]*"))
+    before, kept = file.stat(), file.read_bytes()
+    file.write_bytes(bytes([kept[0] ^ 1]) + kept[1:])
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    build(opened, NULL)
+    assert file.read_bytes() == kept, "it was built again"
 
 
 @pytest.mark.slow

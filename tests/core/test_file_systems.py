@@ -6,14 +6,16 @@ import os
 import subprocess
 import sys
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from latentc.compiler import cache
 from latentc.compiler.cache import locked
 from latentc.compiler.scratch import scratch_folder
-from latentc.core import locks
+from latentc.core import files, locks
 from latentc.core.errors import BundleError
 from latentc.core.files import fresh_folder, write_text
 from latentc.core.locks import LockedError, held
@@ -32,10 +34,32 @@ def small_disk(place, size="4m"):
         subprocess.run(["umount", "-l", place], check=True)
 
 
-@pytest.fixture(params=[None, errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK], ids=["flock", "ENOSYS", "ENOTSUP", "ENOLCK"])
+class WindowsLock(FileLock):
+    """Its file is removed when it is released, and can't be before."""
+
+    def _release(self):
+        super()._release()
+        with suppress(OSError):
+            Path(self.lock_file).unlink()
+
+
+def unlink_as_windows(path, missing_ok=False, *, unlink=Path.unlink):
+    with suppress(FileNotFoundError), path.open("rb") as file:
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)  # BlockingIOError while it is held
+    unlink(path, missing_ok)
+
+
+@pytest.fixture(
+    params=[None, "Windows", errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK],
+    ids=lambda one: errno.errorcode.get(one, str(one)),
+)
 def flock(request, monkeypatch):
-    """A file system with `flock`, and three without it."""
-    if request.param is not None:
+    """A file system with `flock`, Windows, and three without it."""
+    if request.param == "Windows":
+        monkeypatch.setattr(locks, "fcntl", None)
+        monkeypatch.setattr(locks, "FileLock", WindowsLock)
+        monkeypatch.setattr(Path, "unlink", unlink_as_windows)
+    elif request.param is not None:
 
         def lacking(*_):
             raise OSError(request.param, os.strerror(request.param))
@@ -75,7 +99,7 @@ def test_a_lock_that_is_waited_for_is_taken(flock, tmp_path, no_hang):
 
 
 def test_a_killed_owners_lock_is_taken_over(flock, tmp_path, no_hang):
-    if flock is None:
+    if flock in (None, "Windows"):
         return  # the system's own
     path = tmp_path / "a.lock"
     code = (
@@ -145,6 +169,21 @@ def test_what_cant_be_synced_is_written_all_the_same(code, tmp_path, monkeypatch
         (fresh / "b").write_text("b")
     assert (tmp_path / "a").read_text() == "text"
     assert (tmp_path / "made" / "b").read_text() == "b"
+
+
+def test_windows_flushes_what_is_open_for_writing(tmp_path, monkeypatch):
+    """Its `_commit` fails for other files, and folders don't open."""
+
+    def commit(descriptor):
+        if not fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_RDWR:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    monkeypatch.setattr(files, "WINDOWS", True)
+    monkeypatch.setattr(os, "fsync", commit)
+    (tmp_path / "made").mkdir()
+    with fresh_folder(tmp_path / "made", BundleError) as fresh:
+        (fresh / "below").mkdir()
+        write_text(fresh / "below" / "b", "text")
 
 
 def test_a_disk_that_fails_is_an_error_still(tmp_path, monkeypatch):

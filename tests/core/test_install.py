@@ -3,6 +3,7 @@
 import ast
 import re
 import shutil
+import sys
 import tomllib
 from pathlib import Path
 
@@ -17,7 +18,7 @@ ROOMS = sorted({name.split(".")[1] for name in PROJECT["tool"]["setuptools"]["pa
 TARGETS = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1].split()
 OWN = re.compile(rf"""constraints\.txt|["']\.\[|latentc\[|\bmake ({"|".join(TARGETS)})\b(?!` in a checkout)""")
 """What only `core.install` may write into a message."""
-MADE = ("in_tested_versions", "install", "make", "pip")
+MADE = ("in_tested_versions", "install", "make", "pip", "uninstall")
 
 
 @pytest.fixture
@@ -46,9 +47,42 @@ def test_beside_a_checkout(monkeypatch, tmp_path):
     assert Path(re.fullmatch(r'make -C "(.*)" peers', make("peers"))[1]).samefile(ROOT)
 
 
+FOLDER = '{"url":"file:///a%20b/src","dir_info":{}}'
+GIT = '{"url":"https://a.test/l.git","vcs_info":{"vcs":"git"}}'
+SOURCE = '"/a b/src[openvino,serve]"'
+
+
+@pytest.mark.parametrize(
+    ("place", "made", "url", "command"),
+    [
+        ("venv", "version", "{}", 'pip install "latentc[openvino,serve]"'),
+        ("venv", "version", FOLDER, f"pip install {SOURCE}"),
+        ("venv", "version", GIT, 'pip install "latentc[openvino,serve] @ git+https://a.test/l.git"'),
+        ("venvs/latentc", "pipx_metadata.json", FOLDER, f"pipx inject latentc {SOURCE}"),
+        ("tools/latentc", "uv", FOLDER, f'uv pip install --python "@" {SOURCE}'),
+        ("archive-v0/x", "../../CACHEDIR.TAG", FOLDER, f"uv tool run --from {SOURCE} latentc"),
+    ],
+)
+def test_the_command_is_of_the_tool_that_made_the_environment(
+    installed, monkeypatch, tmp_path, place, made, url, command
+):
+    """By files that uv 0.13.9 and pipx 1.18.4 write."""
+    prefix, info = tmp_path / "cache" / place, installed.parent / "latentc-1.dist-info"
+    for folder in (prefix, info):
+        folder.mkdir(parents=True)
+    (prefix / "pyvenv.cfg").write_text(f"{'version' if made == 'version' else 'uv'} = 0.13.9\n")
+    (prefix / made).touch()
+    (info / "METADATA").write_text("Name: latentc\nVersion: 1\n")
+    (info / "direct_url.json").write_text(url)
+    monkeypatch.setattr(sys, "prefix", str(prefix))
+    monkeypatch.syspath_prepend(installed.parent)
+    monkeypatch.setitem(sys.modules, "pip", None)
+    found = pip("openvino", "serve", folder=installed)
+    assert found.replace(str(prefix), "@") == command
+
+
 def test_without_a_checkout_nothing_names_its_files(installed):
     assert not is_checkout(installed)
-    assert pip("openvino", "serve", folder=installed) == 'pip install "latentc[openvino,serve]"'
     assert make("peers", installed) == "make peers, in a checkout of latentc"
     assert in_tested_versions("torch", "diffusers", "transformers", folder=installed) == (
         "Install the versions of torch, diffusers and transformers that constraints.txt of latentc's sources names."

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from importlib import metadata
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,8 +22,10 @@ from latentc.core.bundle import open_bundle, verify_files
 from latentc.core.errors import BundleError, ProfileError
 from latentc.core.files import write_sealed
 from latentc.core.manifest import FileInfo
+from latentc.core.progress import quiet
 from latentc.core.request import Request
 from latentc.package.folder import package
+from latentc.package.pins import pins
 from latentc.pipelines.pipeline import Pipeline
 from latentc.profiles import load_profile
 from latentc.runtimes.onnxruntime import ONNXRuntime
@@ -81,6 +84,23 @@ def test_requirements_are_the_installed_versions_without_torch(packaged):
     assert {"numpy", "tokenizers", "pillow", "onnxruntime", "pydantic", "typer", "fastapi"} <= pinned.keys()
     assert pinned == {name: metadata.version(name) for name in pinned}
     assert not {"torch", "diffusers", "transformers", "openvino", "latentc"} & pinned.keys()
+
+
+REQUIRED = {
+    "latentc": ["numpy>=2.2", 'onnxruntime-gpu[cuda,cudnn]>=1.31; extra == "onnxruntime-gpu"'],
+    "onnxruntime-gpu": ['nvidia-cufft~=12.0; extra == "cuda"', 'sympy; extra == "symbolic"'],
+    "nvidia-cufft": ["nvidia-nvjitlink"],
+}
+"""Of onnxruntime-gpu 1.31.1, in part."""
+
+
+def test_requirements_have_what_an_extra_names_and_nothing_imports(monkeypatch):
+    """ONNX Runtime loads CUDA by its files' names."""
+    monkeypatch.setattr("latentc.package.pins.quarantined", lambda *_, **__: {"names": ["onnxruntime_gpu"]})
+    monkeypatch.setattr(metadata, "requires", REQUIRED.get)
+    monkeypatch.setattr(metadata, "version", lambda _: "1")
+    listed = pins(SimpleNamespace(folder=""), load_profile("h100"), quiet)
+    assert listed == ("numpy==1", "nvidia-cufft==1", "nvidia-nvjitlink==1", "onnxruntime-gpu==1")
 
 
 def test_the_script_generates_an_image(packaged, tmp_path):

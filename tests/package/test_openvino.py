@@ -8,6 +8,7 @@ from pathlib import Path
 import diffusers
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
 from latentc.checkpoints import families
 from latentc.core.errors import BundleError
@@ -15,6 +16,7 @@ from latentc.core.files import sha256
 from latentc.core.manifest import FileInfo
 from latentc.core.request import Request
 from latentc.export.genai import SCHEDULER, STATED, convert, genai_scheduler
+from latentc.package.web import web_page
 
 genai = pytest.importorskip("openvino_genai", reason='needs `pip install -c constraints.txt ".[genai]"`')
 import openvino as ov  # noqa: E402  after it is known that GenAI is there
@@ -157,12 +159,24 @@ def test_a_training_schedule_that_genai_lacks_is_refused(config, message):
         genai_scheduler(_fields(OWN, config), "it")
 
 
-def test_prompts_of_another_length_than_genais_are_refused(exported, tmp_path):
-    bundle = exported("sd1")
-    model = bundle.manifest.model.model_copy(update={"length": 40})
-    other = replace(bundle, manifest=bundle.manifest.model_copy(update={"model": model}))
-    with pytest.raises(BundleError, match=r"prompts have 40 tokens, and GenAI passes 77"):
-        convert(other, tmp_path / "folder")
+def test_prompts_of_another_length_than_genais_are_refused(own_bundle, tmp_path):
+    bundle = own_bundle()
+    path = bundle.folder / "text_encoder" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"max_position_embeddings": 40}))
+    with pytest.raises(BundleError, match=r"prompts have 77 tokens, and GenAI passes 40"):
+        convert(bundle, tmp_path / "folder")
+
+
+@pytest.mark.parametrize(("target", "write"), [("OpenVINO GenAI", convert), ("browsers", web_page)])
+def test_textual_inversions_of_several_vectors_are_refused(own_bundle, tmp_path, target, write):
+    """Only latentc reads `<toy>` as `<toy> <toy>_1`."""
+    bundle = own_bundle()
+    path = bundle.folder / "tokenizer" / "tokenizer.json"
+    read = Tokenizer.from_str(path.read_text())
+    read.add_tokens(["<toy>", "<toy>_1"])
+    read.save(str(path))
+    with pytest.raises(BundleError, match=rf"packaged for {target}: it has textual inversions of several vectors"):
+        write(bundle, tmp_path / "folder")
 
 
 def test_a_profile_is_refused(exported, refused, tmp_path):

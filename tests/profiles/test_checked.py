@@ -23,8 +23,9 @@ import pytest
 from latentc.core.manifest import TensorInfo
 from latentc.core.progress import quiet
 from latentc.profiles import load_profile, profile_names
-from latentc.runtimes import Target, hip, iree, onnxruntime, onnxruntime_web, openvino, trt, web_library
+from latentc.runtimes import Target, hip, iree, nvidia, onnxruntime, onnxruntime_web, openvino, trt, web_library
 from latentc.runtimes.base import misfit
+from latentc.runtimes.onnxruntime import ONNXRuntime
 from latentc.runtimes.providers import DEVICE_ID, PROVIDERS, settings
 from latentc.runtimes.web_library import library_files
 
@@ -342,6 +343,22 @@ def test_the_texts_name_the_versions_of_nvidias_libraries(device, library, name)
     needs = elf(folder / f"libonnxruntime_providers_{device.lower()}.so").needs
     (version,) = [one.removeprefix(library) for one in needs if one.startswith(library)]
     assert re.search(rf"\b{name} {version}\b", PROVIDERS[device].needs)
+    assert version == {"CUDA": version, "cuDNN": nvidia.CUDNN, "TensorRT": nvidia.TENSORRT}[name]
+
+
+def test_only_cudas_provider_numbers_its_recordings():
+    """Latents on the device need one for each direction. TensorRT's provider replays the recording 0."""
+    folder = wheel("onnxruntime-gpu") / "onnxruntime" / "capi"
+    files = {name: folder / f"libonnxruntime_providers_{name.lower()}.so" for name in ("CUDA", "TensorRT")}
+    assert {name for name, path in files.items() if b"GetCudaGraphAnnotationId" in path.read_bytes()} == {"CUDA"}
+    assert ONNXRuntime().facts.chains & set(files) == {"CUDA"}
+
+
+def test_variables_that_override_options_have_the_prefix_that_is_refused():
+    library = wheel("onnxruntime-migraphx") / "onnxruntime" / "capi" / "libonnxruntime_providers_migraphx.so"
+    found = set(re.findall(rb"\0(ORT_[A-Z0-9_]+)\0", library.read_bytes()))
+    assert found
+    assert all(one.startswith(str(PROVIDERS["MIGraphX"].environment).encode()) for one in found)
 
 
 # ONNX Runtime on the CPU.

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from latentc.runtimes import RUNTIMES, runtime
+from latentc.runtimes import diagnose as diagnosis
 from latentc.runtimes import machine as module
 from latentc.runtimes.diagnose import RuntimeState, advise, diagnose
 from latentc.runtimes.machine import Gpu, Machine, machine, shut
@@ -189,6 +190,9 @@ def test_the_profile_that_pays_is_advised(monkeypatch):
         type(runtime("onnxruntime")), "missing", lambda self, device: None if device in ("CPU", "CUDA") else "no"
     )
     assert advise(new.model_copy(update={"gpus": (hopper,)})).name == "h100"
+    monkeypatch.setattr(diagnosis, "capabilities", lambda: ["sm75", "sm90"])
+    name = advise(new.model_copy(update={"gpus": (hopper,)})).name
+    assert name == "cpu-onnxruntime", "CUDA's first GPU isn't the system's, or the H200 is hidden"
     assert advise(new).name == "cpu-onnxruntime", "CUDA's profile is for other GPUs than are here"
 
 

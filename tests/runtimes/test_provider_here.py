@@ -4,6 +4,7 @@ import os
 import platform
 import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from latentc.compiler.targets import wanted as wanted_by
 from latentc.core.errors import ProfileError
 from latentc.profiles import load_profile, profile_names
-from latentc.runtimes import cuda, placement, provider_here, providers
+from latentc.runtimes import cuda, nvidia, placement, provider_here, providers
 from latentc.runtimes import onnxruntime as module
 from latentc.runtimes.machine import AmdGpu, Gpu
 from latentc.runtimes.onnxruntime import ONNXRuntime
@@ -317,3 +318,31 @@ def test_one_of_several_nvidia_gpus_is_chosen_by_its_number(case, bundle, monkey
     placement.open_session(b"", None, "TensorRT", asked)
     placement.fault.__wrapped__("CUDA:1", "f32")
     assert [one["CUDAExecutionProvider"] for one in opened] == [{"use_tf32": "0", "device_id": "1"}] * 2
+
+
+def test_proofs_are_of_the_versions_of_nvidias_libraries(monkeypatch):
+    """cuDNN, cuBLAS and TensorRT are installed apart from ONNX Runtime; the functions were tried in the real ones."""
+    named = []
+
+    def opened(name):
+        named.append(name)
+        if "nvinfer" in name:
+            return SimpleNamespace(getInferLibVersion=lambda: 101601)
+        if "cublas" in name:
+            raise OSError("it isn't here")
+        asked = SimpleNamespace(cudaRuntimeGetVersion=lambda _: 0)
+        asked.cudnnGetVersion = type("Function", (), {"__call__": lambda self: 92801})()
+        return asked
+
+    monkeypatch.setattr(nvidia.ctypes, "CDLL", opened)
+    monkeypatch.setattr(nvidia, "mapped", lambda: {Path("/venv/nvidia/cudnn/lib/libcudnn.so.9")})
+    monkeypatch.setattr(module, "built_with", lambda: "13")
+    monkeypatch.setattr(module, "fault", lambda *_: named.append("loaded") and None)
+    monkeypatch.setattr(module, "capability_of", lambda _: "sm90")
+    monkeypatch.setattr(module, "gpu_name", lambda _: "H200")
+    adapter, drivers = ONNXRuntime(), {"cudart": "0", "cudnn": "92801"}
+    assert adapter.drivers("CUDA").items() >= drivers.items()
+    found = ["libcublas.so.13", "libcudart.so.13", "/venv/nvidia/cudnn/lib/libcudnn_graph.so.9"]
+    assert named == ["loaded", *found], "they are loaded before"
+    assert adapter.device("CUDA") == {"gpu": "H200 sm90"}
+    assert adapter.device("TensorRT") == {"gpu": "H200 sm90", "tensorrt": "101601"}

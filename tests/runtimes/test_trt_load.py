@@ -224,7 +224,8 @@ def load(monkeypatch, tmp_path):
     (folder / "engine.plan").write_bytes(b"plan")
     strategies = SimpleNamespace(USER_MANAGED=2)
 
-    def made(device="sm89", **how):
+    def made(device="sm89", plan=b"plan", **how):
+        (folder / "engine.plan").write_bytes(plan)
         context = Context(memory)
         config = Config()
         engine = SimpleNamespace(
@@ -238,9 +239,9 @@ def load(monkeypatch, tmp_path):
             DynamicShapesKernelSpecializationStrategy=SimpleNamespace(NONE=3),
             __version__="1.7.1",
         )
-        plan = LoadedPlan(library, log, folder / "engine.plan", replace(target, device=device), **how)
+        opened = LoadedPlan(library, log, folder / "engine.plan", replace(target, device=device), **how)
         context.engine, context.config = engine, config
-        return HostEngine(target, plan.call, plan.release, plan.use, partial(PlanChain, plan)), context
+        return HostEngine(target, opened.call, opened.release, opened.use, partial(PlanChain, opened)), context
 
     made.memory, made.folder = memory, folder
     yield made
@@ -552,6 +553,7 @@ def test_compiled_code_is_kept_after_the_first_call_of_each_shape(load, tmp_path
     assert written == [b"one a", b"one b"], "each once, and not what didn't change"
     engine.close()
     assert written == [b"one a", b"one b"]
+    assert load(compiles=True, plan=b"plaN")[1].config.taken == b"", "code of another plan, of equal length"
     (cache,) = (tmp_path / "state" / "compiled").iterdir()
     assert cache.read_bytes() == b"one b"
 

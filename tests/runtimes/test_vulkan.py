@@ -155,7 +155,11 @@ def test_a_gpu_that_the_user_cannot_open_is_said_instead_of_a_missing_driver(mon
     real = vulkan.shut
     monkeypatch.setattr(vulkan, "shut", lambda pattern: real(pattern, tmp_path))
     assert has(monkeypatch).missing("Vulkan") == "Vulkan finds no GPU: install the GPU's Vulkan driver."
-    assert has(monkeypatch, ON_CPU).missing("Vulkan") is None
+    monkeypatch.setenv("VK_DRIVER_FILES", "lvp_icd.json")
+    assert has(monkeypatch, ON_CPU).missing("Vulkan") is None, "it was chosen"
+    monkeypatch.delenv("VK_DRIVER_FILES")
+    only = has(monkeypatch, ON_CPU).missing("Vulkan") or ""
+    assert only.startswith("Vulkan has only llvmpipe, which computes on the CPU: install the GPU's Vulkan driver, or")
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "renderD128")
     refused = f"this user cannot open {tmp_path / 'dev/dri/renderD128'}. Add the user to the group"
     assert (has(monkeypatch).missing("Vulkan") or "").startswith(f"Vulkan finds no GPU: {refused}")

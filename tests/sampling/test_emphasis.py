@@ -49,6 +49,10 @@ PARSED = [
     ("BREAKFAST, breaking, break", [("BREAKFAST, breaking, break", 1.0)]),
     ("(猫:1.2) и \U0001f408", [("猫", 1.2), (" и \U0001f408", 1.0)]),
     (r"\[a:b:0.5\] [it's 5:30pm]", [("[a:b:0.5] ", 1.0), ("it's 5:30pm", 1 / 1.1)]),
+    ("(a: 1.3) (b :.5 ) [(c:\n2\t)]", [("a", 1.3), (" ", 1.0), ("b ", 0.5), (" ", 1.0), ("c", 2 / 1.1)]),
+    ("x: 1.2 ) y", [("x: 1.2 ) y", 1.0)]),
+    (r"(at 5:30), or 5\:30", [("at 5", 30.0), (", or 5:30", 1.0)]),
+    ("a \n BREAK\n\n b", [("a", 1.0), BREAK, ("b", 1.0)]),
     ("<lora:x:0.8> (b:1.2)", [("<lora:x:0.8> ", 1.0), ("b", 1.2)]),
 ]  # fmt: skip
 
@@ -68,6 +72,10 @@ REFUSED = [
     ("[(a:1.2):b:.5]", "prompt editing"),
     ("[a:" + " " * 500 + "3]", "prompt editing"),
     ("[cow|horse]", "alternation"),
+    ("[fe|]male", "alternation"),
+    ("[a : b : 0.4]", "prompt editing"),
+    ("a cat : 1.5 ", "ends with the weight ': 1.5 ', which multiplies the guidance"),
+    ("at (5:30", "ends with the weight ':30'"),
     ("a cat AND a dog", "the word AND"),
     ("(a BREAK b:1.2)", "BREAK inside brackets"),
     ("a [ b BREAK c", "BREAK inside brackets"),
@@ -93,6 +101,7 @@ def test_what_is_not_supported_is_refused_in_words(prompt, message):
 
 def test_a_negative_prompt_may_have_the_word_and():
     assert parse_weights("a AND b", "negative prompt")[0].text == "a AND b"
+    assert parse_weights("a cat:1.5", "negative prompt")[0].text == "a cat:1.5"
     with pytest.raises(RequestError, match="The negative prompt has alternation"):
         parse_weights("[a|b]", "negative prompt")
 
@@ -114,8 +123,20 @@ def test_any_text_is_read_or_refused_and_no_letter_is_lost():
     assert read > 1000
 
 
+BLANKS = " " * 50_000
+
+
 @pytest.mark.parametrize(
-    "prompt", ["(a:1.2) " * 12_000, "a BREAK " * 12_000, ":" * 100_000, " " * 100_000, "[a] " * 25_000, "\\" * 100_000]
+    "prompt",
+    [
+        "(a:1.2) " * 12_000,
+        "a BREAK " * 12_000,
+        ":" * 100_000,
+        BLANKS,
+        "[a] " * 25_000,
+        "\\" * 100_000,
+        f"(a:{BLANKS}:1{BLANKS}b",
+    ],
 )
 @pytest.mark.usefixtures("no_hang")
 def test_long_prompts_are_read_in_a_time_that_grows_as_they_do(prompt):

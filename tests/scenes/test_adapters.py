@@ -113,6 +113,7 @@ def things(scene):
 
 
 def test_the_tiny_decoder_is_close_to_the_vae(equipped):
+    assert not any("as its VAE does" in notice for notice in equipped.bundle.manifest.notices)
     whole, tiny = drawn(equipped, ASKED[:4]), drawn(equipped, ASKED[:4], decoder="tiny")
     errors = [np.square(a.astype(float) - b).mean() for a, b in zip(whole, tiny, strict=True)]
     assert 10 * np.log10(255**2 / np.median(errors)) > 24

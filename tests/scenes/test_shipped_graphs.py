@@ -11,7 +11,7 @@ from latentc.core.bundle import MANIFEST, open_bundle, verify_files
 from latentc.core.errors import BundleError
 from latentc.core.files import sha256
 from latentc.export import shipped
-from latentc.export.shipped import ARCHIVE, PLACES, export_shipped, members, unpack
+from latentc.export.shipped import ARCHIVE, DEFINITION, PLACES, definition, export_shipped, members, unpack
 
 from . import ship
 
@@ -80,17 +80,19 @@ def test_with_references_it_is_the_bundle_of_the_export(exported, tmp_path, monk
     assert made.standing.word == "proved"
     assert made.digest == real.digest
     verify_files(made, list(made.manifest.files))
-    other = ship.references(real)
-    manifest = json.loads(other[MANIFEST])
+
+
+@pytest.mark.parametrize("of", ["code", "graphs"])
+def test_references_of_another_version_are_not_used(of, tmp_path, monkeypatch):
+    """A checkout keeps them when its code or its graphs change."""
+    manifest, said = json.loads(members(ARCHIVE)[MANIFEST]), []
     manifest["parts"]["unet"]["digest"] = "0" * 64
-    shipped.REFERENCES.write_bytes(ship.packed(other | {MANIFEST: json.dumps(manifest).encode()}, 0))
-    with pytest.raises(BundleError, match="has references of other graphs"):
-        export_shipped(tmp_path / "other.bundle")
-    shipped.REFERENCES.write_bytes(ship.packed(ship.references(real), 0))
-    monkeypatch.setattr(shipped, "definition", lambda: "of other code")
-    with pytest.raises(BundleError, match="was made by another version of the export"):
-        export_shipped(tmp_path / "other.bundle")
-    assert not (tmp_path / "other.bundle").exists()
+    old = {"code": {MANIFEST: b"{}"}, "graphs": {MANIFEST: json.dumps(manifest).encode()}}[of]
+    monkeypatch.setattr(shipped, "REFERENCES", tmp_path / "references.tar.xz")
+    shipped.REFERENCES.write_bytes(ship.packed(old | {DEFINITION: (definition() * (of != "code")).encode()}, 0))
+    monkeypatch.setattr(shipped, "_self_consistent", lambda fresh, exported, _: exported)
+    export_shipped(tmp_path / "scenes.bundle", lambda what, share=None: said.append(what))
+    assert said[0] == "references.tar.xz: not used, of another version of the export"
 
 
 @pytest.mark.slow

@@ -9,6 +9,8 @@ import pytest
 import webuiapi
 from PIL import Image, ImageOps
 
+from latentc.serving.controlnet import controls_asked
+
 from .conftest import ASKED, MODEL, asking
 from .guided import picture, pixels, png, text_of
 from .test_jobs import ended, submit
@@ -183,6 +185,13 @@ def test_units_that_are_refused(guided, units, words):
         units[0]["image"] = text_of(EDGES)
     answer = guided.post("/sdapi/v1/txt2img", json=fields)
     assert (answer.status_code, words in answer.json()["detail"]) == (422, True), answer.text
+
+
+def test_fields_of_units_that_are_not_known_are_listed():
+    sent = [{"image": "AAAA", "guidance": 0.5, "low_vram": True, "odd": 3, "other": None}, {"enabled": False, "far": 1}]
+    asked = controls_asked({"controlnet": {"args": sent}}, ["one"], second=False)
+    assert asked.values["control_end"] == (0.5,), "the older name of guidance_end"
+    assert asked.notices == ("The fields [0].odd of alwayson_scripts.controlnet.args are not known, and were ignored.",)
 
 
 def test_units_of_a_model_without_controlnets(http):

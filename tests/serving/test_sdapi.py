@@ -127,7 +127,15 @@ def test_fields_become_a_request():
     assert (asked.request.steps, asked.request.guidance) == (50, 7)
     assert asked.notices == ("The fields odd are not known, and were ignored.",)
     assert request(sampler_name="DDIM", eta=1.0).request.eta == 1
-    assert request(override_settings={"CLIP_stop_at_last_layers": 2}).request.clip_skip == 1
+    skipping = Txt2Img(override_settings={"CLIP_stop_at_last_layers": 2})
+    asked = translated(skipping)
+    assert (asked.request.clip_skip, "to the negative prompt too" in asked.notices[0]) == (1, True)
+    asked = translated(skipping, skips=lambda: False)
+    assert (asked.request.clip_skip, "the web UI ignores it" in asked.notices[0]) == (None, True)
+    asked = request(prompt="a # b\nc <x:y> d", negative_prompt="e #f")
+    assert (asked.request.prompt, asked.request.negative_prompt) == ("a \nc  d", "e ")
+    tags, comments = asked.notices
+    assert ("tags ('<x:y>')" in tags, "comments ('# b')" in comments) == (True, True)
     lora = request(prompt="a <lora:one:0.5> <lora:two> <lora:one:0.25:0.25>b").request
     assert (lora.prompt, lora.adapters) == ("a   b", {"one": 0.75, "two": 1})
     plain = Txt2Img(prompt="a hut")
@@ -162,6 +170,12 @@ def test_images_are_decoded_last():
     only, found = read(**tall, mask=picture, inpaint_full_res_padding=8)
     assert (only.crop, only.fill) == (8, "edge")
     assert found["image"].pixels.shape == (64, 64, 3), "the whole image is kept, of which an area is generated"
+    alpha = np.repeat(np.arange(97, 161, dtype=np.uint8)[None], 64, 0)
+    painted, table = Image.fromarray(np.dstack([alpha * 0] * 3 + [alpha])), Image.fromarray(alpha).convert("P")
+    table.info["transparency"] = bytes(range(256))
+    for mask in (painted, painted.convert("LA"), table):  # the web UI's create_binary_mask
+        _, found = read(**tall, mask=text_of(mask), inpaint_full_res_padding=8)
+        assert (found["mask"].pixels == (0 if mask.mode == "LA" else (alpha > 128) * 255)).all(), mask.mode
     for side in (-8, 40_000):
         with pytest.raises(RequestError, match="width"):
             read(**{**tall, "width": side, "init_images": ["!"]})

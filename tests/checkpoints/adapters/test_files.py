@@ -140,7 +140,7 @@ def test_a_denoiser_is_fused(model, fused, family, layout, key, slots_as, kind, 
         tensors |= {f"{module}.{slots_as.get(slot, slot)}": value for slot, value in slots.items()}
         wanted[name] = weight.double() + strength * (changed - weight.double())
     adapter, found = fused(family, tensors, strength)
-    assert adapter.notices == ()
+    assert len(adapter.notices) == (family.startswith("sd3") and "attn2" not in layer), "which version is not stated"
     assert list(found) == [component]
     ours = rename(weights[component] | {name: torch.from_numpy(value) for name, value in found[component].items()})
     touched = {name for name, tensor in ours.items() if not torch.equal(tensor, plain[name])}

@@ -183,11 +183,35 @@ def test_a_left_out_text_encoder_is_no_error(tmp_path):
     shapes = {"transformer": {"transformer_blocks.0.attn.to_q.weight": (32, 32)}}
     save_file(pair("transformer.transformer_blocks.0.attn.to_q", 32) | t5, path)
     adapter = fitted(path, "sd3", shapes)
-    (notice,) = adapter.notices
+    version, notice = adapter.notices
+    assert "does not state whether it is for Stable Diffusion 3 or 3.5 Medium" in version
     assert notice == "style.safetensors also changes text_encoder_3 (modules: 1), which is left out."
     save_file(t5, path)
     with pytest.raises(CheckpointError, match="changes only text_encoder_3, which is left out of tiny"):
         fitted(path, "sd3", shapes)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "takes"),
+    [
+        ({}, ("sd3", "sd35m")),
+        ({"modelspec.architecture": "stable-diffusion-3-m/lora"}, ("sd3",)),
+        ({"modelspec.architecture": "stable-diffusion-v3.5-medium/lora"}, ("sd35m",)),
+        ({"modelspec.architecture": "stable-diffusion-3/lora", "ss_sd_model_name": "sd3.5_medium"}, ("sd35m",)),
+    ],
+)
+def test_versions_of_stable_diffusion_3_are_told_apart(tmp_path, metadata, takes):
+    path, block = tmp_path / "style.safetensors", "transformer_blocks.0"
+    shapes = {"transformer": {f"{block}.attn.to_q.weight": (32, 32), f"{block}.attn2.to_q.weight": (32, 32)}}
+    plain = pair(f"transformer.{block}.attn.to_q", 32)
+    for more, able in (({}, takes), (pair(f"transformer.{block}.attn2.to_q", 32), ("sd35m",))):
+        save_file(plain | more, path, metadata)
+        for family in ("sd3", "sd35m"):
+            if family in able:
+                assert bool(fitted(path, family, shapes).notices) == (len(able) > 1)
+            else:
+                with pytest.raises(CheckpointError, match="style.safetensors is a LoRA for Stable Diffusion 3"):
+                    fitted(path, family, shapes)
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".bin", ".ckpt"])
