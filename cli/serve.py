@@ -45,7 +45,7 @@ def serve(
         ),
     ] = 4.2,
     count: Annotated[int, typer.Option(min=1, help="Limit of the images of a request.")] = 10,
-    timeout: Annotated[float, typer.Option(min=1, max=1e9, help="Seconds after which a job is cancelled.")] = 600,
+    timeout: Annotated[float, typer.Option(min=1, max=1e9, help="Seconds after which a job is cancelled.")] = 540,
     token_file: Annotated[
         Path | None,
         typer.Option(

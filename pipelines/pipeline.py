@@ -23,7 +23,7 @@ from ..compiler.engines import Engines, load
 from ..compiler.packaged import usual_profile
 from ..compiler.sized import with_built_sizes
 from ..compiler.swap import Swaps
-from ..compiler.targets import with_threads
+from ..compiler.targets import fixed_sizes, with_threads
 from ..compiler.way import Way, way
 from ..core.bundle import Bundle, open_bundle, verify_files
 from ..core.errors import LatentcError, RequestError
@@ -34,7 +34,7 @@ from ..core.tensors import Array
 from ..core.units import counted
 from ..export.fused import adapters_of
 from ..profiles import Profile, load_profile
-from ..sampling.denoise import OnStep
+from ..sampling.denoise import OnStep, is_guided
 from ..sampling.draw import tile_of
 from ..sampling.host import host_files, load_host
 from ..sampling.pixels import decode, preview
@@ -286,9 +286,9 @@ class Pipeline:
 
         Each image is the one that its request gives alone: in equal bytes through ONNX Runtime and OpenVINO in f32 on
         CPUs, where the rows of a batch are rounded alike; PyTorch's differ by rounding. Calls are joined where size,
-        prompt length and timestep agree, so requests should have the same steps and scheduler; where an engine has a
-        fixed batch, they are computed one by one. Requests with other strengths of adapters, and all requests within a
-        memory budget, are generated one after another.
+        prompt length and timestep agree, so requests should have the same steps and scheduler. An engine of a fixed
+        batch takes what fits, and copies fill it up. Requests with other strengths of adapters, and all requests within
+        a memory budget, are generated one after another.
         `on_step`, or one for each request, is called in the thread of the request; returning False cancels that
         request. `inputs` has what is passed in beside each, such as `{"image": ..., "mask": ...}`: the keyword
         arguments of `__call__`. Times of a joined call are those of the whole batch.
@@ -320,7 +320,7 @@ class Pipeline:
                     calls = [
                         partial(_through, work, asked, each[index], beside[index], seconds) for index, asked in group
                     ]
-                    results = together(self.bundle, work.engines, calls)
+                    results = together(self.bundle, work.engines, calls, self._filled([one for _, one in group]))
             except LatentcError as exc:  # of swapped weights
                 results = [exc] * len(group)
             found |= {index: result for (index, _), result in zip(group, results, strict=True)}
@@ -329,6 +329,15 @@ class Pipeline:
         if error is not None and not return_exceptions:
             raise error
         return every
+
+    def _filled(self, requests: Sequence[Request]) -> int | None:
+        """Rows that engines take, if there are no others and some of the requests have fewer."""
+        model, shapes = self.bundle.manifest.model, self.profile.shapes
+        if "batch" in shapes.free or not fixed_sizes(model, self.profile):
+            return None
+        rows = shapes.images * (model.guided_rows if shapes.guided else 1)
+        asked = (one.count * (model.guided_rows if is_guided(model, one) else 1) for one in requests)
+        return rows if any(one < rows for one in asked) else None
 
     def check(
         self, request: Request, *, within: Callable[[Request, tuple[int, int]], None] | None = None, **inputs: Any

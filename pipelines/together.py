@@ -48,19 +48,20 @@ class _Call:
 
 
 def together(
-    bundle: Bundle, engines: EngineProvider, work: Sequence[Callable[[EngineProvider], T]]
+    bundle: Bundle, engines: EngineProvider, work: Sequence[Callable[[EngineProvider], T]], rows: int | None = None
 ) -> list[T | Exception]:
     """Run functions that take engines, each in a thread, with their denoiser calls joined; returns results or errors.
-    A single one runs in the calling thread.
+    A single one runs in the calling thread. Where denoisers take so many `rows` only, a call of fewer is filled with
+    copies of its last one, whose results are dropped.
 
     An error of one function doesn't affect the others. If the calling thread is interrupted, all of them are cancelled.
     """
-    if len(work) == 1:
+    if len(work) == 1 and rows is None:
         try:
             return [work[0](engines)]
         except Exception as exc:
             return [exc]
-    meeting = _Meeting(bundle, engines, len(work))
+    meeting = _Meeting(bundle, engines, len(work), rows)
     found: list[T | Exception] = [CancelledError("The request was cancelled.")] * len(work)
 
     def run(index: int) -> None:
@@ -94,6 +95,8 @@ class _Meeting:
     inner: EngineProvider
     live: int
     """Threads that are not finished."""
+    rows: int | None
+    """Of each call, if calls of fewer are filled."""
     _waiting: list[_Call] = field(default_factory=list[_Call], init=False)
     _turn: Condition = field(default_factory=Condition, init=False)
     _stopped: bool = field(default=False, init=False)
@@ -109,8 +112,13 @@ class _Meeting:
         return self.inner.notices
 
     def engine(self, part: str, shapes: Mapping[str, tuple[int, ...]]) -> Engine:
-        found = self.inner.engine(part, shapes)
-        return _Joined(self, part) if self.bundle.part(part).role == "denoiser" else found
+        if self.bundle.part(part).role != "denoiser":
+            return self.inner.engine(part, shapes)
+        rowed = self._rowed(part) if self.rows is not None else ()
+        self.inner.engine(
+            part, {name: (self.rows or 0, *one[1:]) if name in rowed else one for name, one in shapes.items()}
+        )
+        return _Joined(self, part)
 
     def check_room(self, request: Request) -> None:
         self.inner.check_room(request)
@@ -164,7 +172,8 @@ class _Meeting:
         before, self._bound = self._bound, {}
         try:
             for group in self._groups(calls):
-                self._compute(group, before)
+                for part in self._parted(group):
+                    self._compute(part, before)
         except Exception as exc:  # the other threads wait for an answer
             for call in calls:
                 call.error = call.error or (exc if call.outputs is None else None)
@@ -180,6 +189,15 @@ class _Meeting:
             )
             found.setdefault((call.part, same), []).append(call)
         return list(found.values())
+
+    def _parted(self, group: list[_Call]) -> list[list[_Call]]:
+        """The same calls in groups of at most `rows`."""
+        parts: list[list[_Call]] = [[]]
+        for call in group:
+            if self.rows is not None and parts[-1] and self._rows_of([*parts[-1], call])[2] > self.rows:
+                parts.append([])
+            parts[-1].append(call)
+        return parts
 
     def _rowed(self, part: str) -> frozenset[str]:
         return frozenset(one.name for one in self.bundle.part(part).inputs if one.shape and one.shape[0] == "batch")
@@ -197,7 +215,7 @@ class _Meeting:
         """Compute calls as one; returns the error, after which they have no outputs."""
         rowed = self._rowed(group[0].part)
         try:
-            outputs = self._run(group, before)(_joined([call.varying for call in group], rowed))
+            outputs = self._run(group, before)(_joined([call.varying for call in group], rowed, self.rows))
             first = 0
             for call in group:
                 rows = next(len(array) for name, array in call.feeds.items() if name in rowed)
@@ -235,8 +253,8 @@ class _Meeting:
         key = tuple(id(call.fixed) for call in group)
         if key not in before:
             rowed, part = self._rowed(group[0].part), group[0].part
-            fixed = _joined([call.fixed for call in group], rowed)
-            varying = _joined([call.varying for call in group], rowed)
+            fixed = _joined([call.fixed for call in group], rowed, self.rows)
+            varying = _joined([call.varying for call in group], rowed, self.rows)
             shapes = {name: array.shape for name, array in (fixed | varying).items()}
             engine = self.inner.engine(part, shapes)
             if not fixed:
@@ -264,10 +282,13 @@ class _Joined:
         """Nothing of its own."""
 
 
-def _joined(each: Sequence[Mapping[str, Array]], rowed: frozenset[str]) -> dict[str, Array]:
-    """Arrays of several calls, row after row; those without rows are the same in all."""
-    if len(each) == 1:
+def _joined(each: Sequence[Mapping[str, Array]], rowed: frozenset[str], rows: int | None) -> dict[str, Array]:
+    """Arrays of several calls, row after row, filled up to `rows`; those without rows are the same in all."""
+    if len(each) == 1 and rows is None:
         return dict(each[0])
-    return {
-        name: np.concatenate([one[name] for one in each]) if name in rowed else array for name, array in each[0].items()
-    }
+
+    def joined(arrays: list[Array]) -> Array:
+        more = (rows or 0) - sum(map(len, arrays))
+        return np.concatenate([*arrays, *[arrays[-1][-1:]] * more])
+
+    return {name: joined([one[name] for one in each]) if name in rowed else array for name, array in each[0].items()}

@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import FastAPI, Response
 from fastapi import Request as HttpRequest
+from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from . import (
@@ -41,7 +42,7 @@ def create_app(service: Service, access: Access | None = None) -> FastAPI:
     app.add_api_route("/livez", _live, methods=["GET"])
     app.add_api_route("/readyz", _ready_of(service), methods=["GET"])
     app.add_api_route("/metrics", _metrics_of(service), methods=["GET"])
-    for kind in (ApiError, HTTPException):
+    for kind in (ApiError, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, _failed)
     app.add_middleware(
         Guard,

@@ -9,13 +9,18 @@ from .image_job import ImageJob
 
 
 def alike(waiting: Sequence[ImageJob], most: int) -> list[ImageJob]:
-    """The oldest of the jobs that wait, and those after it that can be joined with it, up to `most` images."""
+    """The oldest of the jobs that wait, and those after it that can be joined with it, up to `most` images: none is
+    taken before another that came earlier.
+    """
     first, *others = waiting
     batch, rows = [first], first.request.count
     for job in () if first.lost else others:  # which of a lost batch ended the process is not known
-        more = job.request.count
-        if not job.lost and joint(job.request) == joint(first.request) and rows + more <= most:
-            batch, rows = [*batch, job], rows + more
+        if job.lost or joint(job.request) != joint(first.request):
+            continue
+        rows += job.request.count
+        if rows > most:
+            break
+        batch.append(job)
     return batch
 
 

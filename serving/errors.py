@@ -9,12 +9,13 @@ from typing import Any
 
 from fastapi import Request as HttpRequest
 from fastapi import Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 from ..core.errors import CancelledError, LatentcError, NotFiniteError, RequestError, ShapeError
-from ..core.record import in_a_line
+from ..core.record import in_a_line, shown
 
 KINDS = {
     401: "authentication_error",
@@ -92,6 +93,10 @@ def api_error(exc: BaseException) -> ApiError:
         return ApiError(
             exc.status_code, str(exc.detail), code=CODES.get(exc.status_code, "invalid_request"), headers=exc.headers
         )
+    if isinstance(exc, RequestValidationError):  # of a parameter that the framework reads
+        first = exc.errors()[0]
+        name = str(first["loc"][-1])[:80]
+        return ApiError(422, f"{name} is {shown(first.get('input'))}. {first['msg']}.", param=name)
     if isinstance(exc, NotFiniteError):
         return ApiError(500, in_a_line(exc), code=type(exc).__name__)
     code = type(exc).__name__ if isinstance(exc, LatentcError) else "internal"
@@ -119,7 +124,7 @@ def route_class(body: Callable[[ApiError], Any]) -> type[APIRoute]:
             async def handler(request: HttpRequest) -> Response:
                 try:
                     return await handle(request)
-                except (ApiError, LatentcError, HTTPException) as exc:
+                except (ApiError, LatentcError, HTTPException, RequestValidationError) as exc:
                     error = api_error(exc)
                     if error.status == 500:
                         log.warning("%s: %a", type(exc).__name__, str(exc))

@@ -103,7 +103,8 @@ class Guard:
                 raise ClientDisconnect from exc
 
         try:
-            scope.setdefault("state", {})["owner"] = owner(scope, self._access.check(path, headers))
+            state = scope.setdefault("state", {})
+            state["arrived"], state["owner"] = began, owner(scope, self._access.check(path, headers))
             declared = headers.get("content-length", "0")
             if declared.isdecimal() and int(declared[:19]) > self._limits.body_bytes:
                 raise body.too_large()

@@ -36,8 +36,8 @@ class ImageJob:
     """Who submitted it: `guard.owner`."""
     deadline: float | None = None
     """Of `time.monotonic`, after which it is cancelled."""
-    on_step: Callable[[Step], bool | None] | None = None
-    """Called after each denoiser call, in the engine's thread; returns True if its client is shown an image of it."""
+    on_step: Callable[[ImageJob, Step], bool | None] | None = None
+    """Called with it after each denoiser call, in the engine's thread; returns True if its client is shown an image."""
     shown: bool = False
     """Whether its client is shown an image before it ends."""
     finish: Callable[[Result], Result] | None = None
@@ -115,7 +115,7 @@ def result_of(job: ImageJob) -> Result:
     """The result of a job that has ended; raises `ApiError` for one that was cancelled, and the error of one that
     failed.
     """
-    if job.state == "cancelled" and job.reason == "deadline":
+    if job.reason == "deadline":  # although the engine may not have stopped yet
         raise ApiError(504, "The job took longer than it may, and was cancelled.", code="deadline")
     if job.state == "cancelled" and job.reason == "shutdown":
         raise ApiError(503, "The server is shutting down. Try again later.", code="draining", retry_seconds=5)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 from ..core.model import Model
-from ..core.units import counted
+from ..core.units import counted, listed
 from .errors import ApiError
 
 CONTROLS = ("control", "style")
@@ -23,6 +23,13 @@ def from_base64(name: str, text: Any) -> bytes:
         return base64.b64decode(text.partition(",")[2] if text.startswith("data:") else text, validate=True)
     except (binascii.Error, ValueError) as exc:
         raise ApiError(400, f"The {name} is not valid base64 ({exc}).", param=name) from exc
+
+
+def check_files(sent: Iterable[str], known: Collection[str]) -> None:
+    """Raise `ApiError` 400 that names a file of a form which is not among the known ones."""
+    if unknown := next((name[:80] for name in sent if name not in known), None):
+        takes = f"Send {listed(list(known))} only." if known else "Leave it out."
+        raise ApiError(400, f"Unknown file {unknown!a}. {takes}", param=unknown, code="unknown_parameter")
 
 
 def take_controls(left: dict[str, Any]) -> dict[str, Any]:

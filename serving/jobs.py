@@ -39,7 +39,7 @@ from .credits import UNIT, needed
 from .errors import ApiError, api_error, openai_body, route_class
 from .image_job import DONE, ImageJob, result_of
 from .inputs import from_base64, take_controls
-from .opened import OpenModel, steps_run
+from .opened import OpenModel, fixed_rows, steps_run
 from .pictures import path_of, plain_file
 from .served import ServedModel
 from .service import Service
@@ -104,13 +104,7 @@ def router(service: Service) -> APIRouter:
     async def submit(http: HttpRequest) -> Response:
         sent = await asyncio.to_thread(asked, await json_fields(http))  # decodes base64
         job = await service.submit(
-            sent.request,
-            model=sent.model,
-            inputs=sent.inputs,
-            api=NAME,
-            keep=True,
-            owner=http.state.owner,
-            store=sent.store,
+            sent.request, http, model=sent.model, inputs=sent.inputs, api=NAME, keep=True, store=sent.store
         )
         return JSONResponse(shown(service, job), 202, headers={"location": _path(job)})
 
@@ -201,6 +195,12 @@ async def _entered(job: ImageJob) -> Mapping[int, int]:
 
 def shown(service: Service, job: ImageJob) -> dict[str, Any]:
     """A job as its clients see it."""
+    error = None
+    try:
+        if job.done:
+            result_of(job)
+    except Exception as exc:
+        error = openai_body(api_error(exc))["error"]
     return {
         "id": job.id,
         "status": job.state,
@@ -211,7 +211,7 @@ def shown(service: Service, job: ImageJob) -> dict[str, Any]:
         "step": job.step,
         "steps": job.steps,
         "seconds": round(job.seconds, 3),
-        "error": None if job.error is None else openai_body(api_error(job.error))["error"],
+        "error": error,
     }
 
 
@@ -223,7 +223,7 @@ async def _events(service: Service, job: ImageJob, previews: bool) -> AsyncGener
     last, previewed = None, 0.0
     model = service.of(job)
     previews = previews and service.shows_previews(model)
-    async for _ in service.changes(job):
+    async for _ in service.changes(job, whole=True):
         found, step, now = shown(service, job), job.last, time.monotonic()
         name = found["status"] if found["status"] in DONE else "progress" if found["step"] else "status"
         state = (found["status"], found["queue_position"], found["step"])
@@ -244,6 +244,7 @@ def _able(model: ServedModel, most_steps: int) -> dict[str, Any]:
     manifest = pipeline.bundle.manifest
     facts = manifest.model
     width, height = facts.own_size
+    images, guided = fixed_rows(pipeline) or (None, None)
     return {
         "checkpoint": origin(pipeline.bundle).model,
         "tasks": list(facts.tasks),
@@ -261,6 +262,8 @@ def _able(model: ServedModel, most_steps: int) -> dict[str, Any]:
         "takes_strengths": pipeline.takes_strengths,
         "default_size": f"{width}x{height}",
         "sizes": [f"{width}x{height}" for width, height in fixed_sizes(facts, pipeline.profile)] or None,
+        "images": images,
+        "guided": guided,
         "profile": pipeline.profile.name,
         "engines": pipeline.describe(),
     }

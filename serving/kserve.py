@@ -106,7 +106,7 @@ def router(service: Service) -> APIRouter:
                 "with binary_data.",
             )
         store = truth(dict(_parameters(header)), "store", True)
-        job = await service.submit(asked, model=name, api=NAME, owner=http.state.owner, store=store)
+        job = await service.submit(asked, http, model=name, api=NAME, store=store)
         result = await service.result(job, http)
         about = {"seed": result.request.seed, "notices": "\n".join(result.notices)}
         return await asyncio.to_thread(_answer, name, header.get("id"), result.images, about, as_bytes=as_bytes)

@@ -38,8 +38,8 @@ class Limits:
     """Bytes of the bodies of all requests that aren't answered yet."""
     body_seconds: float = 60.0
     """Within which a body must have arrived."""
-    job_seconds: float = 600.0
-    """After which a job is cancelled, waiting included."""
+    job_seconds: float = 540.0
+    """From the arrival of its request, after which a job is cancelled: OpenAI's clients ask again after 600."""
     keep_seconds: float = 600.0
     """For how long results of jobs, and pictures that are answered as a URL, are kept."""
     keep_bytes: int = 256 << 20

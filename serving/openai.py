@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import re
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -26,8 +28,7 @@ from ..pipelines.save import check_jpeg
 from .bodies import ALIVE, SSE, form_fields, json_fields, request_fields, truth
 from .errors import ApiError, api_error, openai_body, route_class
 from .image_job import ImageJob, result_of
-from .inputs import CONTROLS, take_controls
-from .opened import OpenModel
+from .inputs import CONTROLS, check_files, take_controls
 from .pictures import base64_of, files, json_answer, path_of, plain_file
 from .service import Service
 from .signing import TYPES
@@ -37,6 +38,8 @@ IGNORED = ("moderation", "user", "safety_identifier", "complexity")
 """Fields that don't say what to draw."""
 NO_EFFECT = ("quality", "input_fidelity")
 """Fields of OpenAI's own models: they have no effect here, which a notice says."""
+SHARE = 0.9
+"""Of the seconds for which a client waits, after which it is answered 504: it would ask again, and twice."""
 STYLES = ("vivid", "natural")
 """Styles of OpenAI's own models, without effect too. Any other `style` is an image."""
 USAGE = {
@@ -180,8 +183,7 @@ def edited(wanted: ImagesAsked, sent: Mapping[str, list[bytes]], *, styled: bool
     them, also as base64. If the model is `styled`, by an IP-Adapter, a second `image` is the style. Raises `ApiError`
     400.
     """
-    if unknown := next((name for name in sent if name not in ("image", "mask", *CONTROLS)), None):
-        raise ApiError(400, f"Unknown file {unknown[:80]!a}.", param=unknown[:80], code="unknown_parameter")
+    check_files(sent, ("image", "mask", *CONTROLS))
     images, masks = sent.get("image", []), sent.get("mask", [])
     if not images:
         raise ApiError(400, "An image is needed: that which is changed.", param="image")
@@ -218,18 +220,18 @@ async def _answer(
     """Queue a request, and answer with its images, or with a stream of events."""
     previews: list[str] = []
     partial = wanted.stream and wanted.partial_images and service.added.check is None
-    on_step = None
     if partial:
-        on_step = await asyncio.to_thread(_previewing, service.model(wanted.model).pipeline, wanted, previews)
+        await asyncio.to_thread(service.model(wanted.model).pipeline.check_decoding)
     job = await service.submit(
         wanted.request,
+        http,
         model=wanted.model,
         inputs=inputs,
         api=NAME,
         keep=wanted.as_url,
-        owner=http.state.owner,
-        on_step=on_step,
+        on_step=_previewing(service, wanted, previews) if partial else None,
         store=wanted.store,
+        seconds=math.inf if wanted.stream else SHARE * _patience(http),
     )
     if wanted.stream:
         events = _events(service, job, wanted, event, previews)
@@ -253,18 +255,27 @@ def _about(job: ImageJob, wanted: ImagesAsked) -> dict[str, Any]:
     return {"size": size, "quality": "auto", "background": "opaque", "output_format": wanted.kind}
 
 
-def _previewing(pipeline: OpenModel, wanted: ImagesAsked, previews: list[str]) -> Callable[[Step], bool]:
+def _patience(http: HttpRequest) -> float:
+    """Seconds after which an OpenAI client (Python, npm) asks again, as its headers state."""
+    for name in ("x-stainless-read-timeout", "x-stainless-timeout"):
+        with suppress(ValueError):
+            if (found := float(http.headers.get(name, ""))) > 0:
+                return found
+    return math.inf
+
+
+def _previewing(service: Service, wanted: ImagesAsked, previews: list[str]) -> Callable[[ImageJob, Step], bool]:
     """What adds the first image to `previews` at some of the steps before the last, evenly spaced, as `b64_json`, and
     returns whether it did.
     """
-    pipeline.check_decoding()
     count = wanted.partial_images
 
-    def stepped(step: Step) -> bool:
+    def stepped(job: ImageJob, step: Step) -> bool:
         marks = {round(step.total * (index + 1) / (count + 1)) for index in range(count)} - {step.total}
         if step.index not in marks or len(previews) >= count:
             return False
-        pixels = pipeline.decode_step(wanted.request, replace(step, estimate=step.estimate[:1]))[0]
+        pipeline = service.of(job).pipeline  # which may have replaced the one that the client found
+        pixels = pipeline.decode_step(job.request, replace(step, estimate=step.estimate[:1]))[0]
         previews.append(base64_of(plain_file(pixels, wanted.kind)))
         return True
 

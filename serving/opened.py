@@ -91,16 +91,22 @@ class OpenModel(Loads, Protocol):
         ...
 
 
+def fixed_rows(model: OpenModel) -> tuple[int, bool] | None:
+    """How many images engines of fixed rows take, and whether with guidance; None for others."""
+    shapes = model.profile.shapes
+    fixed = fixed_sizes(model.bundle.manifest.model, model.profile) and "batch" not in shapes.free
+    return (shapes.images, shapes.guided) if fixed else None
+
+
 def first_request(model: OpenModel) -> tuple[Request, dict[str, Any]]:
     """The request of a model's first image, and what it needs beside a prompt."""
     facts = model.bundle.manifest.model
     built = fixed_sizes(facts, model.profile)
     width, height = facts.own_size if not built or facts.own_size in built else built[0]
     request = Request(prompt="", steps=WARM_STEPS, seed=0, width=width, height=height)
-    shapes = model.profile.shapes
-    if built and "batch" not in shapes.free:  # engines take these rows only
-        guidance = request.guidance if shapes.guided else 1.0
-        request = request.model_copy(update={"count": shapes.images, "guidance": guidance})
+    if rows := fixed_rows(model):
+        guidance = request.guidance if rows[1] else 1.0
+        request = request.model_copy(update={"count": rows[0], "guidance": guidance})
     if not (facts.needs_image or facts.inpaints):
         return request, {}
     side = facts.default_size

@@ -82,7 +82,7 @@ def unfinished(model: OpenModel, job: ImageJob, step: Step, image: Decoded | Non
     """
     asked = job.completed or job.request
     try:
-        images = model.decode_step(asked, step)
+        images = model.decode_step(job.request, step)
     except RequestError as exc:
         raise CancelledError(f"The job was interrupted. {exc}") from exc
     digest = None if image is None else pixels_sha256(image.pixels)

@@ -176,12 +176,12 @@ class Queue:
 
     def hangs(self, requests: Sequence[Request]) -> bool:
         """Whether the batch of these requests should have ended `GRACE_SECONDS` ago: each of its jobs is past its
-        deadline, or the server's end has cancelled it.
+        deadline, or the server's end has cancelled it. That of a request that isn't generated should have ended.
         """
         with self._turn:
-            batch = next((one for one in self._batches if one[0].request is requests[0]), ())
+            batch = next((one for one in self._batches if any(job.request is requests[0] for job in one)), ())
             ends = [self._stopped or job.deadline for job in batch]
-        return bool(ends) and all(end is not None and time.monotonic() >= end + GRACE_SECONDS for end in ends)
+        return all(end is not None and time.monotonic() >= end + GRACE_SECONDS for end in ends)
 
     def refuse(self) -> None:
         """Accept no more jobs."""
@@ -328,7 +328,7 @@ class Queue:
                 job.reason = "deadline"
             if job.reason is None and job.on_step is not None:
                 try:
-                    job.shown = bool(job.on_step(step)) or job.shown
+                    job.shown = bool(job.on_step(job, step)) or job.shown
                 except Exception:  # a preview that fails doesn't stop the image
                     log.exception("job %s goes on without previews", job.id[:6])
                     job.on_step = None

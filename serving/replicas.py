@@ -8,7 +8,6 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
 from threading import Condition, Thread
 from typing import Any
 
@@ -166,7 +165,7 @@ class Replicas:
 
     def decode_step(self, request: Request, step: Step) -> NDArray[np.uint8]:
         """`Pipeline.decode_step`."""
-        return self._ask("decode_step", request, step)
+        return self._ask("decode_step", request, step, hangs=lambda: self.hangs([request]))
 
     def draw_many(
         self,
@@ -258,16 +257,23 @@ class Replicas:
         for replica in opened:
             replica.end()
 
-    def _ask(self, name: str, *arguments: object, asked: Mapping[object, Callable[..., bool]] | None = None) -> Any:
-        """Call a method of a process, preferably of one that generates nothing; if it ends, of another, once."""
+    def _ask(
+        self,
+        name: str,
+        *arguments: object,
+        asked: Mapping[object, Callable[..., bool]] | None = None,
+        hangs: Callable[[], bool] = lambda: True,
+    ) -> Any:
+        """Call a method of a process, preferably of one that generates nothing; if it ends, of another, once. After
+        `ASK_SECONDS`, it is killed as soon as `hangs` is true.
+        """
         for _ in range(2):
             with self._turn:
                 free = sorted(self._open.values(), key=self._drawing.__contains__)
             if not free:
                 break
             try:
-                until = time.monotonic() + ASK_SECONDS
-                return free[0].call(name, *arguments, asked=asked, hangs=partial(_past, until))
+                return free[0].call(name, *arguments, asked=asked, hangs=_later(hangs))
             except Interrupted:
                 continue
         raise ApiError(503, "The model's processes are being restarted. Try again.", code="restarting", retry_seconds=5)
@@ -345,8 +351,10 @@ class Replicas:
         return True
 
 
-def _past(until: float) -> bool:
-    return time.monotonic() >= until
+def _later(hangs: Callable[[], bool]) -> Callable[[], bool]:
+    """`hangs`, but not within `ASK_SECONDS` from now."""
+    until = time.monotonic() + ASK_SECONDS
+    return lambda: time.monotonic() >= until and hangs()
 
 
 def _answering(on_step: Callable[[Step], bool | None]) -> Callable[[Step], bool]:

@@ -215,7 +215,7 @@ async def _generated(service: Service, state: _Open, http: HttpRequest, kind: ty
     given: dict[str, Any] = {}
     source: bytes | None = None
 
-    def stepped(step: Step) -> None:
+    def stepped(_: ImageJob, step: Step) -> None:
         if task is not None:
             task.latest = step
 
@@ -234,10 +234,10 @@ async def _generated(service: Service, state: _Open, http: HttpRequest, kind: ty
             source = sent.get("image") if service.added.signer is not None else None
         job = await service.submit(
             asked.request,
+            http,
             model=model.name,
             inputs=given,
             api=NAME,
-            owner=_client(http),
             on_step=stepped,
             store=not body.do_not_save_samples,
             source=source,

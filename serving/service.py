@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from concurrent.futures import Future
@@ -207,28 +208,30 @@ class Service:
     async def submit(
         self,
         request: Request,
+        http: HttpRequest,
         *,
         model: str | None = None,
         inputs: Mapping[str, Any] | None = None,
         api: str = "",
         keep: bool = False,
-        owner: str,
-        on_step: Callable[[Step], bool | None] | None = None,
+        on_step: Callable[[ImageJob, Step], bool | None] | None = None,
         store: bool = True,
         source: bytes | None = None,
+        seconds: float = math.inf,
     ) -> ImageJob:
         """Check a request against the limits and the model, and queue it.
 
         `inputs` is what is passed in beside it: keyword arguments of `Pipeline.__call__`, where images may be the bytes
-        of files, and `control` is a list. With `keep`, the result can be found by the job's id for a
-        time. `owner` is who may list it, and pays. Without `store`, the images don't enter the history. `source` is the
-        file of an image that is passed in decoded.
+        of files, and `control` is a list. Whoever sent `http` may list the job, and pays. With `keep`, the result can
+        be found by the job's id for a time. Without `store`, the images don't enter the history. `source` is the file
+        of an image that is passed in decoded. The deadline is `job_seconds` of the limits after `http` arrived, or
+        `seconds`, if they are fewer.
 
         Raises `ApiError` and `RequestError` before anything is queued.
         """
         chosen = self.check_first(request, model)
-        again = partial(self.submit, request, model=chosen.name, inputs=inputs, api=api, keep=keep, owner=owner)
-        again = partial(again, on_step=on_step, store=store, source=source)
+        again = partial(self.submit, request, http, model=chosen.name, inputs=inputs, api=api, keep=keep)
+        again = partial(again, on_step=on_step, store=store, source=source, seconds=seconds)
         beside = dict(inputs or {})
         check = partial(chosen.pipeline.check, request, within=self.limits.check, **beside)
         check_taken(chosen.pipeline.bundle.manifest.model, beside)
@@ -244,8 +247,8 @@ class Service:
             beside,
             chosen.name,
             api,
-            owner,
-            deadline=time.monotonic() + self.limits.job_seconds,
+            http.state.owner,
+            deadline=http.state.arrived + min(seconds, self.limits.job_seconds),
             on_step=on_step,
             completed=asked,
         )
@@ -312,7 +315,8 @@ class Service:
         return self.added.check is None and model.pipeline.bundle.manifest.model.preview is not None
 
     async def result(self, job: ImageJob, http: HttpRequest, *, black: bool = False) -> Result:
-        """Wait for a job; cancels it if its client disconnects. Raises its error, or `ApiError` `NO_ANSWER`.
+        """Wait for a job until its end or deadline; cancels it if its client disconnects. Raises its error, or
+        `ApiError` `NO_ANSWER`.
 
         If `black`, a result that was withheld is black images, and no error.
         """
@@ -330,10 +334,11 @@ class Service:
         return result_of(job)
 
     async def changes(
-        self, job: ImageJob, gone: asyncio.Future[None] | None = None, *, steps: bool = True
+        self, job: ImageJob, gone: asyncio.Future[None] | None = None, *, steps: bool = True, whole: bool = False
     ) -> AsyncGenerator[None]:
         """Yield at first, after each change of a job (without `steps`, after its end) and every `HEARTBEAT` seconds,
-        until it has ended or `gone` is done; cancels it at its deadline.
+        until it has ended or `gone` is done. At its deadline, cancels it, and ends unless `whole`: the engine may take
+        long to stop.
         """
         loop, changed = asyncio.get_running_loop(), asyncio.Event()
 
@@ -349,7 +354,7 @@ class Service:
                 changed.clear()
                 done = job.done
                 yield
-                if done or (gone is not None and gone.done()):
+                if done or (gone is not None and gone.done()) or (job.reason == "deadline" and not whole):
                     return
                 left = HEARTBEAT
                 if job.deadline is not None and job.reason is None:

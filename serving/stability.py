@@ -1,5 +1,5 @@
-"""Stability's REST API: `generation` of v1 (text to image, image to image, masking), and `sd3` and `inpaint` of v2beta.
-Those of v2beta's `control` are in `stability_control.py`.
+"""Stability's REST API: `generation` of v1 (text to image, image to image, masking), and v2beta's `sd3`, `inpaint` and
+`outpaint`. Those of its `control` are in `stability_control.py`.
 
 What would change the picture and can't be done, such as `style_preset`, is an error that names the field. Credits exist
 where the operator sets what images cost.
@@ -26,6 +26,7 @@ from .bodies import form_fields, json_fields
 from .credits import account_of, needed
 from .errors import ApiError, route_class
 from .image_job import ImageJob
+from .inputs import check_files
 from .pictures import base64_of, files, json_answer
 from .service import Service
 from .signing import TYPES
@@ -40,8 +41,8 @@ SAMPLERS = {
     "K_EULER_ANCESTRAL": "euler-ancestral", "K_HEUN": "heun", "K_LMS": "lms",
 }  # fmt: skip
 RATIOS = ("16:9", "1:1", "21:9", "2:3", "3:2", "4:5", "5:4", "9:16", "9:21")
-MAX_GROWTH = 100
-"""Largest `grow_mask` in pixels, as in Stability's reference."""
+MAX_GROWTH, MAX_EXTENSION, CREATIVITY = 100, 2000, 0.5
+"""Largest `grow_mask` and side of `outpaint` in pixels, and its default, as in Stability's reference."""
 
 _SPECIAL = str.maketrans({mark: f"\\{mark}" for mark in "\\()[]:"})
 _PROMPT = re.compile(r"text_prompts\[([0-9]{1,3})\]\[(text|weight)\]")
@@ -108,6 +109,11 @@ def router(service: Service) -> APIRouter:
         texts, sent = await form_fields(http)
         return await answer_v2(service, service.model(None).name, http, inpainted(texts, sent))
 
+    @routes.post("/v2beta/stable-image/edit/outpaint")
+    async def outpaint(http: HttpRequest) -> Response:
+        texts, sent = await form_fields(http)
+        return await answer_v2(service, service.model(None).name, http, outpainted(texts, sent))
+
     return routes
 
 
@@ -127,9 +133,12 @@ def from_form(texts: Mapping[str, str], sent: Mapping[str, list[bytes]], *, mask
         if found := _PROMPT.fullmatch(name):
             prompts.setdefault(int(found[1]), {})[found[2]] = left.pop(name)
     values = _prompts([prompts[index] for index in sorted(prompts)])
+    source = left.pop("mask_source", None) if masked else None
+    drawn = masked and source != "INIT_IMAGE_ALPHA"
+    check_files(sent, ("init_image", "mask_image") if drawn else ("init_image",))
     image = one_file(sent, "init_image")
     if masked:
-        read, decoded = _masked(left.pop("mask_source", None), sent, image)
+        read, decoded = _masked(source, sent, image)
         return StabilityAsked(Request.model_validate(values | _common(left)), read, decoded=decoded)
     values["strength"] = 1 - _kept(left)
     return StabilityAsked(Request.model_validate(values | _common(left)), alone(image))
@@ -143,6 +152,7 @@ def from_v2(texts: Mapping[str, str], sent: Mapping[str, list[bytes]], size: tup
     if mode not in ("text-to-image", "image-to-image"):
         raise ApiError(400, f"mode is {mode[:80]!a}. Use text-to-image or image-to-image.", param="mode")
     read: Callable[[], dict[str, Any]] = dict
+    check_files(sent, ("image",))
     if mode == "image-to-image":
         if "aspect_ratio" in left:
             raise ApiError(400, "An image has its own aspect_ratio. Leave it out.", param="aspect_ratio")
@@ -151,6 +161,8 @@ def from_v2(texts: Mapping[str, str], sent: Mapping[str, list[bytes]], size: tup
         if "strength" not in left:
             raise ApiError(400, "image-to-image needs a strength, from 0 to 1.", param="strength")
         values["strength"] = left.pop("strength")
+    elif "image" in sent:
+        raise ApiError(400, "An image is for the mode image-to-image. Pass that mode, or no image.", param="mode")
     else:
         values |= ratio_sides(left, size)
     if (scale := left.pop("cfg_scale", None)) is not None:
@@ -163,6 +175,7 @@ def inpainted(texts: Mapping[str, str], sent: Mapping[str, list[bytes]]) -> Stab
     """The request of v2beta's `edit/inpaint`: white of the mask is generated, or else what is transparent."""
     left: dict[str, Any] = dict(texts)
     values, kind = v2_common(left)
+    check_files(sent, ("image", "mask"))
     image = one_file(sent, "image")
     drawn = one_file(sent, "mask") if "mask" in sent else None
     grown = _whole(left.pop("grow_mask", 5), "grow_mask", MAX_GROWTH)
@@ -174,6 +187,19 @@ def inpainted(texts: Mapping[str, str], sent: Mapping[str, list[bytes]]) -> Stab
 
     decoded = {"image": image} if drawn is None else {"mask": drawn}
     return StabilityAsked(Request.model_validate(values), read, kind, decoded)
+
+
+def outpainted(texts: Mapping[str, str], sent: Mapping[str, list[bytes]]) -> StabilityAsked:
+    """The request of v2beta's `edit/outpaint`, whose sides are in pixels."""
+    left: dict[str, Any] = dict(texts)
+    values, kind = v2_common(left, needs_prompt=False)
+    check_files(sent, ("image",))
+    sides = ("left", "up", "right", "down")
+    values["outpaint"] = [_whole(left.pop(side, 0), side, MAX_EXTENSION) for side in sides]
+    if number(left.pop("creativity", CREATIVITY), "creativity") != CREATIVITY:
+        raise ApiError(400, f"creativity other than {CREATIVITY} is not supported. Leave it out.", param="creativity")
+    none_left(left)
+    return StabilityAsked(Request.model_validate(values), alone(one_file(sent, "image")), kind)
 
 
 def _common(left: dict[str, Any]) -> dict[str, Any]:
@@ -194,14 +220,14 @@ def _common(left: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def v2_common(left: dict[str, Any]) -> tuple[dict[str, Any], str]:
+def v2_common(left: dict[str, Any], *, needs_prompt: bool = True) -> tuple[dict[str, Any], str]:
     """Take the fields of v2beta that all routes have, and the kind of file. Raises `ApiError`."""
     kind = left.pop("output_format", "png")
     if kind not in TYPES:
         raise ApiError(400, f"output_format is {kind[:80]!a}. Use one of: {', '.join(TYPES)}.", param="output_format")
-    if not left.get("prompt"):
+    if needs_prompt and not left.get("prompt"):
         raise ApiError(400, "A prompt is needed.", param="prompt")
-    values: dict[str, Any] = {"prompt": left.pop("prompt"), "negative_prompt": left.pop("negative_prompt", "")}
+    values: dict[str, Any] = {"prompt": left.pop("prompt", ""), "negative_prompt": left.pop("negative_prompt", "")}
     if (seed := _whole(left.pop("seed", 0), "seed", 2**32 - 2)) > 0:
         values["seed"] = seed
     return values, kind
@@ -347,7 +373,7 @@ async def _generated(service: Service, model: str, http: HttpRequest, asked: Sta
     try:
         service.check_first(asked.request, model)
         inputs = await service.decode(asked.read, asked.decoded)
-        job = await service.submit(asked.request, model=model, inputs=inputs, api=NAME, owner=http.state.owner)
+        job = await service.submit(asked.request, http, model=model, inputs=inputs, api=NAME)
     except RequestError as exc:
         raise ApiError(400, str(exc), code="bad_request") from exc
     return job, await service.result(job, http, black=True)

@@ -23,6 +23,7 @@ from ..pipelines.picture import load_picture, size_in
 from .bodies import form_fields
 from .controlnet import names_of
 from .errors import ApiError, route_class
+from .inputs import check_files
 from .served import ServedModel
 from .service import Service
 from .stability import (
@@ -93,6 +94,7 @@ async def _controlled(service: Service, http: HttpRequest, route: str) -> Respon
     values, kind = v2_common(left)
     strength, count = _share(left, "control_strength", 0.7), len(nets[name])
     values["control_scale"] = tuple(strength if index == place else 0.0 for index in range(count))
+    check_files(sent, ("image",))
     image = one_file(sent, "image")
     none_left(left)
     request = Request.model_validate(values)
@@ -118,6 +120,7 @@ async def _styled(service: Service, http: HttpRequest) -> Response:
     values, kind = v2_common(left)
     values["style_strength"] = _share(left, "fidelity", 0.5)
     values |= ratio_sides(left, model.pipeline.bundle.manifest.model.own_size)
+    check_files(sent, ("image",))
     image = one_file(sent, "image")
     none_left(left)
     asked = StabilityAsked(Request.model_validate(values), lambda: {"style": image}, kind)

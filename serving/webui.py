@@ -35,7 +35,7 @@ VERSION = "v1.10.1"
 """Of the web UI whose API this is."""
 
 BLUR = 4
-"""Default of `mask_blur`."""
+"""Default of `mask_blur`, `mask_blur_x` and `mask_blur_y`."""
 
 _HYPERNETWORK = re.compile(r"<hypernet(?:work)?:", re.IGNORECASE)
 _TAG = re.compile(r"<\w+:[^<>]+>")
@@ -105,7 +105,10 @@ class Img2Img(Txt2Img):
     init_images: list[str] | None = None
     resize_mode: int | None = 0
     mask: str | None = None
-    mask_blur: int | None = BLUR
+    mask_blur: int | None = None
+    mask_blur_x: int | None = None
+    mask_blur_y: int | None = None
+    mask_round: bool | None = None
     inpainting_fill: int | None = 0
     inpaint_full_res: bool | int | None = True
     inpaint_full_res_padding: int | None = 0
@@ -119,18 +122,17 @@ class WebUiAsked:
     """A request of the web UI's API, understood; `pictures` decodes its images."""
 
     request: Request
-    model: str | None = None
-    """Name of the model that the request chooses; None for the current one."""
     notices: tuple[str, ...] = ()
     controls: ControlsAsked | None = None
     """What its units ask of ControlNets."""
 
 
 _SILENT = frozenset({
-    "subseed", "script_args", "do_not_save_grid", "s_tmin", "s_tmax", "save_images", "infotext",
+    "subseed", "script_args", "do_not_save_grid", "s_tmin", "s_tmax", "save_images",
     "override_settings_restore_afterwards", "comments", "include_init_images", "inpaint_full_res_padding",
     "refiner_switch_at", "image_cfg_scale", "denoising_strength", *(_REFUSED := (
         "latent_mask", "firstphase_width", "firstphase_height", "disable_extra_networks", "firstpass_image",
+        "infotext", "s_min_uncond",
     )),
 })  # fmt: skip
 """Fields of the web UI without an effect on the picture here, or that are refused where they have one."""
@@ -182,8 +184,7 @@ def translated(
     if units is not None:
         values |= units.values
         notices += units.notices
-    chosen = settings.get("sd_model_checkpoint")
-    return WebUiAsked(Request.model_validate(values), str(chosen) if chosen else None, tuple(notices), units)
+    return WebUiAsked(Request.model_validate(values), tuple(notices), units)
 
 
 def _ignored(body: Txt2Img, prompt: str) -> list[str]:
@@ -304,7 +305,13 @@ def _from_image(body: Img2Img, *, edits: bool) -> dict[str, Any]:
         )
     if strength < 1:
         found["fill"] = _FILLS[0 if body.inpainting_fill is None else body.inpainting_fill]
-    found["mask_blur"] = BLUR if body.mask_blur is None else body.mask_blur
+    given = [body.mask_blur_x, body.mask_blur_y] if body.mask_blur is None else [body.mask_blur]
+    across, down = (BLUR if one is None else one for one in (given[0], given[-1]))
+    if across != down:
+        raise RequestError(f"mask_blur_x is {across} and mask_blur_y {down}, but this server has one. Pass mask_blur.")
+    if body.mask_round is False:
+        raise RequestError("mask_round is false, which this server does not support. Leave it out.")
+    found["mask_blur"] = across
     if body.inpaint_full_res:
         found["crop"] = body.inpaint_full_res_padding or 0
     return found

@@ -83,7 +83,7 @@ export const read = async (blob) => (await call("v1/read", {
 /** The file of a path. */
 export const picture = async (path) => (await call(path)).blob();
 
-/** The server-sent events of a path, as `{event, data}`; a stream that breaks off raises `ServerError` with status 0. */
+/** The data of the server-sent events of a path; a stream that breaks off raises `ServerError` with status 0. */
 export async function* events(path) {
   const response = await call(path, { headers: { accept: "text/event-stream" } });
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
@@ -100,9 +100,8 @@ export async function* events(path) {
     const blocks = text.split(/\r?\n\r?\n/);
     text = blocks.pop();
     for (const block of blocks) {
-      const lines = block.split(/\r?\n/);
-      const of = (name) => lines.filter((line) => line.startsWith(`${name}:`)).map((line) => line.slice(name.length + 1).trim());
-      if (of("data").length) yield { event: of("event")[0] ?? "message", data: JSON.parse(of("data").join("\n")) };
+      const data = block.split(/\r?\n/).filter((line) => line.startsWith("data:")).map((line) => line.slice(5));
+      if (data.length) yield JSON.parse(data.join("\n"));
     }
   }
 }

@@ -37,11 +37,11 @@ export function picker(button, input, take) {
 export function slider(text, properties) {
   const label = make("label");
   const input = make("input", { type: "range", step: 0.05, ...properties });
-  const output = make("output");
-  const show = () => { output.textContent = Number(input.value).toFixed(2); };
+  const said = make("span", { ariaHidden: true }); // a label with an output would be that output's
+  const show = () => { said.textContent = Number(input.value).toFixed(2); };
   input.addEventListener("input", show);
   show();
-  label.append(`${text} `, output, input);
+  label.append(`${text} `, said, input);
   return [label, input];
 }
 
@@ -64,10 +64,15 @@ export function fail(error) {
   $("error").scrollIntoView({ block: "nearest" });
 }
 
+/** Hide an element; a focus in it goes to another. */
+export function conceal(element, to = $("prompt")) {
+  if (element.contains(document.activeElement)) to.focus();
+  element.hidden = true;
+}
+
 /** Replace the notices. */
 export function notice(sentences) {
   $("notices").replaceChildren(...sentences.map((text) => make("li", { textContent: text })));
-  $("notices").hidden = !sentences.length;
 }
 
 /** For screen readers: changes of state, not every step. */

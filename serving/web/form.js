@@ -18,7 +18,11 @@ let extras = {};
 export const plain = (name, value) => [value].flat().every((one) => one == null || one === PLAIN[name]);
 
 /** The model that is selected, as the server describes it. */
-export const model = () => models[$("model").value];
+export function model() {
+  const one = models[$("model").value];
+  if (!one) throw new Error("The server has not described its models yet. Try again in a moment.");
+  return one;
+}
 
 /** Fill the controls from the server's capabilities, and restore what was typed before a reload. */
 export function setup({ models: found, limits, history }) {
@@ -100,6 +104,8 @@ function changeModel() {
   if (chosen.image && chosen.tasks[0] !== "text") $("source").open = true;
   $("profile").textContent = `${chosen.profile}: ${[...new Set(Object.values(chosen.engines))].join(", ")}`;
   showOwnSize();
+  if (chosen.images) $("count").value = chosen.images;
+  if (chosen.guided === false) $("guidance").value = 1;
   const presets = Object.entries(chosen.presets).map(([name, { scheduler, steps }]) => (
     new Option(`${name}: ${steps} steps${scheduler ? ` of ${scheduler}` : ""}`, name)
   ));
@@ -194,7 +200,12 @@ function showExtras() {
   const items = Object.entries(extras).map(([name, value]) => {
     const item = make("li");
     const button = make("button", { type: "button", textContent: "×", ariaLabel: `Remove ${name}` });
-    button.addEventListener("click", () => { delete extras[name]; showExtras(); changed(); });
+    button.addEventListener("click", () => {
+      delete extras[name];
+      showExtras();
+      $("seed").focus();
+      changed();
+    });
     item.append(`${name}: ${typeof value === "string" ? value : JSON.stringify(value)} `, button);
     return item;
   });
@@ -227,7 +238,7 @@ export function gather(image) {
 export function fill({ request, drawing, rest }, inputs) {
   const left = [];
   const served = Object.keys(models).find((name) => models[name].checkpoint === drawing?.model);
-  if (served && models[$("model").value].checkpoint !== drawing.model) {
+  if (served && model().checkpoint !== drawing.model) {
     $("model").value = served;
     changeModel();
   } else if (drawing && !served) {

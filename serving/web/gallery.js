@@ -1,7 +1,7 @@
 // The image that is shown, and those that are kept: by the server if it has a history, or else by the browser.
 
 import { picture, read } from "./api.js";
-import { $, fail, forget, make, notice, quiet, safely, say, url } from "./dom.js";
+import { $, conceal, fail, forget, make, notice, quiet, safely, say, url } from "./dom.js";
 import * as form from "./form.js";
 import * as browser from "./history.js";
 import * as server from "./server.js";
@@ -90,7 +90,7 @@ export function restore() {
 /** Let previews replace the image, until another one is clicked. */
 export function allowPreviews() {
   looking = false;
-  $("about").hidden = true;
+  conceal($("about"));
 }
 
 /** Show a preview, a PNG in base64 at 1/8 of the size. */
@@ -138,7 +138,7 @@ function itemOf(entry) {
     looking = true;
     quiet();
     await show(entry);
-    $("stage").scrollIntoView({ block: "nearest", behavior: "smooth" });
+    $("stage").scrollIntoView({ block: "nearest" });
   }));
   item.append(button);
   return item;
@@ -151,7 +151,9 @@ export function renderGallery() {
   for (const id of shown.keys()) if (!entries.some((entry) => entry.id === id)) forget(`small ${id}`);
   const count = entries.length;
   $("kept").textContent = said(count);
-  $("delete-all").hidden = $("last").disabled = !count;
+  if (count) $("delete-all").hidden = false;
+  else conceal($("delete-all"));
+  $("last").disabled = !count;
   $("more").hidden = !more;
 }
 
@@ -175,7 +177,8 @@ export async function showMore() {
 function blank() {
   current = wanted = null;
   forget("shown");
-  $("shown").hidden = $("about").hidden = true;
+  conceal($("about"));
+  $("shown").hidden = true;
   $("shown").removeAttribute("src");
   $("empty").hidden = false;
   $("stage").classList.add("blank");

@@ -1,7 +1,7 @@
 // One job at a time: sent, followed, stopped, and followed again after a reload.
 
 import { base64, events, json, picture } from "./api.js";
-import { $, fail, quiet, say } from "./dom.js";
+import { $, conceal, fail, quiet, say } from "./dom.js";
 import { gather } from "./form.js";
 import { allowPreviews, keep, preview, renderGallery, restore, show } from "./gallery.js";
 import * as guides from "./guides.js";
@@ -11,7 +11,8 @@ const JOB = "latentc.job"; // of this tab
 const RETRIES = 5;
 const ENDED = ["completed", "failed", "cancelled"];
 
-let job = null; // the id of the job that is followed
+const before = sessionStorage.getItem(JOB); // a reload
+let job = before; // the id of the job that is followed
 let stopped = false;
 
 /** Send the form's request, and follow its job. */
@@ -68,11 +69,10 @@ async function watch(id) {
   for (let tries = 0; ;) {
     try {
       let last = null;
-      for await (const { data } of events(`v1/jobs/${id}/events?previews=true`)) {
-        last = data;
+      for await (last of events(`v1/jobs/${id}/events?previews=true`)) {
         tries = 0;
-        progress(data, began);
-        if (ENDED.includes(data.status)) return data;
+        progress(last, began);
+        if (ENDED.includes(last.status)) return last;
       }
       if (last === null && ++tries > RETRIES) throw new Error("The server says nothing about the job.");
     } catch (error) {
@@ -96,11 +96,10 @@ export async function stop() {
 
 /** Follow the job of this tab that was running before a reload. */
 export async function resume() {
-  const id = sessionStorage.getItem(JOB);
-  if (!id) return;
+  if (!before) return;
   busy(true);
   try {
-    await follow(id);
+    await follow(before);
   } catch (error) {
     const gone = error.status === 404 || error.status === 410;
     fail(gone ? new Error("The job that was running before the reload is gone: the server has no result of it.") : error);
@@ -112,14 +111,15 @@ export async function resume() {
 
 function busy(yes) {
   $("go").setAttribute("aria-disabled", yes);
-  $("progress").hidden = !yes;
   $("stage").setAttribute("aria-busy", yes);
   $("bar").removeAttribute("value");
   if (yes) {
+    $("progress").hidden = false;
     allowPreviews();
     $("progress").scrollIntoView({ block: "nearest" });
     return;
   }
+  conceal($("progress"), $("go"));
   document.title = "latentc";
   document.dispatchEvent(new Event("jobend"));
   restore();
@@ -129,9 +129,7 @@ function progress({ status, step, steps, queue_position: before, preview: image 
   if (status === "sent") {
     $("detail").textContent = "Sending…";
   } else if (status === "queued") {
-    const words = before ? `Waiting: number ${before + 1} in the queue.` : "Waiting: next in the queue.";
-    $("detail").textContent = words;
-    say(words);
+    say($("detail").textContent = `Waiting: ${before ? `number ${before + 1}` : "next"} in the queue.`);
   } else if (status === "generating" && steps) {
     const now = performance.now();
     if (!began.step) Object.assign(began, { step, time: now });

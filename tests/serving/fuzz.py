@@ -2,8 +2,9 @@
 
     PYTHONPATH=.venv/links .venv/bin/python -m tests.serving.fuzz BUNDLE --count 10000 --seed 1
 
-starts `latentc serve` on the bundle, and prints each fault with the number of its request, which `--only` repeats. The
-routes are those of the application's own table.
+starts `latentc serve` on the bundle, for the second half of the requests with everything that an operator may add, and
+prints each fault with the number of its request, which `--only` repeats. The routes are those of the application's own
+table.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import httpx2
 import numpy as np
@@ -34,8 +36,9 @@ from fastapi.routing import APIRoute
 from PIL import Image
 
 from .malformed import Case, case_of
-from .values import JOB
+from .test_prompts import chatting
 
+TOKEN = "secret"
 SECONDS = 20.0
 """Within which a server must answer, or close the connection."""
 GOOD = {"prompt": "a red cube", "seed": 7, "steps": 2, "size": "64x64"}
@@ -143,17 +146,17 @@ def error_faults(text: str) -> list[str]:
     return [f"the error has {len(message)} characters"] if len(message) > 3000 else []
 
 
-def picture(address: str) -> bytes:
+def picture(client: httpx2.Client) -> bytes:
     """The pixels of a good request."""
-    answer = httpx2.post(f"{address}/v1/images/generations", json=GOOD, timeout=SECONDS).raise_for_status()
+    answer = client.post("/v1/images/generations", json=GOOD).raise_for_status()
     return np.asarray(Image.open(BytesIO(base64.b64decode(answer.json()["data"][0]["b64_json"])))).tobytes()
 
 
-def old_job(address: str) -> str:
+def old_job(client: httpx2.Client) -> str:
     """The id of a job that has ended."""
     fields = {"prompt": "x", "steps": 1, "width": 64, "height": 64}
-    job = httpx2.post(f"{address}/v1/jobs", json=fields, timeout=SECONDS).raise_for_status().json()["id"]
-    httpx2.get(f"{address}/v1/jobs/{job}/events", timeout=SECONDS)  # ends with the job
+    job = client.post("/v1/jobs", json=fields).raise_for_status().json()["id"]
+    client.get(f"/v1/jobs/{job}/events")  # ends with the job
     return job
 
 
@@ -170,15 +173,23 @@ class Report:
 
 
 def attack(
-    address: str, routes: Sequence[tuple[str, str]], seed: int, numbers: Sequence[int], pid: int | None = None
+    address: str,
+    routes: Sequence[tuple[str, str]],
+    seed: int,
+    numbers: Sequence[int],
+    pid: int | None = None,
+    token: str = "",
 ) -> Report:
     """Send the requests of these numbers, and check the answers and that the server still draws as before."""
-    found, before, job = Report(), picture(address), old_job(address)
+    signed = {"authorization": f"Bearer {token}"} if token else {}
+    client = httpx2.Client(base_url=address, headers=signed, timeout=SECONDS)
+    found, before, job = Report(), picture(client), old_job(client)
     files = psutil.Process(pid).num_fds() if pid is not None else 0
     for place, number in enumerate(numbers):
         case = case_of(seed, number, routes)
-        if JOB in case.path or "old%20job" in case.path:
-            case = Case(**{**vars(case), "path": re.sub(r"(\{|%7B)an(%20| )old(%20| )job(\}|%7D)", job, case.path)})
+        named = re.sub(r"(\{|%7B)an(%20| )old(%20| )job(\}|%7D)", job, case.path)
+        headers = (*(f"{name}: {value}" for name, value in signed.items()), *case.headers)
+        case = replace(case, path=named, headers=headers)
         answered = ask(address, case)
         found.statuses[answered.status] += 1
         found.kinds[case.kind] += 1
@@ -188,14 +199,15 @@ def attack(
         ]
         if pid is not None and place % max(1, len(numbers) // 20) == 0:
             found.held.append(psutil.Process(pid).memory_info().rss)
-    if picture(address) != before:
+    if picture(client) != before:
         found.faults.append("a good request is drawn otherwise than before")
-    if (ready := httpx2.get(f"{address}/readyz", timeout=SECONDS)).status_code != 200:
+    if (ready := client.get("/readyz")).status_code != 200:
         found.faults.append(f"/readyz answers {ready.status_code}")
     until = time.monotonic() + SECONDS
-    while (left := _left(address)) and time.monotonic() < until:
+    while (left := _left(client)) and time.monotonic() < until:
         time.sleep(0.05)
     found.faults += [f"left over: {left}"] if left else []
+    client.close()
     if pid is not None and (more := psutil.Process(pid).num_fds() - files) > SPARE_FILES:
         found.faults.append(f"{more} more files are open than before")
     return found
@@ -208,19 +220,29 @@ def growth(held: Sequence[int]) -> int:
     return sum(steps[:-1])
 
 
-def _left(address: str) -> list[str]:
+def _left(client: httpx2.Client) -> list[str]:
     """Gauges of the queue that aren't zero."""
-    lines = httpx2.get(f"{address}/metrics", timeout=SECONDS).text.splitlines()
+    lines = client.get("/metrics").text.splitlines()
     return [line for line in lines if re.match(r"latentc_(queue_depth|running)\{.*\} (?!0\.0)", line)]
 
 
 @contextmanager
-def started(bundle: Path, profile: str, log: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+def additions() -> Iterator[tuple[str, ...]]:
+    """Options of a server with everything that an operator may add."""
+    with TemporaryDirectory() as folder, chatting() as chat:
+        tokens = Path(folder) / "tokens"
+        tokens.write_text(TOKEN)
+        paths = ("--state", f"{folder}/state", "--token-file", str(tokens), "--prompt-model", chat.url)
+        yield (*paths, "--credits", "1000000", "--image-cost", "1", "--model-control")
+
+
+@contextmanager
+def started(bundle: Path, profile: str, log: Path, more: Sequence[str]) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """The address of a server of its own process, which writes into a log."""
-    limits = ("--steps", "3", "--megapixels", "0.02", "--count", "2", "--timeout", "15")
-    line = [sys.executable, "-m", "latentc", "serve", str(bundle), "-p", profile, "--port", "0", "--quiet", *limits]
+    options = ("--quiet", "--port", "0", "--steps", "3", "--megapixels", "0.02", "--count", "2", "--timeout", "15")
+    line = [sys.executable, "-m", "latentc", "serve", str(bundle), "-p", profile, *options, *more]
     with (
-        log.open("w") as complaints,
+        log.open("a") as complaints,
         subprocess.Popen(line, stdout=subprocess.PIPE, stderr=complaints, text=True) as process,
     ):
         try:
@@ -249,20 +271,31 @@ def main() -> int:
     numbers = range(given.count) if given.only is None else [given.only]
     if given.only is not None:
         sys.stdout.write(f"{case_of(given.seed, given.only, routes)!r}\n")
-    began = time.monotonic()
-    with started(given.bundle, given.profile, given.log) as (address, process):
-        found = attack(address, routes, given.seed, numbers, process.pid)
-    if count := given.log.read_text().count("Traceback"):
-        found.faults.append(f"the log has {count} tracebacks")
-    if (more := growth(found.held)) > GROWTH_BYTES:
-        found.faults.append(f"memory grew by {more / 1e6:.0f} MB in the second half")
-    sys.stdout.write(
-        f"{len(numbers)} requests to {len(routes)} routes in {time.monotonic() - began:.0f} s, the slowest took "
-        f"{found.slowest:.2f} s\nstatuses {dict(sorted(found.statuses.items(), key=str))}\nkinds {dict(found.kinds)}\n"
-        f"resident MB {[round(one / 1e6) for one in found.held]}\n{len(found.faults)} faults\n"
-    )
-    sys.stdout.write("".join(f"{one}\n" for one in found.faults[:200]))
-    return bool(found.faults)
+    given.log.write_text("")
+    wrong = 0
+    for added in (False, True):
+        part = [number for number in numbers if (number >= given.count // 2) == added]
+        if not part:
+            continue
+        began = time.monotonic()
+        with (
+            additions() if added else nullcontext(()) as more,
+            started(given.bundle, given.profile, given.log, more) as (address, process),
+        ):
+            found = attack(address, routes, given.seed, part, process.pid, TOKEN if added else "")
+        if count := given.log.read_text().count("Traceback"):
+            found.faults.append(f"the log has {count} tracebacks")
+        if (grown := growth(found.held)) > GROWTH_BYTES:
+            found.faults.append(f"memory grew by {grown / 1e6:.0f} MB in the second half")
+        sys.stdout.write(
+            f"{len(part)} requests to {len(routes)} routes{' with additions' * added} in "
+            f"{time.monotonic() - began:.0f} s, the slowest took {found.slowest:.2f} s\n"
+            f"statuses {dict(sorted(found.statuses.items(), key=str))}\nkinds {dict(found.kinds)}\n"
+            f"resident MB {[round(one / 1e6) for one in found.held]}\n{len(found.faults)} faults\n"
+        )
+        sys.stdout.write("".join(f"{one}\n" for one in found.faults[:200]))
+        wrong += len(found.faults)
+    return bool(wrong)
 
 
 if __name__ == "__main__":

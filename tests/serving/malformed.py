@@ -70,6 +70,8 @@ def fields(chance: random.Random, path: str) -> dict[str, object]:
     found: dict[str, object] = {"prompt": "x", "steps": 1} if chance.random() < 0.8 else {}
     if "/v1/generation" in path:
         found = {"text_prompts": [{"text": "x", "weight": chance.choice(VALUES)}], "steps": 1}
+    if "prompts/" in path and chance.random() < 0.9:
+        return {"prompt": chance.choice(VALUES) if chance.random() < 0.5 else "x"}
     if "img2img" in path:
         found["init_images"] = [text_of(chance)]
     if "jobs" in path and chance.random() < 0.4:
@@ -268,6 +270,8 @@ def case_of(seed: int, number: int, routes: Sequence[tuple[str, str]]) -> Case:
     path = re.sub(r"\{[^}]*\}", lambda _: chance.choice(SEGMENTS) if chance.random() < 0.6 else MODEL, template)
     if "infer" not in template and "{" in template and chance.random() < 0.3:
         path = re.sub(r"\{[^}]*\}", JOB, template)
+    if "history/{" in template and chance.random() < 0.5:
+        path = re.sub(r"\{[^}]*\}", str(chance.randrange(5)), template)
     case = Case(method, quote(path, safe="/%{} ';$:*-"), kind="plain")
     headers: list[str] = []
     if method in ("POST", "PUT", "PATCH"):

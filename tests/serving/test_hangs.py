@@ -1,6 +1,7 @@
 """Processes that never answer, and those that end at the start: stand-ins, which load no engines."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 
 import pytest
@@ -64,6 +65,23 @@ def test_one_that_hangs_is_killed_at_the_end_of_the_server(queue, model, monkeyp
     wait_for(lambda: model._drawing)
     assert not queue.close(0)
     assert (job.state, job.reason, type(job.error)) == ("cancelled", "shutdown", CancelledError)
+
+
+def test_a_partial_image_has_the_time_of_its_job(queue, model, monkeypatch):
+    monkeypatch.setattr(replicas, "ASK_SECONDS", 0.0)
+    found = []
+    model.hangs = lambda requests: found.append(queue.hangs(requests)) or found[-1]
+    job = ask("x")
+    job.deadline = time.monotonic() + 3600
+    queue.submit(job)
+    wait_for(lambda: model._drawing)
+    (process,) = model.processes
+    with ThreadPoolExecutor() as pool:
+        asked = pool.submit(model.decode_step, job.request, None)
+        wait_for(lambda: len(found) > 5)
+        assert (model.processes, {*found}) == ((process,), {False})
+        job.deadline = time.monotonic() - GRACE_SECONDS
+        assert isinstance(asked.exception(), ApiError)
 
 
 def test_one_that_answers_no_question_is_killed(model, monkeypatch):

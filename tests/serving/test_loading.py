@@ -1,5 +1,7 @@
 """Models that are replaced while the server runs, by tritonclient, unmodified."""
 
+import json
+import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
@@ -19,6 +21,7 @@ from latentc.serving.residents import Residents
 from latentc.serving.service import serve
 
 from .conftest import MODEL, PATIENCE, Gate, asking, running, wait_for
+from .guided import pixels as decoded
 from .test_kserve import tensors
 from .test_server import pixels, post
 
@@ -107,7 +110,7 @@ def test_a_model_is_replaced_while_requests_run(served, place, alone):
 
 
 def test_a_request_that_was_being_checked_meanwhile(served, place, alone, monkeypatch):
-    """It is checked again, for the new one."""
+    """It is checked again, for the new one, which decodes its partial image."""
     _, gates, http, client = served
     (old,) = gates
     began, go = Event(), Event()
@@ -119,13 +122,15 @@ def test_a_request_that_was_being_checked_meanwhile(served, place, alone, monkey
 
     monkeypatch.setattr(old, "check", check, raising=False)
     with ThreadPoolExecutor() as pool:
-        asked = pool.submit(post, http, "a hut", 1)
+        asked = pool.submit(post, http, "a hut", 1, stream=True, partial_images=1)
         assert began.wait(PATIENCE)
         place()
         client.load_model(MODEL)
         wait_for(lambda: closed(old))
         go.set()
-        assert np.array_equal(pixels(asked.result()), alone(1))
+        partial, last = (json.loads(one) for one in re.findall("(?m)^data: (.*)", asked.result().text))
+        assert partial["type"] == "image_generation.partial_image"
+        assert np.array_equal(decoded(last["b64_json"]), alone(1))
     assert (old.batches, gates[1].batches) == ([1], [1, 1])
 
 

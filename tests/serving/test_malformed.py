@@ -1,6 +1,8 @@
 """Malformed requests to every route: an error of the client's, never of the server's, and never a traceback."""
 
 import json
+import re
+from contextlib import closing
 
 import httpx2
 import pytest
@@ -9,16 +11,22 @@ from latentc.core.errors import BundleError, RequestError
 from latentc.core.request import Request
 from latentc.serving import jobs, openai
 from latentc.serving.app import create_app
+from latentc.serving.credits import Credits
 from latentc.serving.errors import ApiError, api_error
+from latentc.serving.guard import Access
+from latentc.serving.history import History
 from latentc.serving.limits import Limits
-from latentc.serving.service import serve
+from latentc.serving.prompts import PromptModel
+from latentc.serving.service import Additions, serve
+from latentc.serving.state import open_state
 
 from .conftest import MODEL, running
-from .fuzz import Answered, ask, attack, faults, routes_of
+from .fuzz import TOKEN, Answered, ask, attack, faults, routes_of
 from .malformed import Case
+from .test_prompts import chatting
 from .values import VALUES
 
-COUNT = 400
+COUNT = 300
 NAMES = (
     *(set(Request.model_fields) - {"prompt"}),
     *("n", "size", "model", "response_format", "output_format", "output_compression", "quality", "stream"),
@@ -34,13 +42,20 @@ def address(gate):
 
 
 @pytest.mark.filterwarnings("ignore:Unclosed file:ResourceWarning")  # Starlette leaves those of broken forms to Python
-def test_nothing_malformed_is_an_error_of_the_server(address, gate, caplog):
+@pytest.mark.parametrize("added", [False, True], ids=["plain", "all additions"])
+def test_nothing_malformed_is_an_error_of_the_server(gate, caplog, tmp_path, added):
     """And a good request is drawn as before. `python -m tests.serving.fuzz` sends more."""
-    routes = routes_of(create_app(serve({MODEL: gate}, LIMITS)))
-    assert {("POST", "/v1/images/edits"), ("POST", "/v2/models/{name}/infer"), ("GET", "/livez")} <= set(routes)
-    found = attack(address, routes, 1, range(COUNT))
+    with open_state(tmp_path) as state, closing(History(state)) as history, chatting() as chat:
+        additions = Additions(history, Credits(1e6, 1), PromptModel(chat.url))
+        service = serve({MODEL: gate}, LIMITS, additions if added else None)
+        routes = routes_of(create_app(service))
+        assert {("POST", "/v1/images/edits"), ("POST", "/v2/models/{name}/infer"), ("GET", "/livez")} <= set(routes)
+        asked = [one for one in routes if not added or re.search("history|prompts|balance|jobs", one[1])]
+        with running(service, Access(tokens=(TOKEN,) * added)) as address:
+            found = attack(address, asked, 1, range(COUNT // (1 + added)), token=TOKEN * added)
+        assert bool(chat.asked) == added
     assert found.faults == []
-    assert {200, 400, 403, 404, 405, 415, 422} <= set(found.statuses)
+    assert {200, 400, 404, 405, 415} <= set(found.statuses)
     assert len(found.kinds) > 10
     assert not [one for one in caplog.records if one.exc_info]
 

@@ -16,23 +16,15 @@ from latentc.core.errors import NotFiniteError
 from latentc.pipelines.png import read
 from latentc.serving.bodies import ALIVE
 from latentc.serving.errors import ApiError
+from latentc.serving.limits import Limits
 from latentc.serving.openai import asked
 from latentc.serving.service import serve
 
 from .conftest import MODEL, asking, running, wait_for
+from .guided import pixels, png
 from .test_checks import SOURCE_TYPE
 
 EXTRA = {"steps": 4, "scheduler": "euler", "guidance": 5.0}
-
-
-def pixels(text):
-    return np.asarray(Image.open(BytesIO(base64.b64decode(text))))
-
-
-def png(array):
-    buffer = BytesIO()
-    Image.fromarray(array).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def test_an_image_is_that_of_the_pipeline(client, gate):
@@ -127,6 +119,23 @@ def test_a_fault_of_the_server_is_not_computed_again(client, gate, monkeypatch):
         client.with_options(max_retries=2).images.generate(prompt="x")
     assert gate.batches == [1]
     assert error.value.code == "NotFiniteError"
+
+
+@pytest.mark.parametrize(("seconds", "headers"), [(0.3, {}), (600, {"x-stainless-read-timeout": "0.3"})])
+def test_a_slow_image_is_computed_once(gate, seconds, headers):
+    """The answer comes before the client would ask again, and doesn't wait for the engine."""
+    with (
+        running(serve({MODEL: gate}, Limits(job_seconds=seconds))) as address,
+        openai.OpenAI(base_url=f"{address}/v1", api_key="none") as one,
+        gate.held_at(1),
+    ):
+        gate.batches.clear()
+        with pytest.raises(openai.InternalServerError) as error:
+            one.images.generate(prompt="x", extra_headers=headers)
+        assert (error.value.status_code, error.value.code) == (504, "deadline")
+        assert len(gate.batches) < 2
+    stated = error.value.request.headers["x-stainless-read-timeout"]
+    assert float(stated) == float(headers.get("x-stainless-read-timeout", Limits().job_seconds / 0.9))
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,29 @@ def address(slow, styled):
         yield found
 
 
+TOO_FAINT = """() => {
+    const style = getComputedStyle, numbers = (colour) => colour.match(/[\\d.]+/g).map(Number);
+    const light = (colour) => numbers(colour).slice(0, 3).map((one) => one / 255)
+        .map((one) => one > 0.04045 ? ((one + 0.055) / 1.055) ** 2.4 : one / 12.92)
+        .reduce((sum, one, at) => sum + one * [0.2126, 0.7152, 0.0722][at], 0.05);
+    const under = ({ parentElement: outer }, { backgroundColor: own }) => (
+        numbers(own)[3] === 0 ? under(outer, style(outer)) : own);
+    const faint = (colour, one, least) => {
+        const found = light(colour) / light(under(one, style(one)));
+        return Math.max(found, 1 / found) < least;
+    };
+    const all = [...document.body.querySelectorAll("*:not(option, :disabled, [aria-disabled=true], .hidden)")];
+    return all.filter((one) => {
+        const field = one.matches("textarea, select, input:not([type=range], [type=checkbox])");
+        const text = field || [...one.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
+        const { color, borderTopColor: edge, opacity } = style(one);
+        return text && one.checkVisibility() && (opacity < 1 || faint(color, one, 4.5)
+            || field && [one, one.parentElement].some((other) => faint(edge, other, 3)));
+    }).map((one) => one.outerHTML.slice(0, 200));
+}"""
+"""Text and borders of fields with less contrast than WCAG 2.2 asks for (1.4.3, 1.4.11)."""
+
+
 def ask(page, prompt="a red cube", seed="7", steps="4", negative="", size="64"):
     for name, value in {"width": size, "height": size, "steps": steps, "seed": seed}.items():
         page.locator(f"#{name}").fill(value)
@@ -125,14 +148,46 @@ def test_previews_progress_and_stop(visit, slow):
     page.locator("#stop").click()
     expect(page.locator("#progress")).to_be_hidden()
     expect(page.locator("#status")).to_have_text("Stopped.")
+    expect(page.locator("#go")).to_be_focused()
     expect(page.locator("#gallery li")).to_have_count(0)
 
 
-def test_a_job_is_followed_after_a_reload(visit):
-    page = visit()
+def wait(page, held, count):
+    """Wait until so many requests are held."""
+    while len(held) < count:
+        page.wait_for_timeout(10)
+
+
+def test_a_job_is_followed_after_a_reload(visit, slow):
+    page, held = visit(), []
     ask(page, steps="30", negative="slow")
     expect(page.locator("#detail")).to_contain_text("Step")
+    slow.batches.clear()
+    page.route("**/v1/capabilities", lambda route: held.append(route))
     page.reload()
+    page.locator("#prompt").press("Control+Enter")
+    wait(page, held, 1)
+    held[0].continue_()
+    drawn(page)
+    assert slow.batches == [], "no other was sent"
+
+
+def test_a_job_that_is_sent_while_the_page_loads_is_followed_once(visit, slow):
+    page, held = visit(), []
+    for path in ("**/v1/capabilities", "**/v1/history*"):
+        page.route(path, lambda route: held.append(route))
+    page.reload()
+    wait(page, held, 1)
+    page.locator("#prompt").press("Control+Enter")
+    expect(page.locator("#error")).to_contain_text("The server has not described its models yet")
+    held[0].fulfill(json=held[0].fetch().json() | {"history": True})
+    wait(page, held, 2)
+    page.locator("#store").uncheck()
+    with slow.held_at(2):
+        ask(page)
+        expect(page.locator("#detail")).to_contain_text("Step")
+        held[1].fulfill(json={"data": [], "has_more": False})
+        page.wait_for_selector("html[data-ready]")
     drawn(page)
 
 
@@ -160,6 +215,8 @@ def test_a_dropped_file_gives_its_parameters_back(visit, slow, tmp_path):
     expect(page.locator("#extras")).to_contain_text("guidance_rescale: 0.25")
     page.locator("#prompt").press("Control+Enter")
     assert np.array_equal(pixels(drawn(page)), pixels(path.read_bytes()))
+    page.get_by_role("button", name="Remove guidance_rescale").click()
+    expect(page.locator("#seed")).to_be_focused()
 
 
 def test_another_model_and_its_lora(visit, styled):
@@ -198,6 +255,7 @@ def test_a_gallery_of_several_images(visit):
     page.locator("#sure").get_by_role("button", name="Delete all").click()
     expect(page.locator("#gallery li")).to_have_count(0)
     expect(page.locator("#empty")).to_be_visible()
+    expect(page.locator("#prompt")).to_be_focused()
 
 
 def test_sizes(visit):
@@ -273,6 +331,11 @@ def test_a_phone_has_no_sideways_scrolling(visit, scheme):
     ask(page, prompt="a" * 300)
     drawn(page)
     assert page.evaluate("document.documentElement.scrollWidth") == 360
+    assert page.evaluate(TOO_FAINT) == []
+    roles = "button|textbox|combobox|slider|spinbutton|checkbox|link|img|progressbar|dialog|region"
+    tree = page.locator("body").aria_snapshot()
+    assert re.findall(rf"(?m)^ *- '?(?:{roles})(?! \").*", tree) == []
+    assert len(re.findall(r'(?m)^ *- (?:textbox|spinbutton|slider|combobox|button) "', tree)) > 20
 
 
 @pytest.mark.parametrize("token", ["secret", "me:pässword"])

@@ -92,7 +92,7 @@ def test_what_waits_is_joined_in_order(queue, drawing):
 
 def test_images_are_counted_not_requests(queue, drawing):
     submitted(queue, drawing, [ask("a", count=2), ask("b", count=3), ask("c", count=2), ask("d", count=9)])
-    assert drawing.batches == [["first"], ["a", "c"], ["b"], ["d"]]
+    assert drawing.batches == [["first"], ["a"], ["b"], ["c"], ["d"]], "none overtakes an earlier one"
 
 
 @pytest.fixture
@@ -193,7 +193,7 @@ def test_an_error_of_one_job(queue, drawing):
 
 def test_an_error_of_a_preview(queue, drawing, caplog):
     job = ask("x")
-    job.on_step = lambda _: 1 / 0
+    job.on_step = lambda *_: 1 / 0
     submitted(queue, drawing, [job])
     assert job.state == "completed"
     assert "without previews" in caplog.text

@@ -90,7 +90,7 @@ def test_errors_and_limits_are_those_of_a_process(replicas, alone):
 def test_a_killed_actor_loses_no_job(http, queue, replicas, alone):
     wait_for(lambda: replicas.room() == 2)
 
-    def kill(step):
+    def kill(_, step):
         if job.lost == 0 and step.index == 3:
             for one in tuple(replicas._drawing):
                 os.kill(one.process.pid, signal.SIGKILL)

@@ -106,7 +106,7 @@ def test_an_answer_of_false_ends_a_request_after_one_more_step(replicas):
 
 def test_a_deadline(queue):
     job = ImageJob(asking("x", 1, steps=1000), model=MODEL)
-    job.on_step = lambda step: step.index == 3 and setattr(job, "deadline", 0.0)
+    job.on_step = lambda _, step: step.index == 3 and setattr(job, "deadline", 0.0)
     ended(queue, job)
     assert (job.state, job.reason) == ("cancelled", "deadline")
     assert job.step <= 5
@@ -115,7 +115,7 @@ def test_a_deadline(queue):
 def test_steps_in_progress(replicas, alone, queue):
     """Their estimates, decoded and as previews."""
     found, expected = [], []
-    job = ImageJob(asking("a cat", 3), on_step=found.append, model=MODEL)
+    job = ImageJob(asking("a cat", 3), on_step=lambda _, step: found.append(step), model=MODEL)
     ended(queue, job)
     alone(job.request, on_step=lambda step: expected.append(step) or True)
     assert [(one.index, one.total) for one in found] == [(one.index, one.total) for one in expected]
@@ -180,7 +180,7 @@ def test_a_killed_process_loses_no_job(http, queue, replicas, alone):
     all_open(replicas)
     job, other = (ImageJob(asking(prompt, 5, steps=12), model=MODEL) for prompt in ("killed", "other"))
     before = replicas.restarts
-    job.on_step = lambda step: job.lost == 0 and step.index == 3 and kill(replicas)
+    job.on_step = lambda _, step: job.lost == 0 and step.index == 3 and kill(replicas)
     ended(queue, job, other)
     assert (job.state, job.lost) == ("completed", 1)
     for one in (job, other):
@@ -216,7 +216,7 @@ def test_a_job_of_a_killed_process_is_paid_and_kept_once(http, service, queue, r
 def test_a_job_that_ends_two_processes_fails(http, queue, replicas):
     all_open(replicas)
     deadly = ImageJob(asking("deadly", 6, steps=50), model=MODEL)
-    deadly.on_step = lambda step: step.index == 2 and kill(replicas)
+    deadly.on_step = lambda _, step: step.index == 2 and kill(replicas)
     ended(queue, deadly)
     assert (deadly.state, deadly.lost) == ("failed", 2)
     assert isinstance(deadly.error, ApiError)

@@ -112,6 +112,12 @@ def test_what_would_change_the_picture_and_cannot_be_done_is_refused(webui, give
     assert name in json.loads(text)["detail"]
 
 
+def test_a_parameter_of_a_path_is_refused_in_the_apis_form(http):
+    refused = http.get("/sdapi/v1/progress?skip_current_image=2")
+    assert (refused.status_code, refused.json()["error"]) == (422, "invalid_value")
+    assert refused.json()["detail"].startswith("skip_current_image is '2'. Input should be a valid boolean")
+
+
 def test_fields_become_a_request():
     def request(kind=Txt2Img, **fields):
         return translated(kind.model_validate(fields))
@@ -136,6 +142,9 @@ def test_fields_become_a_request():
     assert (translated(plain).request.adapters, translated(plain, strengths=True).request.adapters) == (None, {})
     second = request(enable_hr=True, hr_upscaler="Lanczos", hr_scale=1.5, denoising_strength=0.4).request
     assert (second.hires, second.hires_steps, second.hires_strength) == (1.5, None, 0.4)
+    for name, value in {"infotext": "a hut\nSteps: 4", "s_min_uncond": 1}.items():
+        with pytest.raises(RequestError, match=name):
+            request(**{name: value})
     off = {"ADetailer": {"args": [False, False, {"ad_model": "face"}]}}
     assert request(alwayson_scripts=off).notices == ()
 
@@ -153,6 +162,11 @@ def test_images_are_decoded_last():
     asked, found = read(**tall)
     assert found["image"].pixels.shape == (128, 64, 3)
     assert asked.strength == 0.75
+    for blurs, wanted in (({"mask_blur_x": 2, "mask_blur_y": 2}, 2), ({"mask_blur": 1, "mask_blur_x": 2}, 1), ({}, 4)):
+        assert read(**tall, mask=picture, **blurs)[0].mask_blur == wanted
+    for wrong in ({"mask_blur_x": 2}, {"mask_round": False}):
+        with pytest.raises(RequestError, match=next(iter(wrong))):
+            read(**tall, mask=picture, **wrong)
     only, found = read(**tall, mask=picture, inpaint_full_res_padding=8)
     assert (only.crop, only.fill) == (8, "edge")
     assert found["image"].pixels.shape == (64, 64, 3), "the whole image is kept, of which an area is generated"

@@ -109,6 +109,10 @@ def test_a_job_that_takes_too_long(gate):
         queue.submit(ImageJob(asking("without a deadline", 1), model=MODEL))
         wait_for(lambda: queue._running)
         answer = post(http, "y", 2)
+        job = http.post("/v1/jobs", json={"prompt": "y"}).json()["poll_url"]
+        last = http.get(f"{job}/events").text.rpartition("data: ")[2]
+        for found in (json.loads(last), http.get(job).json()):
+            assert (found["status"], found["error"]["code"]) == ("cancelled", "deadline")
     assert answer.status_code == 504
     assert answer.headers["x-should-retry"] == "false"
 

@@ -1,6 +1,7 @@
 """Stability's REST API, over HTTP: its typed client is a package of npm."""
 
 import base64
+from functools import partial
 from io import BytesIO
 
 import numpy as np
@@ -10,18 +11,13 @@ from PIL import Image
 from latentc.core.errors import RequestError
 from latentc.core.request import Request
 from latentc.serving.errors import ApiError
-from latentc.serving.stability import from_fields, from_form, from_v2, inpainted
+from latentc.serving.stability import from_fields, from_form, from_v2, inpainted, outpainted
 
 from .conftest import MODEL, asking
+from .guided import png
 
 SIDES = {"width": 64, "height": 64}
 URL = f"/v1/generation/{MODEL}"
-
-
-def png(pixels):
-    buffer = BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def pixels_of(content):
@@ -88,6 +84,10 @@ def test_v2beta(http, gate, image):
     assert found["finish_reason"] == "SUCCESS"
     alone = gate(Request(prompt="a hut", seed=5), image=image, mask=255 - clear[..., 3])
     assert np.array_equal(pixels_of(base64.b64decode(found["image"])), alone.images[0])
+    sent = {"seed": (None, "5"), "left": (None, "16"), "down": (None, "8"), "image": ("a.png", png(image))}
+    found = http.post("/v2beta/stable-image/edit/outpaint", files=sent)
+    alone = gate(Request(prompt="", seed=5, outpaint=(16, 0, 0, 8)), image=image)
+    assert np.array_equal(pixels_of(found.content), alone.images[0])
 
 
 def test_engines(http):
@@ -132,14 +132,23 @@ def test_forms_that_are_refused(image):
         from_form({**prompt, "mask_source": "RED"}, file, masked=True)
     wide = from_v2({"prompt": "x", "aspect_ratio": "16:9"}, {}, (1024, 1024)).request
     assert (wide.width, wide.height) == (1344, 768)
-    for fields in (
-        {"prompt": "x", "mode": "both"},
-        {"prompt": "x", "aspect_ratio": "7:1"},
-        {"prompt": ""},
-        {"prompt": "x", "zoom": "2"},
-    ):
+    for fields in ({"mode": "both"}, {"aspect_ratio": "7:1"}, {"prompt": ""}, {"zoom": "2"}):
         with pytest.raises(ApiError):
-            from_v2(fields, {}, (64, 64))
+            from_v2({"prompt": "x", **fields}, {}, (64, 64))
+    one, other = {"image": [png(image)]}, {"style_image": [b""]}
+    with pytest.raises(ApiError, match="is for the mode image-to-image"):
+        from_v2({"prompt": "x"}, one, (64, 64))
+    with pytest.raises(ApiError, match="creativity other than 0.5"):
+        outpainted({"left": "8", "creativity": "0.4"}, one)
+    for read, fields, files in (
+        (from_form, prompt, file),
+        (partial(from_form, masked=True), {**prompt, "mask_source": "INIT_IMAGE_ALPHA"}, {**file, "mask_image": [b""]}),
+        (partial(from_v2, size=(64, 64)), {"prompt": "x"}, {}),
+        (inpainted, {"prompt": "x"}, one),
+        (outpainted, {"left": "8"}, one),
+    ):
+        with pytest.raises(ApiError, match="Unknown file '(style|mask)_image'"):
+            read(fields, {**other, **files} if "mask_source" not in fields else files)
     with pytest.raises(RequestError, match="no transparency"):
         inpainted({"prompt": "x"}, {"image": [png(image)]}).read()
 

@@ -23,7 +23,7 @@ def _named(monkeypatch):
 
 
 def post(http, route, fields, image):
-    files = {"other": b""} if image is None else {"image": ("a.png", png(image))}
+    files = {"none": (None, "")} if image is None else {"image": ("a.png", png(image))}
     return http.post(f"/v2beta/stable-image/control/{route}", data={**HUT, **fields}, files=files)
 
 
@@ -71,6 +71,8 @@ def test_fields_that_are_refused(guided, route, field, value):
 @pytest.mark.parametrize("route", ["sketch", "structure", "style"])
 def test_images_that_are_refused(guided, http, route):
     assert "image is needed once" in post(guided, route, {}, None).text
+    both = {name: ("a.png", png(EDGES)) for name in ("image", "mask")}
+    assert "Unknown file 'mask'" in guided.post(f"/v2beta/stable-image/control/{route}", data=HUT, files=both).text
     assert "has 101x101 pixels" in post(guided, route, {}, picture(1, 101)).text
     plain = post(http, route, {}, EDGES)
     assert (plain.status_code, "and tiny has none" in plain.text) == (400, True), plain.text

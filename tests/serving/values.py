@@ -39,60 +39,25 @@ HEADERS = (
     *("Authorization: Bearer " + "x" * 5000, "Authorization: \xff\xfe", "Accept: image/png", "Accept: " + "," * 5000),
     *("Content-Encoding: gzip", "Expect: 100-continue", "Upgrade: websocket\r\nConnection: Upgrade", "Range: bytes=0-"),
     *("X-Forwarded-For: 10.0.0.1", "X-Forwarded-Host: evil.example", "X-HTTP-Method-Override: DELETE", "Te: trailers"),
-    *(
-        "Connection: close, host",
-        "X-A: b\r\n c",
-        "X-A: b\nX-Injected: 1",
-        ": no name",
-        "No colon",
-        "X A: b",
-        "X-\xe9: b",
-    ),
-    *("X-Long: " + "a" * 70_000, "\r\n".join(f"X-{index}: a" for index in range(3000)), "Cookie: " + "a=b; " * 2000),
-    *(
-        "If-None-Match: *",
-        "If-None-Match: " + "W/" * 3000,
-        "Last-Event-ID: -1",
-        "Accept-Encoding: gzip, br, " + "x" * 999,
-    ),
+    *("Connection: close, host", "X-A: b\r\n c", "X-A: b\nX-Injected: 1", ": no name", "No colon", "X A: b"),
+    *("X-\xe9: b", "X-Long: " + "a" * 70_000, "\r\n".join(f"X-{index}: a" for index in range(3000))),
+    *("Cookie: " + "a=b; " * 2000, "If-None-Match: *", "If-None-Match: " + "W/" * 3000, "Last-Event-ID: -1"),
+    "Accept-Encoding: gzip, br, " + "x" * 999,
 )
 HOSTS = (
     *("evil.example", "127.0.0.1.evil.example", "[", "[::1", "[::1]:99999", "localhost:", ":80", "", "a" * 300, "\xff"),
     *("user@localhost", "localhost/..", "LOCALHOST", "127.0.0.1 ", "127.0.0.1\tx", "0x7f000001", "127.0.0.1:-1"),
 )
 ORIGINS = (
-    "http://evil.example",
-    "null",
-    "http://[",
-    "http://",
-    "file://",
-    "http://127.0.0.1",
-    "x" * 3000,
-    "http://\xff",
+    *("http://evil.example", "null", "http://[", "http://", "file://", "http://127.0.0.1", "x" * 3000, "http://\xff"),
 )
 SEGMENTS = (
-    *(
-        "none",
-        MODEL,
-        JOB,
-        "%2e%2e%2f%2e%2e%2fetc%2fpasswd",
-        "..%5c..%5cwin.ini",
-        "%00",
-        "%0d%0aX-Injected:%201",
-        "%ff%fe",
-    ),
-    *("..", "%252e%252e", "a" * 3000, "%e2%80%ae", "1.png", "0.png", "-1.png", "0.png%00", "app.js", "%2e", "%", "%zz"),
-    *("0.jpeg", "999999999999.png", "٣.png", "'; DROP TABLE x;--", "${jndi:ldap://x}", "{{7*7}}"),
+    *("none", MODEL, JOB, "%2e%2e%2f%2e%2e%2fetc%2fpasswd", "..%5c..%5cwin.ini", "%00", "%0d%0aX-Injected:%201"),
+    *("%ff%fe", "..", "%252e%252e", "a" * 3000, "%e2%80%ae", "1.png", "0.png", "-1.png", "0.png%00", "app.js", "%2e"),
+    *("%", "%zz", "0.jpeg", "999999999999.png", "٣.png", "'; DROP TABLE x;--", "${jndi:ldap://x}", "{{7*7}}"),
 )
 QUERIES = (
-    "",
-    "?",
-    "?a",
-    "?previews=maybe",
-    "?skip_current_image=2",
-    "?id_task=" + "x" * 5000,
-    "?id_task=%00",
-    "?%ff=%ff",
+    *("", "?", "?a", "?previews=maybe", "?skip_current_image=2", "?id_task=" + "x" * 5000, "?id_task=%00", "?%ff=%ff"),
 )
 
 
@@ -136,41 +101,16 @@ def pictures() -> tuple[bytes, ...]:
     deep = BytesIO()
     Image.fromarray(np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)).save(deep, "PNG")
     plain, photo = encoded("PNG"), encoded("JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+    texted = plain[:-12] + chunk(b"zTXt", b"a\0\0" + zlib.compress(b"a" * 3_000_000))
+    modes = (encoded("PNG", mode) for mode in ("LA", "1", "P", "RGBA"))
     return (
-        *(
-            plain,
-            photo,
-            plain[:200],
-            photo[:300],
-            plain[:40],
-            b"",
-            b"x",
-            b"\x89PNG\r\n\x1a\n",
-            b"\xff\xd8\xff\xe0",
-            b"BM",
-        ),
-        *(hollow(1, 1), hollow(65535, 65535), hollow(2**31 - 1, 2**31 - 1), hollow(0, 0), hollow(64, 64, b"\0" * 9)),
-        *(hollow(8000, 8000, b"\0" * 1_000_000), hollow(64, 64, depth=3), hollow(1, 60_000), hollow(60_000, 1)),
-        *(
-            encoded("JPEG", "CMYK"),
-            encoded("PNG", "LA"),
-            encoded("PNG", "1"),
-            encoded("PNG", "P"),
-            encoded("PNG", "RGBA"),
-        ),
-        *(
-            encoded("BMP"),
-            encoded("ICO"),
-            encoded("TIFF", "F"),
-            encoded("PNG", size=(3, 5)),
-            encoded("PNG", size=(1, 64)),
-        ),
-        *(deep.getvalue(), *moving, *texts, plain[:-12] + chunk(b"zTXt", b"a\0\0" + zlib.compress(b"a" * 3_000_000))),
-        *(
-            b"<svg xmlns='http://www.w3.org/2000/svg'/>",
-            b"GIF89a" + b"\xff" * 50,
-            b"RIFF\xff\xff\xff\xffWEBPVP8 ",
-            b"%PDF-1",
-        ),
+        *(plain, photo, plain[:200], photo[:300], plain[:40], b"", b"x", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0"),
+        *(b"BM", hollow(1, 1), hollow(65535, 65535), hollow(2**31 - 1, 2**31 - 1), hollow(0, 0)),
+        *(hollow(64, 64, b"\0" * 9), hollow(8000, 8000, b"\0" * 1_000_000), hollow(64, 64, depth=3)),
+        *(hollow(1, 60_000), hollow(60_000, 1), encoded("JPEG", "CMYK"), *modes),
+        *(encoded("BMP"), encoded("ICO"), encoded("TIFF", "F")),
+        *(encoded("PNG", size=(3, 5)), encoded("PNG", size=(1, 64)), deep.getvalue(), *moving, *texts, texted),
+        *(b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"GIF89a" + b"\xff" * 50),
+        *(b"RIFF\xff\xff\xff\xffWEBPVP8 ", b"%PDF-1"),
         b"".join(bytes([plain[index] ^ (index % 97 == 0)]) for index in range(len(plain))),
     )
