@@ -177,6 +177,8 @@ def verify(bundle: Bundle, artifact: Artifact) -> Path:
             raise BundleError(str(exc)) from exc
         if bundle.manifest.packaged is not None:
             raise BundleError(incomplete(path))
+        with suppress(OSError):
+            os.utime(path)  # the build that repairs it would not read it again
         known = f" for profile {' or '.join(artifact.profiles)}" if artifact.profiles else ""
         raise BundleError(f"{path} is damaged: it is not the file that was built. Run `latentc build`{known} again.")
     return bundle.engines / artifact.name
@@ -216,6 +218,29 @@ def _damaged(bundle: Bundle, artifact: Artifact) -> Path | None:
         except OSError as exc:
             raise _unreadable(path, exc) from exc
     return None
+
+
+Marks = dict[str, tuple[tuple[int, int], tuple[int, int, int]]]
+
+
+def marks_of(bundle: Bundle, artifact: Artifact) -> Marks:
+    """For each existing file: its device and inode, and its size and times, which change when it is written to."""
+    found: Marks = {}
+    for name in artifact.files:
+        with suppress(OSError):
+            seen = (bundle.engines / artifact.name / name).stat()
+            found[name] = (seen.st_dev, seen.st_ino), (seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns)
+    return found
+
+
+def stays_inside(bundle: Bundle, artifact: Artifact) -> bool:
+    """Whether no link leads from an artifact's files out of the bundle."""
+    try:
+        for name in artifact.files:
+            check_path(bundle.folder, (bundle.engines / artifact.name / name).relative_to(bundle.folder).as_posix())
+    except BundleError:
+        return False
+    return True
 
 
 def incomplete(path: Path) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import RLock, local
@@ -28,7 +27,19 @@ from ..runtimes.base import PLACEMENT
 from ..runtimes.environment import environment
 from .apart import Measured, measured_apart
 from .budget import fit
-from .cache import Artifact, Parity, built_profiles, damage, find, incomplete, is_whole, load_engine, loadable
+from .cache import (
+    Artifact,
+    Marks,
+    Parity,
+    built_profiles,
+    damage,
+    find,
+    incomplete,
+    is_whole,
+    load_engine,
+    loadable,
+    marks_of,
+)
 from .faults import broken
 from .packaged import unlike
 from .proof import Steps, check_floor, check_steps, engine_key, prove_host, proved_here, steps_key
@@ -36,8 +47,6 @@ from .room import check_room
 from .rows import RowByRow
 from .sequential import Sequential
 from .targets import Wanted, fixed_sizes, wanted
-
-_Marks = dict[str, tuple[tuple[int, int], tuple[int, int, int]]]
 
 
 @dataclass
@@ -64,7 +73,7 @@ class Engines:
     _adapter: Runtime = field(init=False, repr=False)
     _wanted: tuple[Wanted, ...] = field(init=False, repr=False)
     _loaded: dict[str, Engine] = field(default_factory=dict[str, Engine], init=False, repr=False)
-    _files: dict[str, tuple[Artifact, _Marks]] = field(default_factory=dict[str, Any], init=False, repr=False)
+    _files: dict[str, tuple[Artifact, Marks]] = field(default_factory=dict[str, Any], init=False, repr=False)
     """State of the files of each loaded engine, keyed by engine key."""
     _described: dict[str, str] = field(default_factory=dict[str, str], init=False, repr=False)
     _closed: bool = field(default=False, init=False, repr=False)
@@ -326,13 +335,13 @@ class Engines:
 
     def _opened(self, want: Wanted) -> Engine:
         artifact = self._unchanged(want)
-        self._files[want.key] = artifact, _marks(self.bundle, artifact)
+        self._files[want.key] = artifact, marks_of(self.bundle, artifact)
         return load_engine(self.bundle, artifact, self._adapter, want)
 
     def _check_files(self, key: str) -> None:
         """Raise `BundleError` where a loaded file was written to; a file that was replaced by rename is unchanged."""
         artifact, marks = self._files[key]
-        if (now := _marks(self.bundle, artifact)) == marks:
+        if (now := marks_of(self.bundle, artifact)) == marks:
             return
         for name, (node, state) in now.items():
             before, was = marks.get(name, (node, state))
@@ -417,16 +426,6 @@ def _differs(path: Path, info: FileInfo) -> bool:
         return not is_whole(path, info)
     except (OSError, ValueError):
         return True
-
-
-def _marks(bundle: Bundle, artifact: Artifact) -> _Marks:
-    """For each existing file: its device and inode, and its size and times, which change when it is written to."""
-    found: _Marks = {}
-    for name in artifact.files:
-        with suppress(OSError):
-            seen = (bundle.engines / artifact.name / name).stat()
-            found[name] = (seen.st_dev, seen.st_ino), (seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns)
-    return found
 
 
 def _placed(bundle: Bundle, want: Wanted) -> str:

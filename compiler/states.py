@@ -16,7 +16,7 @@ from ..core.record import Record
 from ..core.records import recall, record_key, remember
 from ..profiles import Profile
 from ..runtimes import Refits, Runtime
-from .cache import Artifact, Parity, artifacts, find, intact, is_intact, locked
+from .cache import Artifact, Marks, Parity, artifacts, find, intact, is_intact, locked, marks_of, stays_inside
 from .proof import proved_here
 from .targets import Wanted
 
@@ -127,9 +127,9 @@ def _settled(site: Site, want: Wanted) -> Found | None:
 
 
 class Verified(Record):
-    """Size, times of change in nanoseconds, and number of each file of an artifact whose bytes were all verified."""
+    """The files of an artifact whose bytes were all verified, as `marks_of` gives them."""
 
-    files: dict[str, tuple[int, int, int, int]]
+    files: Marks
 
 
 def _is_intact(bundle: Bundle, artifact: Artifact) -> bool:
@@ -137,21 +137,15 @@ def _is_intact(bundle: Bundle, artifact: Artifact) -> bool:
 
     Loading reads every byte in any case.
     """
-    folder = bundle.engines / artifact.name
-    try:
-        found = {name: (folder / name).stat() for name in artifact.files}
-    except OSError:  # `is_intact` reports it
-        return is_intact(bundle, artifact)
-    stated = {name: (one.st_size, one.st_mtime_ns, one.st_ctime_ns, one.st_ino) for name, one in found.items()}
+    begun, stated = time.time_ns(), marks_of(bundle, artifact)
     digests = {name: info.sha256 for name, info in artifact.files.items()}
-    key = record_key("intact", {"folder": str(folder.resolve()), "digests": digests})
-    if (seen := recall(key, Verified)) and seen.files == stated:
+    key = record_key("intact", {"folder": str(bundle.engines / artifact.name), "digests": digests})
+    if (seen := recall(key, Verified)) and seen.files == stated and stays_inside(bundle, artifact):
         return True
-    begun = time.time()
-    intact_now = is_intact(bundle, artifact)
-    if intact_now and all(begun - max(one.st_mtime, one.st_ctime) > SETTLED_SECONDS for one in found.values()):
+    whole = is_intact(bundle, artifact)
+    if whole and all(begun - max(times) > SETTLED_SECONDS * 1e9 for _, (_, *times) in stated.values()):
         remember(key, Verified(files=stated))
-    return intact_now
+    return whole
 
 
 def _at(site: Site, want: Wanted) -> Found:

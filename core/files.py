@@ -61,8 +61,8 @@ def sync(path: Path) -> None:
     """Flush a file or folder to disk, if its file system supports that."""
     try:
         descriptor = os.open(path, os.O_RDWR if WINDOWS else os.O_RDONLY)  # Windows flushes what is open for writing
-    except OSError:
-        if path.is_dir():  # some systems cannot open folders
+    except OSError as exc:
+        if path.is_dir() or (WINDOWS and isinstance(exc, PermissionError)):  # folders; files that are read-only
             return
         raise
     try:

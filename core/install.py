@@ -32,18 +32,17 @@ def pip(*extras: str, folder: Path = CHECKOUT) -> str:
         if _is_current(folder):
             return f'{command} -c {CONSTRAINTS} ".[{names}]"'
         return f'{command} -c "{folder / CONSTRAINTS}" "{folder}[{names}]"'
-    if (prefix / "pipx_metadata.json").is_file():
+    if _is_pipx():
         command = f"pipx inject {prefix.name}"
-    elif command.startswith("uv") and any(
-        (parent / "CACHEDIR.TAG").is_file() for parent in prefix.parents
-    ):  # of `uv tool run`
+    elif command.startswith("uv") and (prefix.parent.parent / "CACHEDIR.TAG").is_file():  # of `uv tool run`
         return f'uv tool run --from "{_requirement(names)}" {NAME}'
     return f'{command} "{_requirement(names)}"'
 
 
 def uninstall(*names: str) -> str:
     """The command that uninstalls distributions."""
-    return " ".join((_tool("uninstall -y"), *names))
+    tool = f"pipx runpip {Path(sys.prefix).name} uninstall" if _is_pipx() else _tool("uninstall")
+    return " ".join((tool, *([] if tool.startswith("uv") else ["-y"]), *names))
 
 
 def need(library: str) -> tuple[str, ...]:
@@ -76,10 +75,20 @@ def _requirement(names: str) -> str:
     found: dict[str, Any] = {}
     with suppress(metadata.PackageNotFoundError, ValueError):
         found = json.loads(metadata.distribution(NAME).read_text("direct_url.json") or "{}")
-    url, kind = str(found.get("url", "")), found.get("vcs_info", {}).get("vcs")
+    url, vcs = str(found.get("url", "")), found.get("vcs_info", {})
+    kind, revision = vcs.get("vcs"), vcs.get("requested_revision") or vcs.get("commit_id")
     if url.startswith("file:") and not kind:
         return f"{url2pathname(urlsplit(url).path)}[{names}]"
-    return f"{NAME}[{names}]" + f" @ {f'{kind}+' if kind else ''}{url}" * bool(url)
+    if not url:
+        return f"{NAME}[{names}]"
+    inside = f"#subdirectory={found['subdirectory']}" if "subdirectory" in found else ""
+    return f"{NAME}[{names}] @ {f'{kind}+' if kind else ''}{url}{f'@{revision}' if revision else ''}{inside}"
+
+
+def _is_pipx() -> bool:
+    """Whether this environment is one that `pipx install` made; that of `pipx run` has no name."""
+    prefix = Path(sys.prefix)
+    return (prefix / "pipx_metadata.json").is_file() and prefix.parent.name == "venvs"
 
 
 def _tool(verb: str) -> str:

@@ -489,7 +489,7 @@ def _about_prompt(request: Request, model: Model, vocabulary: Vocabulary, tokens
     remarks: list[str] = []
     if tokens.chunks > 1:
         counts = " and ".join(str(count) for count in tokens.counts)
-        shorter = "; the shorter prompt has empty chunks" if (tokens.used[0][:, -1] <= 2).any() else ""
+        shorter = "; the shorter prompt has empty chunks" if len(set(tokens.used[0][:, -1] <= 2)) > 1 else ""
         remarks.append(
             f"The prompt took {tokens.chunks} chunks of {vocabulary.room} tokens ({counts} tokens; nothing was "
             f"truncated{shorter})."

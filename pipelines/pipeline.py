@@ -331,13 +331,13 @@ class Pipeline:
         return every
 
     def _filled(self, requests: Sequence[Request]) -> int | None:
-        """Rows that engines take, if there are no others and some of the requests have fewer."""
+        """Rows that engines take, if there are no others and some of the requests, or of their passes, have fewer."""
         model, shapes = self.bundle.manifest.model, self.profile.shapes
         if "batch" in shapes.free or not fixed_sizes(model, self.profile):
             return None
         rows = shapes.images * (model.guided_rows if shapes.guided else 1)
         asked = (one.count * (model.guided_rows if is_guided(model, one) else 1) for one in requests)
-        return rows if any(one < rows for one in asked) else None
+        return rows if any(one.hires for one in requests) or any(one < rows for one in asked) else None
 
     def check(
         self, request: Request, *, within: Callable[[Request, tuple[int, int]], None] | None = None, **inputs: Any

@@ -25,7 +25,7 @@ def versions(cuda: str) -> dict[str, str]:
     They must have been loaded before where the system doesn't find them.
     """
     # The function is in a library beside libcudnn.so, which ends the process where it can't load that.
-    beside = next((f"{path.parent}/" for path in mapped() if path.name.startswith("libcudnn.so.")), "")
+    beside = next((f"{path.parent}/" for path in sorted(mapped()) if path.name.startswith("libcudnn.so.")), "")
     found = {
         "cublas": _version("cublas", cuda, _cublas),
         "cudart": _version("cudart", cuda, _runtime),

@@ -77,7 +77,7 @@ def why_not(place: str, *, elsewhere: bool) -> str | None:
             return f"{provider.name} does not work: {denied}"
         why = f"{provider.name} does not work: {reason.rstrip('.')}. It requires {provider.needs}."
         return f"{why} {_other_version(provider)}".rstrip()
-    if provider.nodes and (denied := vulkan.denied()):
+    if provider.nodes and platform.system() == "Linux" and (denied := vulkan.denied()):
         return f"{provider.name} finds only a software GPU: {denied}"
     return None
 

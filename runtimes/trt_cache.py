@@ -50,7 +50,9 @@ def read_cache(path: Path) -> bytes:
 
 def _compiled_path(plan: Path, version: str, device: str) -> Path:
     """The file of the code that TensorRT for RTX compiled for a plan and GPU."""
-    about = version, numbered(device)[0], gpu_name(device), _driver(), sha256(plan)[:16]
+    seen = plan.stat()
+    digest = _sha256(plan, seen.st_ino, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns)[:16]
+    about = version, numbered(device)[0], gpu_name(device), _driver(), digest
     return cache_path(state_folder() / COMPILED, "rtx", *about)
 
 
@@ -96,6 +98,12 @@ class RuntimeCache:
 
 def _digest(code: Any) -> str:
     return hashlib.sha256(code).hexdigest()
+
+
+@cache
+def _sha256(plan: Path, *_: int) -> str:
+    """Digest of a plan, computed once per process while its number, size and times stay."""
+    return sha256(plan)
 
 
 @cache

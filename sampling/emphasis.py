@@ -40,7 +40,7 @@ MAX_OPEN = 48
 _MARK = re.compile(r"\\[()\[\]\\]?|[()\[\]]|:\s*([+-]?[.\d]+)\s*\)|:")
 _BREAK = re.compile(r"\bBREAK\b")
 _AND = re.compile(r"\bAND\b")
-_LAST = re.compile(r"(?<!\\):\s*[+-]?(?:\d+\.?|\d*\.\d+)\s*\Z")
+_LAST = re.compile(r"(?<!\\):\s*([+-]?(?:\d+\.?|\d*\.\d+))\s*\Z")
 _WHEN = re.compile(r":\s*[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?\s*\Z")
 _EXCERPT = 40
 
@@ -71,6 +71,8 @@ def parse_weights(prompt: str, which: str = "prompt") -> tuple[WeightedText, ...
     end; for BREAK inside brackets; and for weights that are not numbers, or above `MAX_WEIGHT`.
     """
     _refuse_unsupported(prompt, which)
+    if which == "prompt":
+        prompt = _LAST.sub("", prompt)  # a weight of 1, as others are refused
     found: list[_Open | None] = []
     opened: dict[str, list[int]] = {"(": [], "[": []}
 
@@ -152,7 +154,7 @@ def _refuse_unsupported(prompt: str, which: str) -> None:
             f"The {which} has the word AND ({shown(place)}), which composes several prompts in the web UI, and which "
             "latentc does not support. Write it in lower case, or use the prompt syntax plain."
         )
-    if which == "prompt" and (found := _LAST.search(prompt)):
+    if which == "prompt" and (found := _LAST.search(prompt)) and float(found[1]) != 1:
         raise RequestError(
             f"The {which} ends with the weight {shown(found[0])}, which multiplies the guidance in the web UI. Put \\ "
             "before the colon to have it read as text, or leave it out and pass a higher guidance."

@@ -9,8 +9,8 @@ from .image_job import ImageJob
 
 
 def alike(waiting: Sequence[ImageJob], most: int) -> list[ImageJob]:
-    """The oldest of the jobs that wait, and those after it that can be joined with it, up to `most` images: none is
-    taken before another that came earlier.
+    """The oldest of the jobs that wait, and those after it that can be joined with it, up to `most` images: of
+    those, none is taken before another that came earlier.
     """
     first, *others = waiting
     batch, rows = [first], first.request.count

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, cast
 
 from ..core.model import Model
@@ -25,9 +25,11 @@ def from_base64(name: str, text: Any) -> bytes:
         raise ApiError(400, f"The {name} is not valid base64 ({exc}).", param=name) from exc
 
 
-def check_files(sent: Iterable[str], known: Collection[str]) -> None:
-    """Raise `ApiError` 400 that names a file of a form which is not among the known ones."""
-    if unknown := next((name[:80] for name in sent if name not in known), None):
+def check_files(sent: Mapping[str, Sequence[bytes]], known: Collection[str]) -> None:
+    """Raise `ApiError` 400 that names a file of a form which is not among the known ones. Empty ones may be: clients of
+    Stability's API send `files={"none": ""}` to make a form.
+    """
+    if unknown := next((name[:80] for name, files in sent.items() if name not in known and any(files)), None):
         takes = f"Send {listed(list(known))} only." if known else "Leave it out."
         raise ApiError(400, f"Unknown file {unknown!a}. {takes}", param=unknown, code="unknown_parameter")
 

@@ -75,7 +75,7 @@ export async function json(path, body) {
 /** Delete what a path names. */
 export const remove = (path) => call(path, { method: "DELETE" });
 
-/** What a file says of how it was made: `{request, text, ...}`; seeds are texts, as they may exceed 2**53. */
+/** What a file says of how it was made: `{request, text, ...}`; seeds are texts, for those above 2**53. */
 export const read = async (blob) => (await call("v1/read", {
   method: "POST", body: blob, headers: { "content-type": "application/octet-stream" },
 })).json();

@@ -1,4 +1,4 @@
-// The form:  a request from its controls, and back. What a request has beyond them is kept as further parameters.
+// The form: a request from its controls, and back. What it has beyond them is kept as further parameters.
 
 import { $, make, setRange, slider } from "./dom.js";
 import { offer } from "./guides.js";
@@ -24,7 +24,7 @@ export function model() {
   return one;
 }
 
-/** Fill the controls from the server's capabilities, and restore what was typed before a reload. */
+/** Fill the controls from the server's capabilities, and restore the draft. */
 export function setup({ models: found, limits, history }) {
   models = found;
   $("storing").hidden = !history;
@@ -38,6 +38,7 @@ export function setup({ models: found, limits, history }) {
   if (draft.model in models) $("model").value = draft.model;
   changeModel();
   for (const id of KEPT) if (id !== "model" && typeof draft[id] === "string") select(id, draft[id]);
+  fix(model());
   for (const [name, strength] of Object.entries(draft.adapters ?? {})) setStrength(name, strength);
   $("store").checked = draft.store ?? true;
   extras = draft.extras ?? {};
@@ -104,14 +105,21 @@ function changeModel() {
   if (chosen.image && chosen.tasks[0] !== "text") $("source").open = true;
   $("profile").textContent = `${chosen.profile}: ${[...new Set(Object.values(chosen.engines))].join(", ")}`;
   showOwnSize();
-  if (chosen.images) $("count").value = chosen.images;
-  if (chosen.guided === false) $("guidance").value = 1;
+  fix(chosen);
   const presets = Object.entries(chosen.presets).map(([name, { scheduler, steps }]) => (
     new Option(`${name}: ${steps} steps${scheduler ? ` of ${scheduler}` : ""}`, name)
   ));
   $("preset").replaceChildren(new Option("Custom", ""), ...presets);
   matchSize();
   matchPreset();
+}
+
+/** Set what the model's engines fix, and set back what another's did. */
+function fix({ images, guided }) {
+  for (const [id, value] of [["count", images], ["guidance", guided === false && 1]]) {
+    if (value || $(id).disabled) $(id).value = value || $(id).defaultValue;
+    $(id).disabled = !!value;
+  }
 }
 
 function group({ label, names }) {
@@ -122,7 +130,7 @@ function group({ label, names }) {
 
 let fromImage = false;
 
-/** What an empty size stands for: the model's own, or that of the image to start from. */
+/** What an empty size stands for. */
 export function showOwnSize(image = fromImage) {
   fromImage = image;
   const [width, height] = model().default_size.split("x");
@@ -159,7 +167,7 @@ function matchSize() {
   $("size").value = known ? value : "other";
 }
 
-/** A preset is a scheduler and a number of steps: choosing one sets both, and changing one of them leaves it. */
+/** Choosing a preset sets scheduler and steps, and changing one of them leaves it. */
 function takePreset() {
   const chosen = model().presets[$("preset").value];
   if (chosen) [$("scheduler").value, $("steps").value] = [chosen.scheduler ?? "", chosen.steps];

@@ -1,4 +1,4 @@
-// The image that is shown, and those that are kept: by the server if it has a history, or else by the browser.
+// The image that is shown, and those that are kept: by the server's history, or else by the browser.
 
 import { picture, read } from "./api.js";
 import { $, conceal, fail, forget, make, notice, quiet, safely, say, url } from "./dom.js";
@@ -105,7 +105,7 @@ export async function lastSeed() {
   return request.seed === null ? "" : String(BigInt(request.seed) - BigInt(drawing?.index ?? 0));
 }
 
-/** Add an image, with what its file says; `id` is that of the server's history, if it is there. Returns its entry. */
+/** Add an image, with what its file says; `id` is the server's, if it keeps it. Returns its entry. */
 export async function keep(png, sent, id) {
   const entry = { time: Date.now(), png, about: await read(png), ...sent };
   if (store === browser) {

@@ -1,4 +1,4 @@
-// Images that guide what is generated: one for each ControlNet of the model, and one for its IP-Adapter.
+// Images that guide what is generated: one for each ControlNet, and one for the IP-Adapter.
 
 import { $, forget, make, opened, picker, setRange, slider, url } from "./dom.js";
 
@@ -41,7 +41,7 @@ function guide(title, most) {
 /** The one that an element belongs to. */
 export const at = (element) => guides.find(({ box }) => box.contains(element));
 
-/** Take over those of an earlier request. A ControlNet without an effect had no image. */
+/** Take over those of an earlier request. */
 export async function fill({ control_scale: scales, style_strength: strength }, { control, style }) {
   for (const [index, one] of guides.entries()) {
     const [blob, value] = one.most === 1 ? [style, strength] : [control?.[index], scales?.[index]];

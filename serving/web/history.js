@@ -1,4 +1,4 @@
-// The images that this browser keeps, in IndexedDB: files as the server sent them, small copies, and parameters.
+// The images that this browser keeps, in IndexedDB: files, small copies, and parameters.
 
 export const LIMIT = 200; // images; beyond, the oldest are deleted
 const SIDE = 256; // pixels of the longer side of a small copy

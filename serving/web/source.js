@@ -46,7 +46,7 @@ export function extent() {
   return source && able.image ? { image: size, mask: able.mask && !mask.empty } : {};
 }
 
-/** With the first stroke, the strength becomes that of inpainting, unless it was changed. */
+/** The first stroke sets the strength of inpainting, unless it was changed. */
 function masked() {
   const any = !mask.empty;
   const [before, after] = any ? [STRENGTH.image, STRENGTH.mask] : [STRENGTH.mask, STRENGTH.image];

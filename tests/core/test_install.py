@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import latentc
-from latentc.core.install import CHECKOUT, in_tested_versions, install, is_checkout, make, pip
+from latentc.core.install import CHECKOUT, in_tested_versions, install, is_checkout, make, pip, uninstall
 
 ROOT = Path(latentc.__file__).parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -48,7 +48,7 @@ def test_beside_a_checkout(monkeypatch, tmp_path):
 
 
 FOLDER = '{"url":"file:///a%20b/src","dir_info":{}}'
-GIT = '{"url":"https://a.test/l.git","vcs_info":{"vcs":"git"}}'
+GIT = '{"url":"https://a.test/l.git","vcs_info":{"vcs":"git","requested_revision":"v1"},"subdirectory":"s"}'
 SOURCE = '"/a b/src[openvino,serve]"'
 
 
@@ -57,7 +57,7 @@ SOURCE = '"/a b/src[openvino,serve]"'
     [
         ("venv", "version", "{}", 'pip install "latentc[openvino,serve]"'),
         ("venv", "version", FOLDER, f"pip install {SOURCE}"),
-        ("venv", "version", GIT, 'pip install "latentc[openvino,serve] @ git+https://a.test/l.git"'),
+        ("venv", "version", GIT, 'pip install "latentc[openvino,serve] @ git+https://a.test/l.git@v1#subdirectory=s"'),
         ("venvs/latentc", "pipx_metadata.json", FOLDER, f"pipx inject latentc {SOURCE}"),
         ("tools/latentc", "uv", FOLDER, f'uv pip install --python "@" {SOURCE}'),
         ("archive-v0/x", "../../CACHEDIR.TAG", FOLDER, f"uv tool run --from {SOURCE} latentc"),
@@ -79,6 +79,9 @@ def test_the_command_is_of_the_tool_that_made_the_environment(
     monkeypatch.setitem(sys.modules, "pip", None)
     found = pip("openvino", "serve", folder=installed)
     assert found.replace(str(prefix), "@") == command
+    pip_in = {"pip": "pip uninstall -y", "pipx": "pipx runpip latentc uninstall -y"}
+    tool = pip_in.get(command.split()[0], f'uv pip uninstall --python "{prefix}"')
+    assert uninstall("onnxruntime") == f"{tool} onnxruntime"
 
 
 def test_without_a_checkout_nothing_names_its_files(installed):

@@ -180,6 +180,7 @@ def test_the_profile_that_pays_is_advised(monkeypatch):
     instinct = Gpu(name="AMD Instinct MI300X", vendor="AMD", architecture="gfx942")
     assert advise(new.model_copy(update={"gpus": (instinct,)})).name == "mi300x", "a GPU that is here goes first"
     monkeypatch.setattr(type(runtime("onnxruntime")), "precisions", lambda self, device: ("f32", "f16"))
+    monkeypatch.setattr(diagnosis, "capabilities", lambda: ["sm90"])
     hopper = Gpu(name="NVIDIA H200", vendor="NVIDIA", architecture="sm_90")
     monkeypatch.setattr(type(runtime("iree")), "missing", lambda self, device: "no")
     assert advise(new.model_copy(update={"gpus": (hopper,)})).name == "h100-onnxruntime-tensorrt"

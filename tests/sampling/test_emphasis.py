@@ -102,6 +102,7 @@ def test_what_is_not_supported_is_refused_in_words(prompt, message):
 def test_a_negative_prompt_may_have_the_word_and():
     assert parse_weights("a AND b", "negative prompt")[0].text == "a AND b"
     assert parse_weights("a cat:1.5", "negative prompt")[0].text == "a cat:1.5"
+    assert parse_weights("a cat: 1.0")[0].text == "a cat"
     with pytest.raises(RequestError, match="The negative prompt has alternation"):
         parse_weights("[a|b]", "negative prompt")
 

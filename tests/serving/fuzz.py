@@ -271,12 +271,12 @@ def main() -> int:
     numbers = range(given.count) if given.only is None else [given.only]
     if given.only is not None:
         sys.stdout.write(f"{case_of(given.seed, given.only, routes)!r}\n")
-    given.log.write_text("")
     wrong = 0
     for added in (False, True):
         part = [number for number in numbers if (number >= given.count // 2) == added]
         if not part:
             continue
+        given.log.write_text("")
         began = time.monotonic()
         with (
             additions() if added else nullcontext(()) as more,

@@ -154,8 +154,11 @@ def test_previews_progress_and_stop(visit, slow):
 
 def wait(page, held, count):
     """Wait until so many requests are held."""
-    while len(held) < count:
+    for _ in range(3000):
+        if len(held) >= count:
+            return
         page.wait_for_timeout(10)
+    pytest.fail(f"{len(held)} of {count} requests came")
 
 
 def test_a_job_is_followed_after_a_reload(visit, slow):
@@ -167,6 +170,7 @@ def test_a_job_is_followed_after_a_reload(visit, slow):
     page.reload()
     page.locator("#prompt").press("Control+Enter")
     wait(page, held, 1)
+    expect(page.locator("#error")).to_be_hidden()
     held[0].continue_()
     drawn(page)
     assert slow.batches == [], "no other was sent"
@@ -189,6 +193,25 @@ def test_a_job_that_is_sent_while_the_page_loads_is_followed_once(visit, slow):
         held[1].fulfill(json={"data": [], "has_more": False})
         page.wait_for_selector("html[data-ready]")
     drawn(page)
+
+
+def test_what_engines_fix_is_set_and_set_back(visit):
+    page = visit()
+
+    def two(route):
+        found = route.fetch().json()
+        one = next(iter(found["models"].values()))
+        route.fulfill(json=found | {"models": {"fixed": one | {"images": 2, "guided": False}, "free": one}})
+
+    page.locator("#guidance").fill("6")
+    page.route("**/v1/capabilities", two)
+    page.reload()
+    page.wait_for_selector("html[data-ready]")
+    for model, values in (("fixed", ("1", "2")), ("free", ("7.5", "1"))):
+        page.locator("#model").select_option(model)
+        for name, value in zip(("guidance", "count"), values, strict=True):
+            expect(page.locator(f"#{name}")).to_have_value(value)
+            assert page.locator(f"#{name}").is_disabled() == (model == "fixed")
 
 
 def test_another_pages_job_is_waited_for_and_not_stopped(visit, slow):

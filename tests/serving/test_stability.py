@@ -135,14 +135,15 @@ def test_forms_that_are_refused(image):
     for fields in ({"mode": "both"}, {"aspect_ratio": "7:1"}, {"prompt": ""}, {"zoom": "2"}):
         with pytest.raises(ApiError):
             from_v2({"prompt": "x", **fields}, {}, (64, 64))
-    one, other = {"image": [png(image)]}, {"style_image": [b""]}
+    one, other = {"image": [png(image)]}, {"style_image": [b"x"]}
+    masked = {**file, "mask_image": [b"x"]}
     with pytest.raises(ApiError, match="is for the mode image-to-image"):
         from_v2({"prompt": "x"}, one, (64, 64))
     with pytest.raises(ApiError, match="creativity other than 0.5"):
         outpainted({"left": "8", "creativity": "0.4"}, one)
     for read, fields, files in (
         (from_form, prompt, file),
-        (partial(from_form, masked=True), {**prompt, "mask_source": "INIT_IMAGE_ALPHA"}, {**file, "mask_image": [b""]}),
+        (partial(from_form, masked=True), {**prompt, "mask_source": "INIT_IMAGE_ALPHA"}, masked),
         (partial(from_v2, size=(64, 64)), {"prompt": "x"}, {}),
         (inpainted, {"prompt": "x"}, one),
         (outpainted, {"left": "8"}, one),

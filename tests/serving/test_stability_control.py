@@ -23,7 +23,7 @@ def _named(monkeypatch):
 
 
 def post(http, route, fields, image):
-    files = {"none": (None, "")} if image is None else {"image": ("a.png", png(image))}
+    files = {"none": ("none", b"")} if image is None else {"image": ("a.png", png(image))}
     return http.post(f"/v2beta/stable-image/control/{route}", data={**HUT, **fields}, files=files)
 
 
