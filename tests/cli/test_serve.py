@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -120,7 +120,10 @@ def test_replicas_drain_and_end_with_the_server(folder):
     words = [sys.executable, "-W", "error", "-m", "latentc", "serve", folder, "-p", "null", "--port", "0"]
     started = [*map(str, words), "--replicas", "2", "--steps", "1000"]
     for end in (signal.SIGTERM, signal.SIGKILL):
-        with subprocess.Popen(started, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        with (
+            subprocess.Popen(started, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process,
+            killed(process),
+        ):
             line = process.stdout.readline()
             assert line.startswith("Serving sd1 at http://127.0.0.1:"), process.stderr.read()
             workers = [
@@ -142,19 +145,35 @@ def test_replicas_drain_and_end_with_the_server(folder):
         assert psutil.wait_procs(workers, timeout=60)[1] == []
 
 
+@contextmanager
+def killed(process):
+    """Kill a server if the test fails, and show what it said: `Popen` would wait for its end."""
+    try:
+        yield
+    except BaseException as exc:
+        process.kill()
+        exc.add_note(process.communicate()[1])
+        raise
+
+
 def test_bundles_are_loaded_again_at_a_signal(folder, tmp_path):
     """Each in new processes, while those that were open finish what they have accepted."""
     served = shutil.copytree(folder, tmp_path / "model.bundle")
     line = [sys.executable, "-W", "error", "-m", "latentc", "serve", served, "-p", "null", "--port", "0"]
     options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen([*map(str, line), "--replicas", "2", "--steps", "1000"], **options) as process:
+    with (
+        subprocess.Popen([*map(str, line), "--replicas", "2", "--steps", "1000"], **options) as process,
+        killed(process),
+    ):
         address = process.stdout.readline().split()[-1]
         with httpx2.Client(base_url=address, timeout=120) as client, ThreadPoolExecutor() as pool:
 
             def workers():
-                return {
-                    one for one in psutil.Process(process.pid).children() if "--multiprocessing-fork" in one.cmdline()
-                }
+                found = set()
+                for one in psutil.Process(process.pid).children():
+                    with suppress(psutil.Error):  # it has ended
+                        found |= {one} if "--multiprocessing-fork" in one.cmdline() else set()
+                return found
 
             before = workers()
             asked = pool.submit(client.post, "/v1/images/generations", json={"prompt": "a cat", "steps": 900})
