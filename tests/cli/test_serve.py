@@ -8,6 +8,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -161,6 +162,7 @@ def test_bundles_are_loaded_again_at_a_signal(folder, tmp_path):
     served = shutil.copytree(folder, tmp_path / "model.bundle")
     line = [sys.executable, "-W", "error", "-m", "latentc", "serve", served, "-p", "null", "--port", "0"]
     options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    options["preexec_fn"] = partial(signal.signal, signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
     with (
         subprocess.Popen([*map(str, line), "--replicas", "2", "--steps", "1000"], **options) as process,
         killed(process),
