@@ -261,7 +261,7 @@ def test_an_interrupt_cancels_all(drawing, monkeypatch):
 @pytest.mark.parametrize("images", [1, 2])
 def test_fixed_rows_are_filled(bundle, drawing, images):
     """An engine for so many images with guidance takes no more rows, and fewer are filled with copies."""
-    fixed = {"sizes": ("64x64",), "images": images}
+    fixed = {"sizes": ("64x64", "96x96")[:images], "images": images}
     profile = load_profile("cpu-onnxruntime").model_copy(update={"name": "rows"})
     profile = profile.model_copy(update={"shapes": profile.shapes.model_copy(update=fixed)})
     build(bundle("sd1"), profile)
@@ -280,6 +280,9 @@ def test_fixed_rows_are_filled(bundle, drawing, images):
             (single,) = pipeline.draw_many([request])
             assert np.array_equal(one.images, single.images)
             assert psnr_db(one.latents, drawing[0](request).latents) > 100
+        if images == 2:  # whose second pass is run for each image
+            (large,) = pipeline.draw_many([REQUESTS[3].model_copy(update={"hires": 1.5})])
+            assert large.images.shape == (2, 96, 96, 3)
     assert isinstance(refused, ShapeError)
     assert all(np.array_equal(one.images, other.images) for one, other in zip(alone, found, strict=True))
 
