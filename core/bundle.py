@@ -207,6 +207,8 @@ def open_bundle(folder: Bundle | Path | str) -> Bundle:
     except ValidationError as exc:
         raise BundleError(f"{path}: {complaints(exc, Manifest)}. {AGAIN}") from exc
     bundle = Bundle(folder, manifest)
+    if leads_out(folder, "engines/x"):
+        raise BundleError(f"{bundle.engines} is a link that leads out of the bundle. Link the whole bundle instead.")
     for name in manifest.files:
         check_path(folder, name)
     tokenizers = {encoder.tokenizer for encoder in manifest.model.every_text_encoder}

@@ -9,7 +9,7 @@ Source: the API's reference and the typings of its clients (`stability-ai` 0.7.0
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -41,6 +41,7 @@ SAMPLERS = {
     "K_EULER_ANCESTRAL": "euler-ancestral", "K_HEUN": "heun", "K_LMS": "lms",
 }  # fmt: skip
 RATIOS = ("16:9", "1:1", "21:9", "2:3", "3:2", "4:5", "5:4", "9:16", "9:21")
+V1_FIELDS = ("text_prompts", "cfg_scale", "sampler", "samples", "seed", "steps", "width", "height")
 MAX_GROWTH, MAX_EXTENSION, CREATIVITY = 100, 2000, 0.5
 """Largest `grow_mask` and side of `outpaint` in pixels, and its default, as in Stability's reference."""
 
@@ -216,7 +217,7 @@ def _common(left: dict[str, Any]) -> dict[str, Any]:
     if (guided := left.pop("clip_guidance_preset", "NONE")) != "NONE":
         raise ApiError(400, f"clip_guidance_preset is {str(guided)[:80]!a}; this server has none. Leave it out.")
     left.pop("extras", None)
-    none_left(left)
+    none_left(left, V1_FIELDS)
     return values
 
 
@@ -233,11 +234,11 @@ def v2_common(left: dict[str, Any], *, needs_prompt: bool = True) -> tuple[dict[
     return values, kind
 
 
-def none_left(left: Mapping[str, Any]) -> None:
-    """Raise `ApiError` 400 for a field that no route of this API takes."""
+def none_left(left: Mapping[str, Any], known: Sequence[str] = ()) -> None:
+    """Raise `ApiError` 400 for a field that is none of the route's, with the nearest of those that are known."""
     if name := next(iter(left), None):
-        hint = suggest(name, ["text_prompts", "cfg_scale", "sampler", "samples", "seed", "steps", "width", "height"])
-        raise ApiError(400, f"{name[:80]!a} is not supported by this server. {hint} Leave it out.", param=name[:80])
+        hint = f"{suggest(name, list(known))} " if known else ""
+        raise ApiError(400, f"{name[:80]!a} is not supported by this route. {hint}Leave it out.", param=name[:80])
 
 
 def _prompts(given: object) -> dict[str, Any]:

@@ -118,6 +118,12 @@ def test_a_link_out_of_the_bundle_is_refused(own_bundle, tmp_path):
     data.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(BundleError, match="is a link that leads out"):
         open_bundle(opened.folder)
+    data.unlink()
+    (tmp_path / "elsewhere").rename(data)
+    shutil.rmtree(opened.engines, ignore_errors=True)
+    opened.engines.symlink_to(tmp_path / "engines", target_is_directory=True)
+    with pytest.raises(BundleError, match="engines is a link that leads out"):
+        open_bundle(opened.folder)
 
 
 def test_hard_links_of_a_backup_are_files_like_any_other(own_bundle, tmp_path):

@@ -132,6 +132,8 @@ def test_forms_that_are_refused(image):
         from_form({**prompt, "mask_source": "RED"}, file, masked=True)
     wide = from_v2({"prompt": "x", "aspect_ratio": "16:9"}, {}, (1024, 1024)).request
     assert (wide.width, wide.height) == (1344, 768)
+    with pytest.raises(ApiError, match=r"^'steps' is not supported by this route. Leave it out.$"):
+        from_v2({"prompt": "x", "steps": "5"}, {}, (64, 64))
     for fields in ({"mode": "both"}, {"aspect_ratio": "7:1"}, {"prompt": ""}, {"zoom": "2"}):
         with pytest.raises(ApiError):
             from_v2({"prompt": "x", **fields}, {}, (64, 64))
