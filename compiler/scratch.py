@@ -76,4 +76,4 @@ def _remove_leftovers(parent: Path) -> None:
         with suppress(OSError, NotImplementedError, LockedError):
             with held(folder / LOCK):
                 shutil.rmtree(folder, ignore_errors=True)
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)  # what Windows kept: the file of the held lock
